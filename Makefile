@@ -1,0 +1,50 @@
+# For GNU make 3.81 and later, on Linux and macOS.
+VENV  := .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+CHECK := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 15))
+# The first interpreter that will do; `make env PYTHON=/path/to/python` overrides it.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python3.14; do \
+	"$$p" -c '$(CHECK)' >/dev/null 2>&1 && echo "$$p" && break; done)
+# Options of the sweep, for example ARGS="-p seed=1 --out runs/other".
+ARGS ?=
+# Options of pytest, for example PYTEST_ARGS="-k clustering".
+PYTEST_ARGS ?=
+NOTEBOOKS = $(wildcard notebooks/[0-9]*.ipynb)
+NBVAL = --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+
+.DEFAULT_GOAL := help
+.PHONY: env run test clean distclean help
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 | \2/p' Makefile | awk -F '|' '{printf "%-16s%s\n", $$1, $$2}'
+
+env: $(READY) ## make .venv with the pinned packages, and check it
+	@$(BIN)/python -m lbutils
+
+run: env ## run the notebooks on the miniature; results go to runs/mini/index.html
+	@$(BIN)/python -m lbutils.sweeps run $(ARGS)
+
+test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy lbutils
+	$(BIN)/python -m pytest tests $(NOTEBOOKS) $(if $(NOTEBOOKS),$(NBVAL)) $(PYTEST_ARGS)
+
+clean: ## remove the miniature's results, caches and build files
+	rm -rf runs/mini runs/cache build lbutils.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find lbutils tests data notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## remove the environment as well
+	rm -rf $(VENV)
+
+# Touched last, so that an installation cut short is taken up again.
+$(READY): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c '$(CHECK)' 2>/dev/null || { echo 'Python 3.10 to 3.14 is needed; name one with: make env PYTHON=python3.12' >&2; exit 1; }
+	@test -x $(BIN)/python && $(BIN)/python -c '$(CHECK)' && $(BIN)/python -m pip --version >/dev/null 2>&1 \
+		|| { rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV); } \
+		|| { rm -rf $(VENV); echo 'python -m venv failed; on Debian and Ubuntu: sudo apt install python3-venv' >&2; exit 1; }
+	@echo 'installing the pinned packages into $(VENV) (about 5 GB on Linux, once)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)

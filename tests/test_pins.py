@@ -1,0 +1,166 @@
+"""pyproject.toml, requirements.lock and environment.yml say the same."""
+
+import re
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import lbutils
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = [
+    Requirement(line)
+    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+RANGES = [
+    Requirement(line)
+    for lines in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for line in lines
+]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+PLATFORMS = [
+    ("linux", "Linux", "x86_64"),
+    ("linux", "Linux", "aarch64"),
+    ("darwin", "Darwin", "arm64"),
+]
+
+
+def environment(python, platform):
+    name, system, machine = platform
+    return {
+        **default_environment(),
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "sys_platform": name,
+        "platform_system": system,
+        "platform_machine": machine,
+        "extra": "",
+    }
+
+
+def applies(requirement, where):
+    return requirement.marker is None or requirement.marker.evaluate(where)
+
+
+def versions(where):
+    """The version that the lock gives each package in an environment, at most one."""
+    found = {}
+    for pin in LOCK:
+        if applies(pin, where):
+            name = canonicalize_name(pin.name)
+            assert name not in found, f"{name} is pinned twice for {where}"
+            (specifier,) = pin.specifier
+            found[name] = Version(specifier.version)
+    return found
+
+
+def test_the_lock_holds_names_and_versions_only():
+    for pin in LOCK:
+        assert pin.url is None and not pin.extras, pin
+        assert [s.operator for s in pin.specifier] == ["=="] and "*" not in str(pin.specifier), pin
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text and "--" not in text.replace("--universal", "").replace(
+        "--python-version", ""
+    ).replace("--all-extras", "")
+    names = [canonicalize_name(pin.name) for pin in LOCK]
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS, ids="-".join)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_range_holds_its_pin(python, platform):
+    where = environment(python, platform)
+    pinned = versions(where)
+    for wanted in RANGES:
+        if applies(wanted, where):
+            name = canonicalize_name(wanted.name)
+            assert name in pinned, (
+                f"{wanted} is not in requirements.lock for {python} on {platform}"
+            )
+            assert wanted.specifier.contains(pinned[name]), (
+                f"{wanted}, but {pinned[name]} is locked"
+            )
+
+
+@pytest.mark.parametrize("platform", PLATFORMS, ids="-".join)
+def test_cuda_is_for_linux_alone(platform):
+    cuda = re.compile(r"nvidia-|cuda-|triton$")
+    found = [name for name in versions(environment("3.12", platform)) if cuda.match(name)]
+    assert bool(found) == (platform[0] == "linux")
+
+
+def test_torch_and_torchvision_are_one_pair():
+    for python in PYTHONS:
+        pinned = versions(environment(python, PLATFORMS[0]))
+        # torchvision 0.N.P is built for torch 2.(N - 15).P.
+        torch, vision = pinned["torch"], pinned["torchvision"]
+        assert (torch.minor + 15, torch.micro) == (vision.minor, vision.micro)
+
+
+def test_the_lock_is_complete_and_has_nothing_unneeded():
+    where = {**default_environment(), "extra": ""}
+    pinned = versions(where)
+    waiting = [wanted for wanted in RANGES if applies(wanted, where)]
+    seen = set()
+    while waiting:
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
+        assert name in pinned, f"{wanted} is needed, but not in requirements.lock"
+        assert wanted.specifier.contains(pinned[name], prereleases=True), wanted
+        for extra in ("", *wanted.extras):
+            if (name, extra) in seen:
+                continue
+            seen.add((name, extra))
+            try:
+                lines = requires(name) or []
+            except PackageNotFoundError:
+                pytest.skip(f"{name} is not installed: run make env")
+            needed = (Requirement(line) for line in lines)
+            waiting += [r for r in needed if applies(r, {**where, "extra": extra})]
+    assert set(pinned) == {name for name, _ in seen}
+
+
+def test_the_conda_environment_is_the_locks():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [line for line in environment["dependencies"] if isinstance(line, str)]
+    (pip,) = (line["pip"] for line in environment["dependencies"] if isinstance(line, dict))
+    assert [line for line in pip if line.startswith(("-r", "-e"))] == [
+        "-r requirements.lock",
+        "-e .",
+    ]
+    (python,) = (line.partition("=")[2] for line in conda if line.startswith("python="))
+    assert python in PYTHONS and SpecifierSet(PROJECT["requires-python"]).contains(python)
+    pinned = versions(environment_of(python))
+    for line in (*conda, *pip):
+        name, _, version = line.replace("==", "=").partition("=")
+        if version and name != "python":
+            assert pinned[canonicalize_name(name)] == Version(version), line
+
+
+def environment_of(python):
+    return environment(python, PLATFORMS[0])
+
+
+def test_one_version_of_the_project():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == lbutils.__version__ == citation["version"]
+
+
+def test_hooks_use_the_locked_ruff():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (revision,) = (repo["rev"] for repo in hooks if repo["repo"].endswith("/ruff-pre-commit"))
+    assert Version(revision) == versions(environment_of("3.12"))["ruff"]
