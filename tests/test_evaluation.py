@@ -1,0 +1,285 @@
+"""Scores against scikit-learn, SciPy and brute force; intervals by their coverage."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.stats import hmean
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
+
+from lbutils import evaluation as ev
+
+pairs = st.integers(1, 30).flatmap(
+    lambda n: st.tuples(
+        hnp.arrays(np.int64, n, elements=st.integers(0, 4)),
+        hnp.arrays(np.int64, n, elements=st.integers(0, 4)),
+    )
+)
+shares = st.floats(0, 1, allow_subnormal=False)
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@given(pairs)
+def test_accuracies_equal_scikit_learn(pair):
+    y, p = pair
+    assert ev.accuracy(y, p) == pytest.approx(accuracy_score(y, p))
+    present = np.unique(y)
+    found = ev.per_class_accuracy(y, p, classes=5)
+    recall = recall_score(y, p, labels=present, average=None, zero_division=0)
+    np.testing.assert_allclose(found[present], recall)
+    assert np.isnan(np.delete(found, present)).all() and len(found) == 5
+    assert ev.balanced_accuracy(y, p) == pytest.approx(recall.mean())
+    if set(p) <= set(y):
+        assert ev.balanced_accuracy(y, p) == pytest.approx(balanced_accuracy_score(y, p))
+
+
+def test_accuracy_without_images_is_nan():
+    assert math.isnan(ev.accuracy([], []))
+    assert math.isnan(ev.balanced_accuracy([], []))
+    assert ev.per_class_accuracy([], []).shape == (0,)
+    assert np.isnan(ev.per_class_accuracy([], [], classes=3)).all()
+
+
+def test_predictions_out_of_the_labels_are_errors_of_the_class():
+    assert ev.per_class_accuracy([0, 0, 1], [0, 9, -1]).tolist() == [0.5, 0.0]
+
+
+def test_shapes_and_ranges_are_checked():
+    with pytest.raises(ValueError, match=r"must both be \(N,\)"):
+        ev.accuracy([1, 2], [1])
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        ev.per_class_accuracy([2], [2], classes=2)
+    with pytest.raises(ValueError, match="NaN"):
+        ev.predict([[np.nan, 1]])
+    with pytest.raises(ValueError, match="columns of logits"):
+        ev.ece([[0.0, 1.0]], [2])
+
+
+@given(shares, shares)
+def test_harmonic_mean_equals_scipy(a, b):
+    assert ev.harmonic_mean(a, b) == pytest.approx(hmean([a, b]), abs=1e-12)
+    assert ev.harmonic_mean(a, b) == ev.harmonic_mean(b, a)
+    assert ev.harmonic_mean(a, b) <= (a + b) / 2 + 1e-12
+
+
+def test_harmonic_mean_of_zeros_and_negatives():
+    assert ev.harmonic_mean(0, 0) == ev.harmonic_mean(0, 0.5) == 0
+    with pytest.raises(ValueError, match=">= 0"):
+        ev.harmonic_mean(-0.1, 0.5)
+
+
+def test_class_balanced_is_the_papers_weighting():
+    # 674 OOP and 324 IP classes: the two weights are the shares of classes.
+    assert ev.class_balanced(0.5, 674, 324) == pytest.approx(0.5 * 674 / 998)
+    assert ev.class_balanced(0.5, 0, 3) == 0
+    for numbers in ((0, 0), (-1, 3)):
+        with pytest.raises(ValueError, match="no share"):
+            ev.class_balanced(0.5, *numbers)
+
+
+def test_joint_accuracy_equals_brute_force():
+    rng = np.random.default_rng(0)
+    logits, labels, n_ip = rng.normal(size=(200, 7)), rng.integers(0, 7, 200), 3
+    logits[np.arange(200), labels] += 1
+    found = ev.joint_accuracy(logits, labels, n_ip)
+    hits = {name: [] for name in ("ip_joint", "oop_joint", "ip_separate", "oop_separate")}
+    for row, label in zip(logits, labels, strict=True):
+        kind, own = ("ip", range(3)) if label < n_ip else ("oop", range(3, 7))
+        hits[f"{kind}_joint"].append(max(range(7), key=lambda c: row[c]) == label)
+        hits[f"{kind}_separate"].append(max(own, key=lambda c: row[c]) == label)
+    for name, values in hits.items():
+        assert found[name] == pytest.approx(np.mean(values))
+    for kind in ("joint", "separate"):
+        assert found[f"h_{kind}"] == pytest.approx(
+            hmean([found[f"ip_{kind}"], found[f"oop_{kind}"]])
+        )
+    assert found["ip_joint"] <= found["ip_separate"] and found["oop_joint"] <= found["oop_separate"]
+
+
+def test_joint_accuracy_needs_both_sides():
+    logits = np.eye(3)
+    with pytest.raises(ValueError, match="both are needed"):
+        ev.joint_accuracy(logits, [0, 0, 1], 2)
+    for n_ip in (0, 3):
+        with pytest.raises(ValueError, match="must part"):
+            ev.joint_accuracy(logits, [0, 1, 2], n_ip)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([1, 5, 15]))
+def test_ece_equals_brute_force(seed, n, bins):
+    rng = np.random.default_rng(seed)
+    logits, labels = 3 * rng.normal(size=(n, 4)), rng.integers(0, 4, n)
+    expected = 0.0
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for low in np.arange(bins) / bins:
+        inside = [i for i in range(n) if low < probabilities[i].max() <= low + 1 / bins]
+        if inside:
+            confidence = np.mean([probabilities[i].max() for i in inside])
+            right = np.mean([probabilities[i].argmax() == labels[i] for i in inside])
+            expected += len(inside) / n * abs(confidence - right)
+    assert ev.ece(logits, labels, bins=bins) == pytest.approx(expected, abs=1e-9)
+
+
+def test_ece_of_certain_and_of_large_logits():
+    sure = np.array([[1e5, 0.0], [0.0, 1e5]], np.float32)
+    assert ev.ece(sure, [0, 1]) == 0
+    assert ev.ece(sure, [1, 0]) == 1
+    assert math.isnan(ev.ece(np.zeros((0, 2)), []))
+    with pytest.raises(ValueError, match="at least 1"):
+        ev.ece(sure, [0, 1], bins=0)
+
+
+def exact_means(values, weights):
+    """Every bootstrap mean over classes, each resample once: all equally likely."""
+    for chosen in itertools.product(range(len(values)), repeat=len(values)):
+        own = weights[list(chosen)]
+        yield (values[list(chosen)] * own).sum() / own.sum()
+
+
+@pytest.mark.parametrize("weights", [None, [1, 5, 2, 2]])
+def test_bootstrap_converges_to_the_exact_one(weights):
+    values = np.array([0.1, 0.9, 0.4, 0.65])
+    own = np.ones(4) if weights is None else np.array(weights, float)
+    exact = np.quantile(list(exact_means(values, own)), [0.05, 0.95])
+    found = ev.bootstrap(values, weights, resamples=40_000, level=0.9)
+    assert found.mean == pytest.approx(np.average(values, weights=own))
+    np.testing.assert_allclose([found.low, found.high], exact, atol=0.02)
+
+
+def test_bootstrap_leaves_out_empty_classes_and_is_seeded():
+    values = [0.2, 0.4, np.nan, 0.9, 0.3]
+    known = [0.2, 0.4, 0.9, 0.3]
+    assert (
+        ev.bootstrap(values) == ev.bootstrap(known) == ev.bootstrap([*known, 0.5], [1, 1, 1, 1, 0])
+    )
+    many = np.random.default_rng(0).random(20)
+    assert ev.bootstrap(many) == ev.bootstrap(many) != ev.bootstrap(many, seed=1)
+    wide, narrow = ev.bootstrap(values, level=0.99), ev.bootstrap(values, level=0.5)
+    assert wide.low <= narrow.low <= narrow.mean <= narrow.high <= wide.high
+
+
+def test_bootstrap_edge_cases():
+    assert all(math.isnan(v) for v in ev.bootstrap([]))
+    one = ev.bootstrap([0.7])
+    assert one.mean == 0.7 and math.isnan(one.low) and math.isnan(one.high)
+    assert ev.bootstrap([0.5] * 9) == (0.5, pytest.approx(0.5), pytest.approx(0.5))
+    with pytest.raises(ValueError, match="Landmark"):
+        ev.bootstrap({"Food": [0.5, 0.1], "Landmark": []})
+    with pytest.raises(ValueError, match="same domains"):
+        ev.bootstrap({"Food": [0.5]}, {"Attire": [1]})
+    with pytest.raises(ValueError, match="same domains"):
+        ev.bootstrap({"Food": [0.5]}, [1])
+    with pytest.raises(ValueError, match="lacks a value"):
+        ev.bootstrap([[0.5, np.nan], [0.5, 0.1]])
+    with pytest.raises(ValueError, match="need"):
+        ev.bootstrap([0.5, 0.1], [1])
+    for bad in ({"level": 1.0}, {"resamples": 0}):
+        with pytest.raises(ValueError, match="must"):
+            ev.bootstrap([0.5, 0.1], **bad)
+
+
+def test_domains_count_the_same_whatever_their_size():
+    rng = np.random.default_rng(0)
+    values = {"small": rng.random(4), "large": rng.random(60)}
+    found = ev.bootstrap(values)
+    assert found.mean == pytest.approx((values["small"].mean() + values["large"].mean()) / 2)
+    assert ev.bootstrap(dict(reversed(values.items()))) == found
+    # Independent domains: the variance of the mean is a quarter of the sum of theirs.
+    spread = [ev.bootstrap(v) for v in values.values()]
+    expected = math.sqrt(sum((s.high - s.low) ** 2 for s in spread)) / 2
+    assert found.high - found.low == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+def test_coverage_of_the_accuracy_interval(clustered):
+    """About 95 % of intervals hold the truth when images of a class succeed or fail together."""
+    rng = np.random.default_rng(1)
+    covered = narrow = 0
+    for trial in range(300):
+        skill = rng.beta(1, 1, 40) if clustered else np.full(40, 0.5)
+        labels = np.repeat(np.arange(40), 15)
+        predictions = np.where(rng.random(600) < skill[labels], labels, -1)
+        found = ev.bootstrap_accuracy(labels, predictions, resamples=400, seed=trial)
+        covered += found.low <= 0.5 <= found.high
+        error = math.sqrt(found.mean * (1 - found.mean) / 600)
+        narrow += abs(found.mean - 0.5) <= 1.96 * error
+    assert 0.90 <= covered / 300 <= 0.98
+    # Treating images as independent is what this clustering guards against.
+    assert (narrow / 300 < 0.75) == clustered
+
+
+def test_bootstrap_accuracy_by_image_and_by_class():
+    labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
+    assert ev.bootstrap_accuracy(labels, predictions).mean == 0.75
+    assert ev.bootstrap_accuracy(labels, predictions, balanced=True).mean == 0.5
+    both = ev.bootstrap_accuracy({"a": labels, "b": [0, 1]}, {"a": predictions, "b": [0, 1]})
+    assert both.mean == pytest.approx((0.75 + 1) / 2)
+    assert math.isnan(ev.bootstrap_accuracy([], []).mean)
+    with pytest.raises(ValueError, match="throughout"):
+        ev.bootstrap_accuracy({"a": labels}, predictions)
+
+
+def test_bootstrap_of_the_harmonic_mean():
+    rng = np.random.default_rng(2)
+    ip, oop = {d: rng.random(20) for d in "ab"}, {d: rng.random(30) / 3 for d in "ab"}
+    found = ev.bootstrap_harmonic_mean(ip, oop)
+    assert found.mean == pytest.approx(
+        np.mean([hmean([ip[d].mean(), oop[d].mean()]) for d in "ab"])
+    )
+    assert found.low < found.mean < found.high
+    single = ev.bootstrap_harmonic_mean(ip["a"], oop["a"], resamples=20_000)
+    draws = rng.integers(0, 20, (20_000, 20)), rng.integers(0, 30, (20_000, 30))
+    exact = hmean([ip["a"][draws[0]].mean(1), oop["a"][draws[1]].mean(1)])
+    np.testing.assert_allclose(single[1:], np.quantile(exact, [0.025, 0.975]), atol=0.01)
+    assert ev.bootstrap_harmonic_mean([0, 0], [0, 0]) == (0, 0, 0)
+    weighted = ev.bootstrap_harmonic_mean([0.5, 1.0], [0.5, 0.5], [1, 3], [1, 1])
+    assert weighted.mean == pytest.approx(hmean([0.875, 0.5]))
+
+
+def test_comparison_is_paired():
+    """A small difference shows although each method varies far more over classes."""
+    rng = np.random.default_rng(3)
+    base = rng.random((10, 50))
+    better = base + 0.02 + rng.normal(0, 0.01, base.shape)
+    found = ev.compare(better, base)
+    assert found.difference == pytest.approx((better - base).mean())
+    assert 0.015 < found.low < found.difference < found.high < 0.025 and found.share == 1
+    back = ev.compare(base, better)
+    np.testing.assert_allclose(back[:3], [-found.difference, -found.high, -found.low])
+    alone = ev.bootstrap(better)
+    assert alone.high - alone.low > 5 * (found.high - found.low)
+
+
+def test_comparison_of_equals_and_of_unequal_tables():
+    table = np.random.default_rng(0).random((3, 5))
+    assert ev.compare(table, table) == (0, 0, 0, 0.5)
+    assert ev.compare({"a": table}, {"a": table}).share == 0.5
+    with pytest.raises(ValueError, match="no pairs"):
+        ev.compare(table, table[:2])
+    with pytest.raises(ValueError, match="no pairs"):
+        ev.compare([0.1, np.nan], [0.1, 0.2])
+    with pytest.raises(ValueError, match="throughout"):
+        ev.compare({"a": table}, {"b": table})
+    assert math.isnan(ev.compare([0.3], [0.1]).share)
+
+
+def test_draws_add_to_the_interval():
+    """Draws that differ widen the interval, which ten copies of one draw do not."""
+    rng = np.random.default_rng(4)
+    classes, draws = rng.normal(size=40), rng.normal(size=(10, 1))
+    copies = ev.bootstrap(np.tile(classes, (10, 1)))
+    single = ev.bootstrap(classes)
+    varied = ev.bootstrap(classes + draws)
+    assert copies.high - copies.low == pytest.approx(single.high - single.low, rel=0.1)
+    assert varied.high - varied.low > 1.5 * (copies.high - copies.low)
+
+
+def test_predict_takes_the_first_of_equals():
+    assert ev.predict([[0.0, 1.0, 1.0], [2.0, 2.0, 0.0]]).tolist() == [1, 0]
+    assert ev.predict(np.zeros((0, 3))).shape == (0,)

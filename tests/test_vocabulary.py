@@ -1,0 +1,316 @@
+"""Canonical text and screening, against a brute-force reading of the same rules."""
+
+import re
+import sys
+import unicodedata
+import warnings
+from collections import Counter
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbutils import vocabulary
+from lbutils.vocabulary import canonical, screen, suggest
+
+# Few words and much punctuation, so that names do meet captions, often side by side.
+WORDS = [
+    "ant",
+    "Ant",
+    "elephant",
+    "fire",
+    "FIRE",
+    "straße",
+    "STRASSE",
+    "ﬁre",
+    "été",
+    "e\u0301te\u0301",
+    "ж",
+    "हिन्दी",
+    "4",
+    "x2",
+    "İ",
+    "a_b",
+]
+GLUE = [
+    " ",
+    "  ",
+    "-",
+    "_",
+    "'",
+    "’",
+    ".*",
+    "(",
+    ")",
+    "<b>",
+    "&amp;",
+    '"',
+    "\n",
+    "\t",
+    "\u00ad",
+    "\u200d",
+    "/",
+    "\\",
+    "$",
+    "+",
+    "\u0301",
+    "´",
+    "🐜",
+]
+phrases = st.lists(st.sampled_from(WORDS + GLUE), min_size=1, max_size=8).map("".join)
+texts = st.one_of(phrases, st.text(max_size=12), st.text("ant ' _", max_size=12))
+names = st.one_of(phrases, texts).filter(canonical)
+
+
+def occurrences(name, captions):
+    """Captions that hold the name's words in a row, by comparing lists of words."""
+    words = canonical(name).split()
+    found = 0
+    for caption in captions:
+        seen = canonical(caption).split() if caption is not None else []
+        found += any(seen[i : i + len(words)] == words for i in range(len(seen) - len(words) + 1))
+    return found
+
+
+def quiet_screen(*args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return screen(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  Red  Fox! ", "red fox"),
+        ("Pig's ear", "pigs ear"),
+        ("Pig’s_ear", "pigs ear"),
+        ("rock 'n' roll", "rock n roll"),
+        ("T-shirt", "t shirt"),
+        ("C++ (1.0)", "c 1 0"),
+        ("<b>ant</b>", "b ant b"),
+        ("ＦＯＸ", "fox"),
+        ("ﬁre", "fire"),
+        ("Straße", canonical("STRASSE")),
+        ("cafe\u0301", canonical("CAFÉ")),
+        ("हिन्दी", "हिन्दी"),
+        ("co\u00adop", "coop"),
+        ("❤\ufe0f", ""),
+        ("!!!", ""),
+        ("", ""),
+    ],
+)
+def test_canonical_examples(text, expected):
+    assert canonical(text) == expected
+
+
+def test_canonical_is_a_fixed_point_for_every_character():
+    # Beside these are characters that folding leaves as they are, most of them ideographs.
+    every = map(chr, range(sys.maxunicode + 1))
+    characters = [
+        c for c in every if unicodedata.normalize("NFKC", c).casefold() != c or c < "\u3000"
+    ]
+    unstable = [c for c in characters if canonical(canonical(f"e{c}b")) != canonical(f"e{c}b")]
+    assert not unstable
+
+
+@given(texts)
+def test_canonical_is_a_fixed_point_of_folding(text):
+    folded = canonical(text)
+    assert canonical(folded) == folded
+    assert folded == folded.strip() and "  " not in folded
+    assert unicodedata.is_normalized("NFKC", folded)
+    assert canonical(unicodedata.normalize("NFD", text)) == canonical(
+        unicodedata.normalize("NFC", text)
+    )
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_has_one_canonical_form_however_it_is_computed(text):
+    words = re.sub(r"[\W_]+", " ", text.lower().replace("'", "").replace("`", "")).strip()
+    assert canonical(text) == words
+    # A non-ASCII character that stands apart sends the same text down the general path.
+    assert canonical(text + " 。") == words
+    assert screen(["ant"], [f"{text} ant"])["captions"].tolist() == [
+        occurrences("ant", [f"{text} ant"])
+    ]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(names, max_size=6),
+    st.lists(st.one_of(st.none(), texts), max_size=10),
+    st.integers(1, 4),
+)
+def test_screen_equals_the_oracle(concepts, captions, batch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "BATCH", batch)
+        table = quiet_screen(concepts, captions, tokenize=lambda text: [ord(c) for c in text])
+    kept = [caption for caption in captions if caption is not None]
+    words = {word for caption in kept for word in canonical(caption).split()}
+    pieces = {ord(c) for caption in kept for c in caption}
+    assert table["name"].tolist() == concepts
+    assert table["phrase"].tolist() == [canonical(name) for name in concepts]
+    assert table["captions"].tolist() == [occurrences(name, captions) for name in concepts]
+    for row in table.itertuples():
+        own = row.phrase.split()
+        assert (row.words, row.words_seen) == (len(own), sum(word in words for word in own))
+        assert (row.pieces, row.pieces_seen) == (
+            len(row.name),
+            sum(ord(c) in pieces for c in row.name),
+        )
+        assert row.subset == ("ip" if row.captions else "oop")
+        assert row.compositional == (row.subset == "oop" and row.pieces == row.pieces_seen)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(names, min_size=1, max_size=5),
+    st.lists(texts, max_size=6),
+    st.lists(texts, max_size=6),
+)
+def test_more_captions_only_turn_oop_into_ip(concepts, small, more):
+    before, after = quiet_screen(concepts, small), quiet_screen(concepts, small + more)
+    assert (after["captions"] >= before["captions"]).all()
+    assert not ((before["subset"] == "ip") & (after["subset"] == "oop")).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "caption", "found"),
+    [
+        ("ant", "ant ant", 1),
+        ("ant", "an elephant", 0),
+        ("ant", "ANT!", 1),
+        ("ant ant", "ant ant ant", 1),
+        ("ant ant", "ant", 0),
+        ("fire ant", "fire-ant", 1),
+        ("fire ant", "fire, then an ant", 0),
+        ("a.*b", "axxb", 0),
+        ("a.*b", "A b", 1),
+        ("<i>x</i>", "i x i", 1),
+        ('"quoted"', "quoted", 1),
+        ("Año", "feliz an\u0303o", 1),
+        ("wolf", "direwolf", 0),
+        ("hot dog", "a hot dog stand", 1),
+    ],
+)
+def test_boundaries(name, caption, found):
+    assert screen([name], [caption])["captions"].item() == found
+
+
+def test_names_inside_names_and_overlaps_count_each():
+    table = screen(["ant", "fire ant", "fire ant hill", "ant hill", "ant"], ["the fire ant hill"])
+    assert table["captions"].tolist() == [1, 1, 1, 1, 1]
+
+
+def test_a_caption_counts_once_and_nulls_and_blanks_do_not():
+    table = screen(["ant"], ["ant ant ant", None, "", "  ", float("nan"), pd.NA, "ant"])
+    assert table["captions"].item() == 2
+
+
+def test_compositional_by_words_and_by_pieces():
+    captions = ["hot pan", "dog"]
+    assert screen(["hot dog"], captions)["compositional"].item()
+    assert not screen(["hot cat"], captions)["compositional"].item()
+    assert not screen(["dog"], captions)["compositional"].item()
+    letters = screen(["god", "cat", "zoo"], captions, tokenize=lambda text: [ord(c) for c in text])
+    assert letters["compositional"].tolist() == [True, False, False]
+
+
+def test_empty_input():
+    empty = screen([], ["ant"])
+    assert len(empty) == 0 and empty["captions"].dtype == "int64"
+    assert screen(["ant"], [])["subset"].tolist() == ["oop"]
+
+
+@pytest.mark.parametrize("name", ["", "!!!", "🐜", "'", "_"])
+def test_a_name_without_words_raises_with_the_name(name):
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        screen(["ant", name], ["ant"])
+
+
+def test_scripts_without_spaces_warn():
+    with pytest.warns(UserWarning, match="猫"):
+        table = screen(["猫", "ant"], ["黒い猫です", "猫, ant"])
+    assert table["captions"].tolist() == [1, 1]
+
+
+def test_every_kind_of_column_gives_the_same_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary, "BATCH", 7)
+    captions = [f"{a} {b}" for a in WORDS for b in GLUE] + [None, ""]
+    concepts = ["ant", "fire", "straße", "x2"]
+    expected = screen(concepts, captions)
+    assert expected["captions"].tolist() == [occurrences(name, captions) for name in concepts]
+    (tmp_path / "shards").mkdir()
+    frame = pl.DataFrame({"caption": captions})
+    frame.write_parquet(tmp_path / "all.parquet", row_group_size=11)
+    frame[:40].write_parquet(tmp_path / "shards" / "0.parquet")
+    frame[40:].write_parquet(tmp_path / "shards" / "1.parquet")
+    nested = pl.DataFrame({"texts": [captions[:9], [], None, captions[9:]]})
+    nested.write_parquet(tmp_path / "nested.parquet")
+    pd.DataFrame({"caption": pd.Categorical(captions)}).to_parquet(tmp_path / "category.parquet")
+    same = [
+        iter(captions),
+        frame["caption"],
+        pd.Series(captions),
+        pa.array(captions),
+        pa.chunked_array([captions[:5], captions[5:]]),
+        tmp_path / "all.parquet",
+        str(tmp_path / "all.parquet"),
+        tmp_path / "shards",
+        tmp_path / "category.parquet",
+    ]
+    for column in same:
+        pd.testing.assert_frame_equal(screen(concepts, column), expected)
+    pd.testing.assert_frame_equal(
+        screen(concepts, tmp_path / "nested.parquet", column="texts"), expected
+    )
+
+
+def test_truncated_parquet_names_the_file(tmp_path):
+    good = tmp_path / "captions.parquet"
+    pl.DataFrame({"caption": [f"an ant {i}" for i in range(5000)]}).write_parquet(good)
+    content = good.read_bytes()
+    for kept in (0, 3, len(content) // 2, len(content) - 1):
+        good.write_bytes(content[:kept])
+        with pytest.raises(ValueError, match=r"captions\.parquet"):
+            screen(["ant"], good)
+    damaged = bytearray(content)
+    damaged[4:600] = bytes(596)
+    good.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"captions\.parquet"):
+        screen(["ant"], good)
+
+
+def test_bad_input_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.parquet"):
+        screen(["ant"], tmp_path / "nowhere.parquet")
+    with pytest.raises(FileNotFoundError, match=r"no \*\.parquet"):
+        screen(["ant"], tmp_path)
+    pl.DataFrame({"captions": ["ant"], "n": [1]}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="Did you mean 'captions'"):
+        screen(["ant"], tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="'n' holds int64"):
+        screen(["ant"], tmp_path / "a.parquet", column="n")
+    with pytest.raises(TypeError, match="not int"):
+        screen(["ant"], ["ant", 3])
+    with pytest.raises(TypeError, match="one column"):
+        screen(["ant"], pd.DataFrame({"caption": ["ant"]}))
+
+
+def test_suggest_names_the_options_and_the_nearest():
+    text = suggest("animls", ["Animals", "Food"], "domain")
+    assert text == "unknown domain 'animls': choose from Animals, Food. Did you mean 'Animals'?"
+    assert suggest("zzz", ["Animals"], "domain").endswith("choose from Animals.")
+    assert "\n" not in text
+    assert suggest(3, [], "scale") == "unknown scale '3': choose from (none)."
+
+
+def test_counts_are_exact_over_many_batches(monkeypatch):
+    monkeypatch.setattr(vocabulary, "BATCH", 100)
+    captions = [WORDS[i % len(WORDS)] + " " + WORDS[i * 7 % len(WORDS)] for i in range(2000)]
+    tally = Counter(word for caption in captions for word in set(canonical(caption).split()))
+    table = screen(["ant", "elephant", "fire"], captions, progress=True)
+    assert table["captions"].tolist() == [tally["ant"], tally["elephant"], tally["fire"]]
