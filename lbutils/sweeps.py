@@ -1,0 +1,706 @@
+"""Notebooks run in order, or over a grid of parameters, and what they found in one place.
+
+``python -m lbutils.sweeps run`` runs every notebook on the miniature and prints the paper's
+claims beside what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import hashlib
+import html
+import importlib.util
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from lbutils import published, records
+from lbutils.benchmark import load_benchmark
+from lbutils.vocabulary import suggest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_RUN = "not run"
+_BENCHMARK = ("benchmark", "scale", "domains")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one notebook went: where its executed copy lies, its time, its error if any."""
+
+    notebook: Path
+    title: str
+    executed: Path
+    page: Path | None
+    seconds: float
+    error: str | None
+
+
+# ---------------------------------------------------------------------------------------------
+# Notebooks and their parameters
+# ---------------------------------------------------------------------------------------------
+
+
+def find_notebooks(
+    names: Sequence[str] = (), folder: str | os.PathLike[str] | None = None
+) -> list[Path]:
+    """The notebooks that `names` stand for, in the order of their numbers; all by default.
+
+    Parameters
+    ----------
+    names : sequence of str
+        A number (``"3"``, ``"03"``), a stem, a file name, or the path of a notebook elsewhere.
+    folder : path, optional
+        Default: ``notebooks`` of the repository.
+
+    Raises
+    ------
+    ValueError
+        If a name stands for no notebook.
+    FileNotFoundError
+        If `folder` holds none.
+    """
+    place = ROOT / "notebooks" if folder is None else Path(folder)
+    known = {path.stem: path for path in sorted(place.glob("[0-9]*.ipynb"))}
+    if not names:
+        if not known:
+            raise FileNotFoundError(f"no numbered notebook in {place}")
+        return list(known.values())
+    found = []
+    for name in names:
+        stem = Path(name).name.removesuffix(".ipynb")
+        numbered = [key for key in known if stem.isdigit() and int(key.split("_")[0]) == int(stem)]
+        if stem in known or numbered:
+            found.append(known[stem] if stem in known else known[numbered[0]])
+        elif name.endswith(".ipynb") and Path(name).is_file():
+            found.append(Path(name))
+        else:
+            raise ValueError(suggest(name, known, "notebook"))
+    return sorted(dict.fromkeys(found), key=lambda path: path.name)
+
+
+def read_notebook(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The notebook as JSON.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a notebook; the message names it.
+    """
+    try:
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(notebook["cells"], list):
+            raise ValueError("its cells are not a list")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a notebook: {error}") from error
+    return notebook
+
+
+def parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Names and defaults of a notebook's parameters, as its `parameters` cell assigns them.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a notebook, or the cell holds anything but literals.
+    """
+    defaults: dict[str, Any] = {}
+    for cell in read_notebook(path)["cells"]:
+        if "parameters" not in cell.get("metadata", {}).get("tags", []):
+            continue
+        for statement in ast.parse("".join(cell["source"])).body:
+            if isinstance(statement, ast.Assign):
+                targets, value = statement.targets, statement.value
+            elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+                targets, value = [statement.target], statement.value
+            else:
+                continue
+            try:
+                default = ast.literal_eval(value)
+            except ValueError as error:
+                line = f"{Path(path).name}, parameters cell, line {statement.lineno}"
+                raise ValueError(f"{line}: parameters must be literals") from error
+            defaults.update({t.id: default for t in targets if isinstance(t, ast.Name)})
+    return defaults
+
+
+def parse_parameter(text: str) -> tuple[str, Any]:
+    """Name and value of a ``name=value`` of the command line.
+
+    The value is a Python or JSON literal where it reads as one, text otherwise; ``domains`` may
+    be a list with commas.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"-p takes name=value, not {text!r}")
+    name, value = name.strip(), value.strip()
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        words = {"true": True, "false": False, "null": None}
+    if name == "domains":
+        return name, [part.strip() for part in value.split(",") if part.strip()]
+    return name, words.get(value, value)
+
+
+def check_parameters(notebooks: Sequence[Path], *points: Mapping[str, Any]) -> None:
+    """Refuse parameters that no notebook has, or whose values cannot be meant.
+
+    Called before anything runs: papermill itself only warns of an unknown name.
+
+    Parameters
+    ----------
+    notebooks : sequence of path
+    *points : mapping
+        Parameters of one run each; what is not named keeps the notebook's default.
+
+    Raises
+    ------
+    ValueError
+        With the valid names and the nearest match.
+    FileNotFoundError
+        If the benchmark's files are missing.
+    """
+    defaults: dict[str, Any] = {}
+    for notebook in notebooks:
+        defaults = {**parameters(notebook), **defaults}
+    loaded = []
+    for given in points or ({},):
+        for name, value in given.items():
+            if name not in defaults:
+                raise ValueError(suggest(name, defaults, "parameter"))
+            _check_type(name, value, defaults[name])
+        if "encoder" in given:
+            _check_encoder(given["encoder"])
+        chosen = {**defaults, **given}
+        wanted: dict[str, Any] = {name: chosen.get(name) for name in _BENCHMARK}
+        if "benchmark" in defaults and wanted not in loaded:
+            load_benchmark(wanted["benchmark"], scale=wanted["scale"], domains=wanted["domains"])
+            loaded.append(wanted)
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    # A default of None says nothing about what else may stand there.
+    if default is None or value is None:
+        return
+    number = isinstance(default, (int, float)) and not isinstance(default, bool)
+    if number and isinstance(value, (int, float)) and not isinstance(value, bool):
+        fits = isinstance(default, float) or isinstance(value, int) or value.is_integer()
+    elif isinstance(default, (list, tuple)):
+        fits = isinstance(value, (list, tuple))
+    else:
+        fits = isinstance(value, type(default))
+    if not fits:
+        kind = type(default).__name__
+        raise ValueError(f"parameter {name} takes {kind} (default {default!r}), not {value!r}")
+
+
+def _check_encoder(name: Any) -> None:
+    """Refuse an encoder that open_clip does not know, without loading open_clip (and torch)."""
+    if not isinstance(name, str):
+        raise ValueError(f"parameter encoder takes a name, not {name!r}")
+    spec = importlib.util.find_spec("open_clip")
+    known = ["mini"]
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        known += sorted(path.stem for path in Path(place, "model_configs").glob("*.json"))
+    if name.replace("/", "-") not in known and ":" not in name:
+        # Some 150 names do not fit on a line, so the nearest stand for them.
+        near = sorted(known, key=lambda other: -_likeness(name, other))[:5]
+        raise ValueError(suggest(name, ["mini", *(n for n in near if n != "mini")], "encoder"))
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one.casefold(), other.casefold()).ratio()
+
+
+# ---------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------
+
+
+def run(
+    notebooks: Sequence[Path],
+    given: Mapping[str, Any] | None = None,
+    *,
+    out: str | os.PathLike[str],
+    progress: bool = True,
+) -> list[Outcome]:
+    """Run notebooks one after another and gather everything that they found under `out`.
+
+    Under `out` lie afterwards ``notebooks/`` (executed), one HTML page a notebook,
+    ``figures/``, ``records/``, ``records.csv`` and ``.parquet``, ``claims.csv`` and
+    ``index.html``. A notebook that fails does not stop those after it.
+
+    Parameters
+    ----------
+    notebooks : sequence of path
+    given : mapping, optional
+        Parameters; each notebook gets those that it has.
+    out : path
+        Folder for everything that is written.
+    progress : bool
+        Show a bar over each notebook's cells.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `check_parameters`, before anything runs.
+    """
+    given = dict(given or {})
+    check_parameters(notebooks, given)
+    out = Path(out).resolve()
+    outcomes = []
+    for notebook in notebooks:
+        own = parameters(notebook)
+        chosen = {name: value for name, value in given.items() if name in own}
+        # A record left by an earlier run must not pass for the result of this one.
+        for stale in (out / "records").glob(f"{notebook.stem}-*.json"):
+            stale.unlink()
+        outcome = _execute(notebook, chosen, out, progress)
+        print(f"{notebook.stem:<32} {_clock(outcome.seconds):>8}", flush=True)
+        if outcome.error:
+            print(f"  failed: {outcome.error}\n  see {outcome.executed}", flush=True)
+        outcomes.append(outcome)
+    table = claims_table(out)
+    records.write_table(table, out / "claims.csv")
+    _write(out / "index.html", index_page(outcomes, table, out, given))
+    found = records.collect(out)
+    records.write_table(found, out / "records.csv")
+    records.write_table(found, out / "records.parquet")
+    return outcomes
+
+
+def _execute(notebook: Path, given: Mapping[str, Any], out: Path, progress: bool) -> Outcome:
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    executed = out / "notebooks" / notebook.name
+    for folder in (executed.parent, out / "figures", out / "records"):
+        folder.mkdir(parents=True, exist_ok=True)
+    chosen = dict(given)
+    if "out" in parameters(notebook):
+        chosen["out"] = str(out)
+    # Set aside first, so that a notebook that cannot start leaves no older copy to be read.
+    executed.unlink(missing_ok=True)
+    # Where no terminal redraws the bar, it speaks every ten seconds.
+    pace = 0.1 if sys.stderr.isatty() else 10.0
+    bar = {"desc": notebook.stem, "leave": False, "mininterval": pace} if progress else False
+    start, error = time.perf_counter(), None
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(executed),
+            chosen,
+            kernel_name="python3",
+            progress_bar=bar,
+            cwd=str(notebook.resolve().parent),
+            # The kernel warns at every start that its loopback port is not encrypted, and calls its
+            # own end an error.
+            extra_arguments=["--IPKernelApp.log_level=50"],
+        )
+    except papermill.exceptions.PapermillExecutionError as failure:
+        error = f"{failure.ename}: {_first_line(failure.evalue)}"
+    except (CellTimeoutError, DeadKernelError) as failure:
+        error = _first_line(str(failure)) or type(failure).__name__
+    seconds = time.perf_counter() - start
+    page = _page(executed, out) if executed.exists() else None
+    return Outcome(notebook, _title(notebook), executed, page, seconds, error)
+
+
+def _page(executed: Path, out: Path) -> Path:
+    """The executed notebook as one HTML file that stands alone."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(embed_images=True)
+    body, _ = exporter.from_filename(str(executed))
+    page = out / f"{executed.stem}.html"
+    _write(page, body)
+    return page
+
+
+def _title(notebook: Path) -> str:
+    for cell in read_notebook(notebook)["cells"]:
+        if cell["cell_type"] == "markdown":
+            for line in "".join(cell["source"]).splitlines():
+                if line.startswith("# "):
+                    return line[2:].strip()
+    return notebook.stem
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)} min {rest:02.0f} s" if round(seconds) >= 60 else f"{seconds:.1f} s"
+
+
+# ---------------------------------------------------------------------------------------------
+# Claims
+# ---------------------------------------------------------------------------------------------
+
+
+def claims_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """One row per claim of the paper, in its order, with the verdict found in `folder`.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `records.CLAIM`. A claim that no record speaks to has the verdict
+        "not run" and the published figure alone.
+
+    Raises
+    ------
+    ValueError
+        If a record has a claim that the paper does not make, or is corrupt.
+    """
+    found = records.collect_claims(folder).set_index("id")
+    for key in found.index:
+        if key not in published.CLAIMS:
+            raise ValueError(
+                f"{found.loc[key, 'record']}: {suggest(key, published.CLAIMS, 'claim')}"
+            )
+    rows = []
+    for claim in published.claims().to_dict("records"):
+        row = {**dict.fromkeys(records.CLAIM), **{k: claim[k] for k in ("id", "claim", "unit")}}
+        row |= {"published": claim["published"], "verdict": NOT_RUN, "note": claim["measure"]}
+        if claim["id"] in found.index:
+            ours = found.loc[claim["id"], list(records.CLAIM[2:])]
+            row |= {name: value for name, value in ours.items() if pd.notna(value)}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(records.CLAIM))
+
+
+def format_claims(table: pd.DataFrame) -> str:
+    """The claims table as text for a terminal: claim, ours, published, verdict."""
+    rows = [("claim", "ours [95 %]", "published", "verdict")]
+    rows += [
+        (row.claim, _interval(row), _figure(row.published, row.unit), row.verdict)
+        for row in table.itertuples()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:]])
+
+
+def _interval(row: Any) -> str:
+    if pd.isna(row.ours):
+        return "-"
+    span = "" if pd.isna(row.low) else f" [{_number(row.low)}, {_number(row.high)}]"
+    return f"{_number(row.ours)}{span}{_unit(row.unit)}"
+
+
+def _figure(value: Any, unit: Any) -> str:
+    return "-" if pd.isna(value) else f"{_number(value)}{_unit(unit)}"
+
+
+def _unit(unit: Any) -> str:
+    return "" if pd.isna(unit) or not unit else f" {unit}"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    text = f"{float(value):.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
+# ---------------------------------------------------------------------------------------------
+# The page over a run
+# ---------------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --dim: #777; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line);
+         vertical-align: top; }
+th { font-weight: 600; } td.n { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.note, footer { color: var(--dim); font-size: .85rem; }
+.verdict { white-space: nowrap; font-weight: 600; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
+.figures a { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; color: inherit;
+             text-decoration: none; background: #fff; }
+.figures img { width: 100%; height: 11rem; object-fit: contain; display: block; }
+.figures span { display: block; padding: .3rem .6rem; font-size: .85rem; color: #444; }
+"""
+# Signs beside the words, so that a verdict does not hang on colour.
+_SIGNS = {"reproduced": "✓", "not reproduced": "✗", NOT_RUN: "–"}
+
+
+def index_page(
+    outcomes: Sequence[Outcome], table: pd.DataFrame, out: Path, given: Mapping[str, Any]
+) -> str:
+    """The HTML of a page that leads to everything in `out`.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+    table : DataFrame
+        As `claims_table` gives it.
+    out : path
+        The page's folder: links are relative to it.
+    given : mapping
+        The parameters that were set.
+    """
+    found = records.provenance_of(given.get("seed"))
+    settings = ", ".join(f"{name} = {value!r}" for name, value in given.items()) or "defaults"
+    figures = sorted((out / "figures").glob("*.png"))
+    parts = [
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>{html.escape(out.name)}: concepts out of pre-training</title>",
+        f"<style>{_STYLE}</style></head><body>",
+        "<h1>Concepts out of pre-training, on "
+        f"{html.escape(_benchmark_name(given.get('benchmark', 'mini')))}</h1>",
+        f"<p>Settings: {html.escape(settings)}. "
+        f"{html.escape(_clock(sum(outcome.seconds for outcome in outcomes)))} in all.</p>",
+        "<h2>The paper's claims</h2>",
+        _claims_html(table),
+        "<h2>Notebooks</h2>",
+        _notebooks_html(outcomes, out),
+    ]
+    if figures:
+        parts += ["<h2>Figures</h2>", _figures_html(figures, out)]
+    parts += [
+        "<h2>Tables</h2><p>Every figure that was recorded: <a href='records.csv'>records.csv</a>, ",
+        "<a href='records.parquet'>records.parquet</a>; the claims: ",
+        "<a href='claims.csv'>claims.csv</a>.</p>",
+        f"<footer><p>{html.escape(found['time'])}, {html.escape(found['platform'])}, "
+        f"Python {html.escape(found['python'])}, commit {html.escape(found['commit'] or 'none')}, "
+        f"torch {html.escape(found['packages'].get('torch', 'none'))}.</p></footer>",
+        "</body></html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _benchmark_name(benchmark: Any) -> str:
+    return "the miniature" if benchmark == "mini" else Path(str(benchmark)).name
+
+
+def _claims_html(table: pd.DataFrame) -> str:
+    rows = ["<tr><th>claim<th>ours [95 %]<th>published<th>verdict</tr>"]
+    for row in table.itertuples():
+        note = "" if pd.isna(row.note) else f"<div class='note'>{html.escape(str(row.note))}</div>"
+        rows.append(
+            f"<tr><td>{html.escape(row.claim)}{note}"
+            f"<td class='n'>{html.escape(_interval(row))}"
+            f"<td class='n'>{html.escape(_figure(row.published, row.unit))}"
+            f"<td class='verdict'>{_SIGNS[row.verdict]} {html.escape(row.verdict)}</tr>"
+        )
+    return f"<div class='wide'><table>{''.join(rows)}</table></div>"
+
+
+def _notebooks_html(outcomes: Sequence[Outcome], out: Path) -> str:
+    rows = ["<tr><th>notebook<th>time<th>executed</tr>"]
+    for outcome in outcomes:
+        title = html.escape(outcome.title)
+        if outcome.page:
+            title = f"<a href='{html.escape(outcome.page.relative_to(out).as_posix())}'>{title}</a>"
+        if outcome.error:
+            title += f"<div class='note'>failed: {html.escape(outcome.error)}</div>"
+        source = html.escape(outcome.executed.relative_to(out).as_posix())
+        rows.append(
+            f"<tr><td>{title}<td class='n'>{_clock(outcome.seconds)}"
+            f"<td><a href='{source}'>{html.escape(outcome.executed.name)}</a></tr>"
+        )
+    return f"<div class='wide'><table>{''.join(rows)}</table></div>"
+
+
+def _figures_html(figures: Sequence[Path], out: Path) -> str:
+    tiles = []
+    for figure in figures:
+        link = html.escape(figure.relative_to(out).as_posix())
+        name = html.escape(figure.stem.replace("_", " "))
+        tiles.append(
+            f"<a href='{link}'><img src='{link}' alt='{name}' loading='lazy'>"
+            f"<span>{name}</span></a>"
+        )
+    return f"<div class='figures'>{''.join(tiles)}</div>"
+
+
+# ---------------------------------------------------------------------------------------------
+# Grids
+# ---------------------------------------------------------------------------------------------
+
+
+def grid(
+    notebook: str | os.PathLike[str],
+    parameters: Mapping[str, Sequence[Any]],
+    out: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Run one notebook over the product of parameter values; one row per run comes back.
+
+    Every run has a folder of its own under `out`, named by the notebook and a hash of its code
+    and parameters. A run whose records are there is not made again, so a sweep that was
+    interrupted goes on where it stopped; one that failed is tried again. The results of all
+    are ``records.collect(out)``.
+
+    Parameters
+    ----------
+    notebook : str or path
+        As `find_notebooks` takes it.
+    parameters : mapping of str to sequence
+        Values per parameter; what is not named keeps the notebook's default.
+    out : path
+    workers : int
+        Processes at a time. With more than one, each gets its share of the cores.
+    progress : bool
+        Show a bar over runs.
+
+    Returns
+    -------
+    DataFrame
+        One column per parameter, then ``status`` ("finished", "skipped" or "failed"),
+        ``seconds``, ``error`` and ``folder``.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is unknown, of the wrong kind, or has no values; before anything runs.
+    """
+    (path,) = find_notebooks([os.fspath(notebook)])
+    for name, values in parameters.items():
+        if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or not len(values):
+            raise ValueError(f"grid takes a list of values for {name}, not {values!r}")
+    points = [
+        dict(zip(parameters, values, strict=True))
+        for values in itertools.product(*parameters.values())
+    ]
+    check_parameters([path], *points)
+    jobs = [(path, point, Path(out).resolve() / _run_name(path, point)) for point in points]
+    with tqdm(total=len(jobs), unit="run", desc=path.stem, disable=not progress) as bar:
+        if workers == 1:
+            rows = {}
+            for index, job in enumerate(jobs):
+                rows[index] = _grid_run(*job)
+                bar.update()
+        else:
+            rows = _in_processes(jobs, workers, bar)
+    return pd.DataFrame([{**points[index], **rows[index]} for index in range(len(jobs))])
+
+
+def _run_name(notebook: Path, point: Mapping[str, Any]) -> str:
+    """Folder of a run: the same as long as the notebook's code and the parameters are."""
+    cells = read_notebook(notebook)["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    key = json.dumps([code, dict(point)], sort_keys=True, default=str)
+    return f"{notebook.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def _in_processes(
+    jobs: Sequence[tuple[Path, dict[str, Any], Path]], workers: int, bar: Any
+) -> dict[int, dict[str, Any]]:
+    # Spawned, because a fork of a process that has run torch may hang.
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    rows = {}
+    with ProcessPoolExecutor(workers, context, _share_cores, (threads,)) as pool:
+        waiting = {pool.submit(_grid_run, *job): index for index, job in enumerate(jobs)}
+        for future in as_completed(waiting):
+            rows[waiting[future]] = future.result()
+            bar.update()
+    return rows
+
+
+def _share_cores(threads: int) -> None:
+    for variable in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ.setdefault(variable, str(threads))
+
+
+def _grid_run(notebook: Path, point: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    marker = folder / "run.json"
+    if _finished(marker):
+        seconds = json.loads(marker.read_text(encoding="utf-8"))["seconds"]
+        return {"status": "skipped", "seconds": seconds, "error": None, "folder": str(folder)}
+    for stale in (folder / "records").glob("*.json"):
+        stale.unlink()
+    outcome = _execute(notebook, point, folder, progress=False)
+    status = "failed" if outcome.error else "finished"
+    state = {"status": status, "seconds": round(outcome.seconds, 3), "error": outcome.error}
+    described = {"notebook": notebook.name, "parameters": dict(point), **state}
+    _write(marker, json.dumps(described, indent=1, default=str))
+    return {**state, "folder": str(folder)}
+
+
+def _finished(marker: Path) -> bool:
+    """Whether a run ended well and its records can still be read."""
+    try:
+        done = json.loads(marker.read_text(encoding="utf-8"))["status"] == "finished"
+        found = [records.read_record(path) for path in (marker.parent / "records").glob("*.json")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return done and bool(found)
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status of the command line: 0, 1 if a notebook failed, 2 if the input is wrong."""
+    parser = argparse.ArgumentParser("python -m lbutils.sweeps", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run", help="run notebooks and gather what they found")
+    command.add_argument("notebooks", nargs="*", help="number, name or path; default: all")
+    command.add_argument("--benchmark", help="mini, or the folder of LAION-Beyond")
+    command.add_argument("--out", type=Path, help="default: runs/ and the benchmark's name")
+    command.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="repeatable",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        given = dict(parse_parameter(text) for text in options.parameters)
+        if "out" in given:
+            raise ValueError("the folder is set by --out, not by -p out=")
+        if options.benchmark is not None:
+            given["benchmark"] = options.benchmark
+        place = Path(str(given.get("benchmark", "mini")))
+        if str(place) != "mini" and place.exists():
+            # Notebooks run in their own folder, where a relative path means something else.
+            given["benchmark"] = str(place.resolve())
+        out = options.out or ROOT / "runs" / place.resolve().name
+        outcomes = run(find_notebooks(options.notebooks), given, out=out)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"\n{format_claims(claims_table(out))}\n\nresults: {Path(out).resolve() / 'index.html'}")
+    return 1 if any(outcome.error for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

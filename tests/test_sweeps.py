@@ -1,0 +1,268 @@
+import json
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from lbutils import published, records, sweeps
+
+PARAMETERS = """
+seed = 0
+rate: float = 0.5
+domains = None
+encoder = "mini"
+out = ""
+"""
+WORK = """
+from pathlib import Path
+from lbutils.records import write_record
+
+place = Path(out)
+(place / "figures").mkdir(parents=True, exist_ok=True)
+(place / "figures" / "one_figure.png").write_bytes(b"not looked at")
+row = dict(method="m", domain="<Food>", seed=seed, metric="accuracy", value=rate)
+claim = dict(id="ip_cost", claim="it costs IP nothing", ours=0.2, low=-0.5, high=0.9,
+             unit="points", verdict="reproduced", note="a <b>note</b>")
+write_record(place / "records", KIND, {"seed": seed}, [row], claims=[claim], provenance={})
+print("done", seed)
+"""
+# The record that WORK writes, without the second that importing lbutils takes a kernel.
+LIGHT = """
+import json
+from pathlib import Path
+
+row = dict(method="m", encoder=None, benchmark=None, domain=None, vocabulary=None, shots=None,
+           seed=seed, metric="accuracy", value=rate, low=None, high=None)
+record = dict(kind=KIND, key={}, params={}, metrics=[row], claims=[], provenance={})
+Path(out, "records", KIND + "-0.json").write_text(json.dumps(record))
+"""
+
+
+def make(folder, name, *sources, parameters=PARAMETERS, title="A title with <tags>"):
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# {title}\n\nText."),
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        *(nbformat.v4.new_code_cell(source) for source in sources),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+@pytest.fixture
+def notebooks(tmp_path):
+    folder = tmp_path / "notebooks"
+    make(folder, "01_works", "KIND = '01_works'", WORK)
+    make(folder, "02_fails", "raise ValueError('broken on purpose')", parameters="seed = 0")
+    return folder
+
+
+@pytest.fixture
+def repository(notebooks, monkeypatch):
+    monkeypatch.setattr(sweeps, "ROOT", notebooks.parent)
+    return notebooks.parent
+
+
+def test_find_notebooks(notebooks):
+    everything = sweeps.find_notebooks(folder=notebooks)
+    assert [path.stem for path in everything] == ["01_works", "02_fails"]
+    for name in ("2", "02", "02_fails", "02_fails.ipynb", str(notebooks / "02_fails.ipynb")):
+        assert sweeps.find_notebooks([name], notebooks) == everything[1:]
+    with pytest.raises(ValueError, match="unknown notebook '02_fail'.*Did you mean '02_fails'"):
+        sweeps.find_notebooks(["02_fail"], notebooks)
+    with pytest.raises(FileNotFoundError, match="no numbered notebook"):
+        sweeps.find_notebooks(folder=notebooks / "none")
+
+
+def test_parameters_of_a_notebook(notebooks, tmp_path):
+    found = sweeps.parameters(notebooks / "01_works.ipynb")
+    assert found == {"seed": 0, "rate": 0.5, "domains": None, "encoder": "mini", "out": ""}
+    bad = make(tmp_path, "03_bad", parameters="x = open('y')")
+    with pytest.raises(ValueError, match="03_bad.ipynb, parameters cell, line 1: .* literals"):
+        sweeps.parameters(bad)
+    bad.write_text("{")
+    with pytest.raises(ValueError, match="03_bad.ipynb is not a notebook"):
+        sweeps.parameters(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("x=3", 3),
+        ("x=-1.5", -1.5),
+        ("x=ViT-B-16", "ViT-B-16"),
+        ("x=[1, 2]", [1, 2]),
+        ("x=true", True),
+        ("x=None", None),
+        ("x=a=b", "a=b"),
+        ("x=", ""),
+    ],
+)
+def test_parse_parameter(text, value):
+    assert sweeps.parse_parameter(text) == ("x", value)
+
+
+def test_parse_domains_and_nonsense():
+    assert sweeps.parse_parameter("domains=Food, Animals") == ("domains", ["Food", "Animals"])
+    for text in ("seed", "=3"):
+        with pytest.raises(ValueError, match="takes name=value"):
+            sweeps.parse_parameter(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sede": 1}, "unknown parameter 'sede': choose from seed, rate, .*Did you mean 'seed'"),
+        ({"seed": "one"}, "seed takes int"),
+        ({"seed": 1.5}, "seed takes int"),
+        ({"rate": True}, "rate takes float"),
+        ({"encoder": "ViT-B-61"}, "unknown encoder.*Did you mean 'ViT-B-16'"),
+        ({"encoder": "mimi"}, "Did you mean 'mini'"),
+    ],
+)
+def test_bad_parameters(notebooks, given, message):
+    with pytest.raises(ValueError, match=message) as error:
+        sweeps.check_parameters(sweeps.find_notebooks(folder=notebooks), given)
+    assert "\n" not in str(error.value)
+
+
+def test_good_parameters(notebooks):
+    paths = sweeps.find_notebooks(folder=notebooks)
+    for given in (
+        {"rate": 1},
+        {"domains": ["Food"]},
+        {"encoder": "ViT-B/16"},
+        {"encoder": "hf-hub:x"},
+    ):
+        sweeps.check_parameters(paths, given)
+
+
+def test_the_benchmark_is_opened_before_anything_runs(tmp_path, monkeypatch):
+    path = make(tmp_path, "01_b", parameters='benchmark = "mini"\nscale = None\ndomains = None')
+    opened = []
+    monkeypatch.setattr(sweeps, "load_benchmark", lambda name, **kw: opened.append((name, kw)))
+    points = [{"scale": "large"}, {"scale": "large"}, {"scale": "small"}]
+    sweeps.check_parameters([path], *points)
+    assert opened == [
+        ("mini", {"scale": "large", "domains": None}),
+        ("mini", {"scale": "small", "domains": None}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "03"], "unknown notebook '03'"),
+        (["run", "-p", "sed=1"], "unknown parameter 'sed'"),
+        (["run", "-p", "seed"], "-p takes name=value"),
+        (["run", "-p", "out=x"], "--out"),
+    ],
+)
+def test_wrong_command_lines_are_one_line(repository, capsys, arguments, message):
+    assert sweeps.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert not (repository / "runs").exists()
+
+
+def test_an_unknown_benchmark_is_one_line(tmp_path, monkeypatch, capsys):
+    make(tmp_path / "notebooks", "01_b", parameters='benchmark = "mini"')
+    monkeypatch.setattr(sweeps, "ROOT", tmp_path)
+    assert sweeps.main(["run", "--benchmark", "mimi"]) == 2
+    assert "Did you mean 'mini'" in capsys.readouterr().err
+
+
+def test_run_end_to_end(repository, capsys):
+    out = repository / "runs" / "mini"
+    stale = records.write_record(
+        out / "records", "02_fails", {}, claims=[{"id": "clustering", "verdict": "reproduced"}]
+    )
+    assert sweeps.main(["run", "-p", "rate=0.25"]) == 1
+    printed = capsys.readouterr().out
+    assert not stale.exists()
+
+    lines = printed.splitlines()
+    assert lines[0].startswith("01_works") and lines[0].endswith(" s")
+    assert "ValueError: broken on purpose" in printed
+    (claim,) = [line for line in lines if line.startswith(published.CLAIMS["ip_cost"])]
+    assert "0.2 [-0.5, 0.9] points" in claim and claim.endswith("  reproduced")
+    assert sum(line.endswith("not run") for line in lines) == 5
+    assert lines[-1] == f"results: {out / 'index.html'}"
+
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    (record,) = (name for name in names if name.startswith("records/"))
+    assert names == {
+        "01_works.html", "02_fails.html", "claims.csv", "figures/one_figure.png", "index.html",
+        "notebooks/01_works.ipynb", "notebooks/02_fails.ipynb", record, "records.csv",
+        "records.parquet",
+    }  # fmt: skip
+    executed = nbformat.read(out / "notebooks" / "01_works.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text == "done 0\n"
+    assert pd.read_parquet(out / "records.parquet")["value"].tolist() == [0.25]
+
+    page = (out / "index.html").read_text()
+    assert "href='01_works.html'" in page and "src='figures/one_figure.png'" in page
+    assert "A title with &lt;tags&gt;" in page and "a &lt;b&gt;note" in page
+    assert "broken on purpose" in page and str(repository) not in page
+
+
+def test_claims_table_keeps_the_papers_order(tmp_path):
+    claim = {"id": "beats_context", "verdict": "not reproduced", "ours": -1.25, "unit": "points"}
+    records.write_record(tmp_path / "records", "k", {}, claims=[claim], provenance={})
+    table = sweeps.claims_table(tmp_path)
+    assert list(table["id"]) == list(published.CLAIMS)
+    assert table["verdict"].tolist() == ["not run"] * 5 + ["not reproduced"]
+    assert table["published"].notna().all()
+    text = sweeps.format_claims(table)
+    assert len(text.splitlines()) == 8 and "-1.2 points" in text
+
+
+def test_a_claim_that_the_paper_does_not_make(tmp_path):
+    claim = {"id": "clusterings", "verdict": "reproduced"}
+    path = records.write_record(tmp_path / "records", "k", {}, claims=[claim], provenance={})
+    with pytest.raises(ValueError, match=f"{path.name}: unknown claim .*Did you mean 'clustering'"):
+        sweeps.claims_table(tmp_path)
+
+
+def test_grid_skips_what_is_there(notebooks, tmp_path):
+    path = make(notebooks, "01_works", "KIND = '01_works'", LIGHT)
+    out = tmp_path / "grid"
+    options = {"out": out, "progress": False}
+    first = sweeps.grid(path, {"seed": [0, 1]}, **options)
+    assert first["status"].tolist() == ["finished"] * 2
+    assert records.collect(out)["seed"].tolist() == [0, 1]
+
+    # The second run was cut short: its record is half a file, as a copy may leave it.
+    (broken,) = (Path(first["folder"][1]) / "records").glob("*.json")
+    broken.write_text(broken.read_text()[:40])
+    again = sweeps.grid(path, {"seed": [0, 1]}, **options)
+    assert again["status"].tolist() == ["skipped", "finished"]
+    assert again["folder"].tolist() == first["folder"].tolist()
+
+    make(notebooks, "01_works", "KIND = 'edited'", LIGHT)
+    edited = sweeps.grid(path, {"seed": [0]}, **options)
+    assert edited["status"].tolist() == ["finished"]
+    assert edited["folder"][0] != first["folder"][0]
+
+
+def test_grid_in_processes_keeps_failures(tmp_path):
+    body = "KIND = '01_odd'\nassert seed != 1, 'seed is one'"
+    path = make(tmp_path, "01_odd", body, LIGHT)
+    out = tmp_path / "grid"
+    table = sweeps.grid(path, {"seed": [0, 1], "rate": [0.5]}, out, workers=2, progress=False)
+    assert table["status"].tolist() == ["finished", "failed"]
+    assert table["error"][1] == "AssertionError: seed is one"
+    state = json.loads((Path(table["folder"][1]) / "run.json").read_text())
+    assert state["parameters"] == {"seed": 1, "rate": 0.5}
+    assert records.collect(out)["seed"].tolist() == [0]
+
+
+def test_grid_refuses_before_anything_runs(notebooks, tmp_path):
+    path, out = notebooks / "01_works.ipynb", tmp_path / "grid"
+    for parameters in ({"sed": [1]}, {"seed": "01"}, {"seed": []}, {"seed": [0, "x"]}):
+        with pytest.raises(ValueError, match="sed|list of values|takes int"):
+            sweeps.grid(path, parameters, out)
+    assert not out.exists()
