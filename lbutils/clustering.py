@@ -1,0 +1,175 @@
+"""Do images of one concept lie together? k-means, clustering accuracy and margins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.manifold import TSNE
+from sklearn.metrics import (
+    adjusted_rand_score,
+    normalized_mutual_info_score,
+    silhouette_score,
+)
+
+
+def kmeans(features: Any, k: int, seed: int = 0, n_init: int = 10) -> np.ndarray:
+    """Cluster of each sample, ``(N,)`` int64, by k-means on features of unit length.
+
+    Parameters
+    ----------
+    features : array, shape (N, D)
+        Image features; rows are normalised first.
+    k : int
+        Number of clusters, at most N.
+    seed, n_init : int
+        Seed and number of k-means++ starts, of which the best is kept.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer samples than clusters.
+    """
+    unit = _unit(features)
+    if not 1 <= k <= len(unit):
+        raise ValueError(f"{k} clusters of {len(unit)} samples: choose k between 1 and N")
+    fitted = KMeans(k, n_init=n_init, random_state=seed).fit(unit)
+    return fitted.labels_.astype(np.int64)
+
+
+def clustering_accuracy(labels_true: Any, labels_pred: Any) -> float:
+    """Share of samples, between 0 and 1, under the best one-to-one match of clusters to classes.
+
+    The number of clusters may differ from the number of classes; samples of a cluster or a
+    class without partner count as wrong.
+
+    Parameters
+    ----------
+    labels_true, labels_pred : array, shape (N,)
+        Classes and clusters; any values.
+
+    Raises
+    ------
+    ValueError
+        If the two are empty or not equally long.
+
+    Notes
+    -----
+    Source: the measure of the paper's Table 1; Hungarian method, Kuhn 1955.
+    """
+    _, true = np.unique(np.asarray(labels_true), return_inverse=True)
+    _, pred = np.unique(np.asarray(labels_pred), return_inverse=True)
+    if len(true) != len(pred) or not len(true):
+        raise ValueError(f"{len(true)} labels and {len(pred)} clusters: one of each per sample")
+    counts = np.zeros((pred.max() + 1, true.max() + 1), dtype=np.int64)
+    np.add.at(counts, (pred, true), 1)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    return float(counts[rows, columns].sum() / len(true))
+
+
+def clustering_report(features: Any, labels: Any, seed: int = 0) -> dict[str, float]:
+    """Clustering of images against their classes: accuracy, nmi, ari, silhouette and margin.
+
+    Parameters
+    ----------
+    features : array, shape (N, D)
+        Image features.
+    labels : array, shape (N,)
+        Classes. k-means is given their number, as in the paper.
+    seed : int
+        Seed of k-means.
+
+    Returns
+    -------
+    dict
+        ``accuracy``, ``nmi`` and ``ari`` compare k-means with the classes; ``silhouette``
+        (cosine) and ``margin`` (see `separation_margin`) need no clustering. A value that
+        is undefined, as with one class, is NaN.
+
+    Notes
+    -----
+    Source: section 3 of the paper (Table 1: accuracy); the other measures are ours.
+    """
+    unit = _unit(features)
+    _, classes = np.unique(np.asarray(labels), return_inverse=True)
+    k = int(classes.max()) + 1
+    clusters = kmeans(unit, k, seed)
+    defined = 1 < k < len(unit)
+    return {
+        "accuracy": clustering_accuracy(classes, clusters),
+        "nmi": float(normalized_mutual_info_score(classes, clusters)),
+        "ari": float(adjusted_rand_score(classes, clusters)),
+        "silhouette": float(silhouette_score(unit, classes, metric="cosine"))
+        if defined
+        else float("nan"),
+        "margin": float(np.nanmean(separation_margin(unit, classes))) if k > 1 else float("nan"),
+    }
+
+
+def tsne(features: Any, seed: int = 0, perplexity: float = 20.0) -> np.ndarray:
+    """Coordinates ``(N, 2)`` of a t-SNE map on cosine distances, started from the two first PCs.
+
+    Parameters
+    ----------
+    features : array, shape (N, D)
+        Image features; rows are normalised first.
+    seed : int
+    perplexity : float
+        Lowered where there are too few samples for it.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 4 samples.
+
+    Notes
+    -----
+    Source: the paper's Figure 3; van der Maaten and Hinton 2008.
+    """
+    unit = _unit(features)
+    if len(unit) < 4:
+        raise ValueError(f"a t-SNE map needs at least 4 samples, not {len(unit)}")
+    # On unit vectors Euclidean distance orders pairs as cosine does, and it is faster.
+    fitting = min(perplexity, (len(unit) - 1) / 3)
+    model = TSNE(2, perplexity=fitting, init="pca", random_state=seed, learning_rate="auto")
+    return model.fit_transform(unit)
+
+
+def separation_margin(features: Any, labels: Any) -> np.ndarray:
+    """Margin of each sample, ``(N,)``: cosine to its own class less the nearest other class.
+
+    Classes stand as the direction of their mean; the sample itself is left out of its own.
+    Positive means that the nearest-centre rule gets the sample right. NaN where a class has
+    no other sample.
+
+    Parameters
+    ----------
+    features : array, shape (N, D)
+        Image features; rows are normalised first.
+    labels : array, shape (N,)
+        At least two classes.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two classes.
+    """
+    unit = _unit(features)
+    _, classes = np.unique(np.asarray(labels), return_inverse=True)
+    k = int(classes.max()) + 1
+    if k < 2:
+        raise ValueError("a margin needs at least two classes")
+    sums = np.zeros((k, unit.shape[1]))
+    np.add.at(sums, classes, unit)
+    others = unit @ _unit(sums).T
+    others[np.arange(len(unit)), classes] = -np.inf
+    own = (unit * _unit(sums[classes] - unit)).sum(axis=1)
+    own[np.bincount(classes)[classes] < 2] = np.nan
+    return own - others.max(axis=1)
+
+
+def _unit(features: Any) -> np.ndarray:
+    array = np.asarray(features, dtype=np.float64)
+    return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)

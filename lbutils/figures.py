@@ -1,0 +1,654 @@
+"""A table in, a matplotlib Figure out. No model is imported here.
+
+Colours are those of Okabe and Ito; whatever a colour says, a marker, a hatch or a label says too,
+so the figures survive colour blindness and a grey printer. Sizes are in inches, for a text column
+about 7 inches wide, and `save` writes 300 dots an inch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+OKABE_ITO = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "purple": "#CC79A7",
+}
+SUBSETS = {"ip": "in pre-training (IP)", "oop": "out of pre-training (OOP)"}
+SUBSET_COLOURS = {"ip": OKABE_ITO["blue"], "oop": OKABE_ITO["orange"]}
+SUBSET_HATCHES = {"ip": "", "oop": "////"}
+INK, FAINT, RULE = "#222222", "#6B6B6B", "#D9D9D9"
+_METHODS = {
+    "fsnl": ("vermillion", "o"),
+    "linear probe": ("blue", "s"),
+    "prototypes": ("green", "D"),
+    "coop": ("purple", "^"),
+    "clip-adapter": ("sky", "v"),
+    "taskres": ("orange", "P"),
+    "cocoop": ("black", "X"),
+    "zero-shot": (FAINT, "h"),
+}
+_MARKERS = "osD^vPX*<>ph"
+_STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.edgecolor": "#8A8A8A",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "hatch.linewidth": 0.7,
+    "figure.dpi": 100,
+    "savefig.dpi": 300,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,
+}
+_HALO = [patheffects.withStroke(linewidth=2.8, foreground="white")]
+_P = ParamSpec("_P")
+
+
+def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """`draw` under the style of this module, its figure taken out of pyplot's hands."""
+
+    @wraps(draw)
+    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+        with plt.rc_context(_STYLE):
+            figure = draw(*args, **kwargs)
+        plt.close(figure)  # else a notebook shows it twice
+        return figure
+
+    return drawn
+
+
+@_styled
+def benchmark_statistics(summary: pd.DataFrame) -> Figure:
+    """Classes and images of each domain, IP and OOP, as in the paper's Figure 2.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        ``domain``, ``subset`` ("ip" or "oop"), ``classes``, ``images``, and ``split`` where
+        there are several rows a subset: images are added up, classes are not.
+    """
+    _require(summary, "domain", "subset", "classes", "images")
+    totals = summary.groupby(["domain", "subset"], sort=False).agg(
+        classes=("classes", "max"), images=("images", "sum")
+    )
+    domains = list(dict.fromkeys(summary["domain"]))[::-1]
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 0.8 + 0.36 * len(domains)), sharey=True)
+    for axis, column in zip(axes, ("classes", "images"), strict=True):
+        for offset, subset in ((0.2, "ip"), (-0.2, "oop")):
+            values = [_at(totals[column], (domain, subset)) for domain in domains]
+            bars = axis.barh(np.arange(len(domains)) + offset, values, 0.38, **_bar_style(subset))
+            axis.bar_label(bars, [f"{v:,.0f}" for v in values], padding=2.5, fontsize=7.5)
+        of = ", ".join(
+            f"{totals[column].xs(subset, level='subset').sum():,.0f} {subset.upper()}"
+            for subset in SUBSETS
+            if subset in totals.index.get_level_values("subset")
+        )
+        axis.set_title(f"{column.capitalize()} ({of})")
+        axis.set_yticks(np.arange(len(domains)), [pretty(domain) for domain in domains])
+        axis.tick_params(axis="y", length=0)
+        axis.spines[["bottom", "left"]].set_visible(False)
+        axis.set_xticks([])
+        axis.margins(x=0.14, y=0.02)
+    _subset_legend(figure)
+    return figure
+
+
+@_styled
+def example_grid(examples: pd.DataFrame, columns: int = 8) -> Figure:
+    """Images in rows with their names below, a row a group.
+
+    Parameters
+    ----------
+    examples : DataFrame
+        ``image`` (PIL image or array), ``name``, ``row`` (the label of the row) and,
+        optionally, ``subset``, which frames the image in its colour.
+    columns : int
+        Images a row at most; further ones are left out.
+    """
+    _require(examples, "image", "name", "row")
+    rows = list(dict.fromkeys(examples["row"]))
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(7.2, (7.0 / columns + 0.45) * len(rows) + 0.25), squeeze=False
+    )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for line, label in zip(axes, rows, strict=True):
+        shown = examples[examples["row"] == label].head(columns)
+        line[0].set_title(pretty(label), fontsize=9, pad=5)
+        for axis, (_, example) in zip(line, shown.iterrows(), strict=False):
+            axis.set_axis_on()
+            axis.imshow(np.asarray(example["image"]), interpolation="lanczos")
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(_wrapped(_plain(example["name"]), 14), fontsize=7.5, labelpad=2.5)
+            subset = example.get("subset")
+            for spine in axis.spines.values():
+                spine.set(visible=True, color=SUBSET_COLOURS.get(subset, RULE))
+                spine.set(linewidth=1.6 if subset in SUBSETS else 0.7)
+                spine.set(linestyle=(0, (3, 1.5)) if subset == "oop" else "-")
+    if "subset" in examples and set(examples["subset"]) == set(SUBSETS):
+        handles = [
+            Line2D([], [], color=SUBSET_COLOURS[s], lw=1.6, ls="--" if s == "oop" else "-")
+            for s in SUBSETS
+        ]
+        figure.legend(handles, list(SUBSETS.values()), loc="outside upper right", ncols=2)
+    return figure
+
+
+@_styled
+def tsne_scatter(points: pd.DataFrame, label_classes: int = 24) -> Figure:
+    """Images in the plane, one panel a map: OOP classes in colour, IP in grey (Figure 3).
+
+    Parameters
+    ----------
+    points : DataFrame
+        ``x``, ``y``, ``subset``, ``name`` (the class), ``panel`` (title of the panel).
+    label_classes : int
+        OOP classes are named at their centre in the first panel if there are at most so many.
+    """
+    _require(points, "x", "y", "subset", "name", "panel")
+    panels = list(dict.fromkeys(points["panel"]))
+    classes = list(dict.fromkeys(points.loc[points["subset"] == "oop", "name"]))
+    colours = [c for name, c in OKABE_ITO.items() if name != "yellow"]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.7), squeeze=False)
+    for number, (axis, panel) in enumerate(zip(axes[0], panels, strict=True)):
+        here = points[points["panel"] == panel]
+        grey = here[here["subset"] == "ip"]
+        axis.scatter(grey["x"], grey["y"], s=9, c="#C4C4C4", linewidths=0, rasterized=True)
+        texts = []
+        for i, name in enumerate(classes):
+            own = here[(here["name"] == name) & (here["subset"] == "oop")]
+            # 7 colours and 12 markers have no common factor: 84 classes stay apart.
+            colour, marker = colours[i % len(colours)], _MARKERS[i % len(_MARKERS)]
+            axis.scatter(
+                own["x"],
+                own["y"],
+                s=15,
+                c=colour,
+                marker=marker,
+                linewidths=0.3,
+                edgecolors="white",
+                rasterized=True,
+            )
+            if number == 0 and len(classes) <= label_classes and len(own):
+                middle = own[["x", "y"]].median()
+                texts.append(axis.text(*middle, _plain(name), fontsize=7, ha="center", va="center"))
+                texts[-1].set_path_effects([patheffects.withStroke(linewidth=2.2, foreground="w")])
+        axis.set(xticks=[], yticks=[], title=_plain(panel))
+        axis.margins(0.04)
+        axis.set_aspect("equal", adjustable="datalim")
+        for spine in axis.spines.values():
+            spine.set(visible=True, color=RULE)
+        _spread(figure, axis, texts)
+        if len(grey):
+            note = f"grey: {grey['name'].nunique()} IP classes"
+            axis.set_xlabel(note, fontsize=8, color=FAINT, loc="left")
+    return figure
+
+
+@_styled
+def subset_bars(
+    table: pd.DataFrame,
+    ylabel: str = "accuracy (%)",
+    published: pd.DataFrame | None = None,
+    published_label: str = "published, LAION-Beyond",
+) -> Figure:
+    """IP beside OOP in each domain, with intervals and chance (Table 1 and Figure 4).
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``domain``, ``subset``, ``value``; optionally ``low`` and ``high`` (ends of the
+        interval) and ``chance``. All in percent. A domain called "Mean" is set apart.
+    ylabel : str
+        What is measured.
+    published : DataFrame, optional
+        ``domain``, ``subset``, ``value``: drawn as diamonds over our bars, for the domains
+        that both have.
+    published_label : str
+        Words for the legend.
+    """
+    _require(table, "domain", "subset", "value")
+    domains = list(dict.fromkeys(table["domain"]))
+    places = np.arange(len(domains), dtype=float)
+    places[[domain.lower() in ("mean", "average") for domain in domains]] += 0.35
+    figure, axis = plt.subplots(figsize=(max(3.2, 1.0 + 0.66 * len(domains)), 3.0))
+    has_chance = "chance" in table and table["chance"].notna().any()
+    for side, subset in ((-0.2, "ip"), (0.2, "oop")):
+        ours = table[table["subset"] == subset].set_index("domain").reindex(domains)
+        x = places + side
+        axis.bar(x, ours["value"], 0.38, **_bar_style(subset))
+        _intervals(axis, x, ours)
+        if has_chance:
+            axis.hlines(
+                ours["chance"], x - 0.19, x + 0.19, color=INK, lw=1.3, zorder=5, path_effects=_HALO
+            )
+        if published is not None:
+            _require(published, "domain", "subset", "value")
+            theirs = published[published["subset"] == subset].set_index("domain")["value"]
+            axis.scatter(
+                x,
+                theirs.reindex(domains),
+                s=26,
+                marker="D",
+                facecolors="white",
+                edgecolors=INK,
+                linewidths=1.0,
+                zorder=6,
+                clip_on=False,
+            )
+    axis.set_xticks(places, [_wrapped(pretty(domain), 9) for domain in domains])
+    axis.tick_params(axis="x", length=0)
+    axis.set_ylabel(ylabel)
+    axis.set_ylim(bottom=min(0, float(table["value"].min()) * 1.1))
+    axis.grid(axis="y")
+    axis.margins(x=0.015)
+    extra: list[tuple[Any, str]] = []
+    if has_chance:
+        extra.append((Line2D([], [], color=INK, lw=1.3), "chance"))
+    if published is not None:
+        diamond = Line2D([], [], ls="", marker="D", mfc="white", mec=INK, ms=5)
+        extra.append((diamond, published_label))
+    _subset_legend(figure, extra)
+    return figure
+
+
+@_styled
+def accuracy_over_shots(
+    table: pd.DataFrame,
+    methods: Sequence[str] | None = None,
+    ylabel: str = "accuracy on OOP names (%)",
+    columns: int = 3,
+) -> Figure:
+    """Accuracy against shots, a line a method with its interval as a band (Figure 5).
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``method``, ``shots``, ``value``; optionally ``low``, ``high``, and ``domain`` for one
+        panel each. In percent. Rows of 0 shots are drawn as a level line.
+    methods : sequence of str, optional
+        Methods in the order of importance; the first is drawn strongest.
+    ylabel : str
+        What is measured.
+    columns : int
+        Panels a row.
+    """
+    _require(table, "method", "shots", "value")
+    methods = list(methods or dict.fromkeys(table["method"]))
+    looks = line_styles(methods)
+    for method in methods:
+        if (table.loc[table["method"] == method, "shots"] == 0).all():
+            looks[method] |= {"marker": "", "ls": (0, (4, 2))}
+    panels = list(dict.fromkeys(table["domain"])) if "domain" in table else [None]
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    width = 4.6 if len(panels) == 1 else 2.4 * columns
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(width, 3.2 if rows == 1 else 1.95 * rows + 0.45),
+        sharex=True,
+        squeeze=False,
+    )
+    ticks = sorted(table.loc[table["shots"] > 0, "shots"].unique())
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        here = table if panel is None else table[table["domain"] == panel]
+        ends = _method_lines(axis, here, methods, looks, ticks)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [str(int(tick)) for tick in ticks])
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        axis.grid(axis="y")
+        axis.set_title("" if panel is None else pretty(panel))
+        if len(panels) == 1:
+            _end_labels(axis, ends, looks)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis in axes.flat[: len(panels)][-columns:]:
+        axis.tick_params(labelbottom=True)
+    figure.supxlabel("shots (images per class)", fontsize=9)
+    figure.supylabel(ylabel, fontsize=9)
+    if len(panels) > 1:
+        handles = [Line2D([], [], **looks[method], lw=1.6) for method in methods]
+        figure.legend(
+            handles,
+            list(map(_plain, methods)),
+            loc="outside upper center",
+            ncols=min(len(methods), 6),
+            columnspacing=1.4,
+            handlelength=2.2,
+        )
+    return figure
+
+
+@_styled
+def joint_plane(table: pd.DataFrame, title: str = "") -> Figure:
+    """Methods in the plane of IP and OOP accuracy over the joint vocabulary, with curves of H.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``method``, ``ip``, ``oop``; optionally ``ip_low``, ``ip_high``, ``oop_low``,
+        ``oop_high``; all in percent. With ``shots``, the points of a method are joined in
+        their order and the number of shots stands beside them.
+    title : str
+        Title of the panel.
+    """
+    _require(table, "method", "ip", "oop")
+    methods = list(dict.fromkeys(table["method"]))
+    looks = line_styles(methods)
+    columns = [c for c in ("ip", "oop", "ip_high", "oop_high") if c in table]
+    top = min(100.0, 10 * np.ceil(float(np.nanmax(table[columns].to_numpy())) / 10 + 0.2))
+    figure, axis = plt.subplots(figsize=(4.4, 4.2))
+    axis.set(xlim=(0, top), ylim=(0, top), aspect="equal", title=_plain(title))
+    _harmonic_curves(axis, top)
+    axis.plot([0, top], [0, top], color=RULE, lw=0.8, ls=(0, (2, 3)), zorder=0)
+    for method in methods:
+        own = table[table["method"] == method]
+        if "shots" in own:
+            own = own.sort_values("shots")
+        colour = looks[method]["color"]
+        for end, other, draw in (("ip", "oop", axis.hlines), ("oop", "ip", axis.vlines)):
+            if f"{end}_low" in own:
+                draw(own[other], own[f"{end}_low"], own[f"{end}_high"], color=colour, lw=1.1)
+        axis.plot(own["ip"], own["oop"], **looks[method], ms=7, lw=1.1)
+        if "shots" in own and len(own) > 1:
+            for _, row in own.iterrows():
+                axis.annotate(
+                    f"{int(row['shots'])}",
+                    (row["ip"], row["oop"]),
+                    (5, -8),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=FAINT,
+                )
+        last = own.iloc[-1]
+        left = last["ip"] > 0.62 * top
+        text = axis.annotate(
+            _plain(method),
+            (last["ip"], last["oop"]),
+            (-8 if left else 8, 4),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="bottom",
+            color=_dark(colour),
+            fontsize=8.5,
+            fontweight="bold",
+        )
+        text.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="w")])
+    axis.set_xlabel("accuracy on IP images, joint vocabulary (%)")
+    axis.set_ylabel("accuracy on OOP images, joint vocabulary (%)")
+    return figure
+
+
+def save(
+    figure: Figure, path: str | os.PathLike[str], formats: Iterable[str] = ("png", "pdf")
+) -> list[Path]:
+    """Paths of the files written: the figure at 300 dots an inch, in each format.
+
+    Parameters
+    ----------
+    figure : Figure
+    path : path
+        Without suffix; its folder is made. A file is written whole or not at all.
+    formats : iterable of str
+        Such as "png", "pdf", "svg".
+    """
+    stem = Path(path)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix in formats:
+        target = stem.with_name(f"{stem.name}.{suffix}")
+        draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        try:
+            with plt.rc_context(_STYLE):
+                figure.savefig(draft, format=suffix, bbox_inches="tight", pad_inches=0.04)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+        written.append(target)
+    return written
+
+
+def line_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and dash of each method: the same in every figure for those of the paper."""
+    methods = list(methods)
+    known = {method: _METHODS[method.lower()] for method in methods if method.lower() in _METHODS}
+    free = [look for look in _METHODS.values() if look not in known.values()]
+    free += [(colour, marker) for marker in "<>hp*" for colour in OKABE_ITO]
+    styles = {}
+    for method in methods:
+        colour, marker = known[method] if method in known else free.pop(0)
+        styles[method] = {
+            "color": OKABE_ITO.get(colour, colour),
+            "marker": marker,
+            "ls": "-",
+            "mec": "white",
+            "mew": 0.6,
+        }
+    return styles
+
+
+def pretty(domain: str) -> str:
+    """Domain as a reader writes it: "Insects_Spiders" is "Insects & Spiders"."""
+    spaced = "".join(
+        f" {c}" if i and c.isupper() and str(domain)[i - 1].islower() else c
+        for i, c in enumerate(str(domain))
+    )
+    return _plain(spaced.replace("_", " & "))
+
+
+def _method_lines(
+    axis: Axes,
+    table: pd.DataFrame,
+    methods: Sequence[str],
+    looks: dict[str, dict[str, Any]],
+    ticks: Sequence[float],
+) -> dict[str, float]:
+    """Draw each method's line and band; the heights at which they end, by method."""
+    ends = {}
+    for rank, method in reversed(list(enumerate(methods))):
+        own = table[table["method"] == method].sort_values("shots")
+        level, tuned = own[own["shots"] == 0], own[own["shots"] > 0]
+        look = looks[method]
+        if len(level) and not len(tuned):
+            axis.axhline(level["value"].iloc[0], color=look["color"], ls=look["ls"], lw=1.2)
+            ends[method] = float(level["value"].iloc[0])
+        if not len(tuned):
+            continue
+        if "low" in tuned:
+            axis.fill_between(
+                tuned["shots"], tuned["low"], tuned["high"], color=look["color"], alpha=0.16, lw=0
+            )
+        strong = rank == 0
+        axis.plot(
+            tuned["shots"],
+            tuned["value"],
+            **look,
+            lw=2.2 if strong else 1.4,
+            ms=6 if strong else 5,
+            zorder=3 + strong,
+            clip_on=False,
+        )
+        ends[method] = float(tuned["value"].iloc[-1])
+    axis.set_xlim(min(ticks) / 1.15, max(ticks) * 1.15)
+    return ends
+
+
+def _end_labels(axis: Axes, ends: dict[str, float], looks: dict[str, dict[str, Any]]) -> None:
+    """Name each line at its right end, moved apart where lines end close together."""
+    low, high = axis.get_ylim()
+    gap = (high - low) * 0.062
+    order = sorted(ends, key=lambda method: ends[method])
+    heights = _apart([ends[method] for method in order], gap)
+    for method, height in zip(order, heights, strict=True):
+        axis.annotate(
+            _plain(method),
+            (1.0, height),
+            (7, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            fontweight="bold",
+            color=_dark(looks[method]["color"]),
+            annotation_clip=False,
+        )
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights, moved as little as possible to lie `gap` apart (pool, then spread)."""
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and _bottom(groups[-1], gap) < _bottom(groups[-2], gap) + gap * len(
+            groups[-2]
+        ):
+            upper = groups.pop()
+            groups[-1] += upper
+    return [_bottom(group, gap) + gap * i for group in groups for i in range(len(group))]
+
+
+def _bottom(group: Sequence[float], gap: float) -> float:
+    return float(np.mean(group)) - gap * (len(group) - 1) / 2
+
+
+def _spread(figure: Figure, axis: Axes, texts: Sequence[Any], rounds: int = 80) -> None:
+    """Push overlapping labels apart, a little at a time, in place."""
+    if not texts:
+        return
+    figure.draw_without_rendering()
+    boxes = np.array([axis.transData.inverted().transform(t.get_window_extent()) for t in texts])
+    half = (boxes[:, 1] - boxes[:, 0]) / 2 * [1.02, 1.1]
+    home = np.array([text.get_position() for text in texts])
+    place = home + np.linspace(-1e-3, 1e-3, len(texts))[:, None] * half
+    for _ in range(rounds):
+        apart = place[:, None] - place[None]
+        over = half[:, None] + half[None] - np.abs(apart)
+        clash = (over > 0).all(axis=2) & ~np.eye(len(texts), dtype=bool)
+        if not clash.any():
+            break
+        # Labels are wide and low: moving them up or down is the shorter way.
+        push = np.where(clash, np.sign(apart[..., 1]) * over[..., 1], 0).sum(axis=1)
+        place[:, 1] += 0.35 * push
+    low, high = axis.get_ylim()
+    place[:, 1] = place[:, 1].clip(low + half[:, 1], high - half[:, 1])
+    for text, position in zip(texts, place, strict=True):
+        text.set_position(position)
+
+
+def _harmonic_curves(axis: Axes, top: float) -> None:
+    for level in np.arange(10, top, 10):
+        edge = level * top / (2 * top - level)
+        x = np.geomspace(edge, top, 200)
+        axis.plot(x, level * x / (2 * x - level), color=RULE, lw=0.8, zorder=0)
+        axis.text(top * 1.012, edge, f"H {level:.0f}", fontsize=7.5, color=FAINT, va="center")
+
+
+def _intervals(axis: Axes, x: np.ndarray, rows: pd.DataFrame) -> None:
+    if "low" not in rows or rows["low"].isna().all():
+        return
+    axis.vlines(x, rows["low"], rows["high"], color=INK, lw=1.1, zorder=3, path_effects=_HALO)
+
+
+def _bar_style(subset: str) -> dict[str, Any]:
+    hatch = SUBSET_HATCHES[subset]
+    return {
+        "facecolor": SUBSET_COLOURS[subset],
+        "hatch": hatch,
+        "edgecolor": "white" if hatch else SUBSET_COLOURS[subset],
+        "linewidth": 0,
+    }
+
+
+def _subset_legend(figure: Figure, extra: Sequence[tuple[Any, str]] = ()) -> None:
+    handles = [(Patch(**_bar_style(subset)), words) for subset, words in SUBSETS.items()]
+    shown = [*handles, *extra]
+    figure.legend(
+        [handle for handle, _ in shown],
+        [words for _, words in shown],
+        loc="outside upper left",
+        ncols=len(shown),
+        columnspacing=1.4,
+        handlelength=1.6,
+    )
+
+
+def _dark(colour: str) -> str:
+    """The colour at a luminance that reads as text on white."""
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    luminance = float(rgb @ [0.2126, 0.7152, 0.0722])
+    rgb = rgb * min(1.0, 0.38 / max(luminance, 1e-6))
+    return "#" + "".join(f"{round(255 * c):02x}" for c in rgb)
+
+
+def _plain(text: Any) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return str(text).replace("$", r"\$")
+
+
+def _wrapped(text: Any, width: int) -> str:
+    lines = [""]
+    for word in str(text).split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+def _at(column: pd.Series, key: Any) -> float:
+    return float(column.get(key, 0))
+
+
+def _require(table: pd.DataFrame, *columns: str) -> None:
+    missing = [column for column in columns if column not in table]
+    if missing or not len(table):
+        has = ", ".join(map(str, table.columns)) or "nothing"
+        raise ValueError(
+            f"the table needs rows with the columns {', '.join(columns)}; it has "
+            f"{len(table)} rows of {has}"
+        )

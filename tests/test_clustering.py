@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from lbutils import clustering
+
+
+def brute_force(true, pred):
+    """Best share over all one-to-one maps of clusters to classes, by trying each."""
+    classes, clusters = sorted(set(true)), sorted(set(pred))
+    size = max(len(classes), len(clusters))
+    classes += [None] * (size - len(classes))
+    best = 0
+    for order in permutations(classes):
+        match = dict(zip(clusters, order, strict=False))
+        best = max(best, sum(match[p] == t for t, p in zip(true, pred, strict=True)))
+    return best / len(true)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=25))
+def test_accuracy_equals_brute_force(pairs):
+    true, pred = zip(*pairs, strict=True)
+    assert clustering.clustering_accuracy(true, pred) == pytest.approx(brute_force(true, pred))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_accuracy_equals_scipy_on_random_labelings(seed):
+    rng = np.random.default_rng(seed)
+    true, pred = rng.integers(0, 40, 500), rng.integers(0, 30, 500)
+    counts = np.array([[np.sum((true == c) & (pred == k)) for c in range(40)] for k in range(30)])
+    rows, columns = linear_sum_assignment(-counts)
+    assert clustering.clustering_accuracy(true, pred) == counts[rows, columns].sum() / 500
+
+
+def test_accuracy_takes_any_labels_and_ignores_their_names():
+    true = ["ant", "ant", "bee", "bee", "<cat>"]
+    assert clustering.clustering_accuracy(true, [7, 7, -1, -1, 3]) == 1.0
+    assert clustering.clustering_accuracy(true, [0, 0, 0, 0, 0]) == 0.4
+    for bad in ([], [1]):
+        with pytest.raises(ValueError, match="one of each"):
+            clustering.clustering_accuracy(bad, [])
+
+
+@pytest.fixture
+def clouds():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 12)
+    return np.eye(8)[labels] + 0.05 * rng.normal(size=(48, 8)), labels
+
+
+def test_separate_clouds_are_found(clouds):
+    features, labels = clouds
+    report = clustering.clustering_report(features, labels)
+    assert report["accuracy"] == report["nmi"] == report["ari"] == 1.0
+    assert report["silhouette"] > 0.8 and report["margin"] > 0.8
+    shuffled = clustering.clustering_report(features, np.roll(labels, 6))
+    assert shuffled["accuracy"] < 0.7 and shuffled["margin"] < 0.1
+
+
+def test_kmeans_is_deterministic_and_ignores_length(clouds):
+    features, _ = clouds
+    lengths = np.linspace(1, 9, len(features))[:, None]
+    first = clustering.kmeans(features, 4, seed=3)
+    assert np.array_equal(first, clustering.kmeans(features, 4, seed=3))
+    assert clustering.clustering_accuracy(first, clustering.kmeans(features * lengths, 4)) == 1.0
+    with pytest.raises(ValueError, match="between 1 and N"):
+        clustering.kmeans(features, 49)
+
+
+def test_margin_equals_a_plain_loop():
+    rng = np.random.default_rng(1)
+    features, labels = rng.normal(size=(20, 6)), rng.integers(0, 3, 20)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    expected = []
+    for i, label in enumerate(labels):
+        own = unit[(labels == label) & (np.arange(20) != i)].sum(0)
+        others = [cosine(unit[i], unit[labels == c].sum(0)) for c in range(3) if c != label]
+        expected.append(cosine(unit[i], own) - max(others))
+    assert np.allclose(clustering.separation_margin(features, labels), expected)
+
+
+def test_margin_of_a_class_of_one_is_undefined():
+    margins = clustering.separation_margin(np.eye(3), [0, 0, 1])
+    assert np.isnan(margins[2]) and np.isfinite(margins[:2]).all()
+    with pytest.raises(ValueError, match="two classes"):
+        clustering.separation_margin(np.eye(3), [0, 0, 0])
+    one = clustering.clustering_report(np.eye(3), [0, 0, 0])
+    assert one["accuracy"] == 1.0 and np.isnan(one["margin"]) and np.isnan(one["silhouette"])
+
+
+def test_tsne_keeps_separate_clouds_apart(clouds):
+    features, labels = clouds
+    plane = clustering.tsne(features, seed=1)
+    assert plane.shape == (48, 2)
+    assert np.array_equal(plane, clustering.tsne(features, seed=1))
+    distances = np.linalg.norm(plane[:, None] - plane[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert (labels[distances.argmin(1)] == labels).all()
+    with pytest.raises(ValueError, match="at least 4"):
+        clustering.tsne(features[:3])

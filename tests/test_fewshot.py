@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lbutils import fewshot, names
+from lbutils.fewshot import NameLearner, both_ways, multi_positive_loss, swap_contexts
+from lbutils.prompts import fill, slots, take_out
+
+
+def digest(model):
+    """SHA-256 over every parameter and buffer, bit by bit."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def plain_loss(logits, positives):
+    """The released loss as loops over the batch."""
+    rows = []
+    for row, right in zip(logits.tolist(), positives.tolist(), strict=True):
+        exps = torch.tensor(row, dtype=torch.float64).exp()
+        share = sum(float(e) for e, r in zip(exps, right, strict=True) if r) / float(exps.sum())
+        rows.append(-torch.tensor(share + 1e-10).log().item())
+    return sum(rows) / len(rows)
+
+
+def test_multi_positive_loss_equals_a_plain_loop():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(7, 5, generator=generator)
+    positives = torch.rand(7, 5, generator=generator) < 0.4
+    positives[0] = False
+    found = float(multi_positive_loss(logits, positives))
+    assert found == pytest.approx(plain_loss(logits, positives), rel=1e-5)
+    ways = plain_loss(logits, positives) + plain_loss(logits.T, positives.T)
+    assert float(both_ways(logits, positives)) == pytest.approx(ways / 2, rel=1e-5)
+
+
+def test_one_positive_a_row_is_cross_entropy():
+    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    expected = F.cross_entropy(logits, torch.arange(6))
+    assert float(multi_positive_loss(logits, torch.eye(6, dtype=torch.bool))) == pytest.approx(
+        float(expected), rel=1e-5
+    )
+
+
+def test_contexts_come_from_other_classes():
+    labels = torch.tensor([0, 0, 1, 2, 2, 2])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([swap_contexts(labels, generator) for _ in range(200)])
+    assert (labels[drawn] != labels).all()
+    for sample, label in enumerate(labels):
+        assert set(drawn[:, sample].tolist()) == set((labels != label).nonzero()[:, 0].tolist())
+    alone = swap_contexts(torch.zeros(3, dtype=torch.long), generator)
+    assert alone.tolist() == [0, 1, 2]
+
+
+def test_first_loss_equals_the_objective_written_out(tiny_encoder, captioned_images, image_views):
+    """Half name term plus half caption term, prompts built as text, no shared machinery."""
+    split, views = captioned_images, image_views[:1]
+    learner = NameLearner(tiny_encoder, templates="a {name}", steps=1, seed=3)
+    learner.fit(split, views)
+
+    generator = torch.Generator().manual_seed(3)
+    order = torch.randperm(len(split), generator=generator)
+    torch.randperm(1, generator=generator)
+    torch.randint(1, (1,), generator=generator)
+    labels, images = torch.tensor(split.labels)[order], views[0][order]
+    swapped = order[swap_contexts(labels, generator)]
+    captions = []
+    for label, other in zip(labels.tolist(), swapped.tolist(), strict=True):
+        before, after = take_out(split.captions[other], split.names[split.labels[other]])
+        captions.append(before + split.names[label] + after)
+    prompts = tiny_encoder.encode_text([fill("a {name}", name) for name in split.names])
+    scale = tiny_encoder.logit_scale
+    classes = scale * images @ prompts.T
+    texts = scale * images @ tiny_encoder.encode_text(captions).T
+    right = labels[:, None] == torch.arange(len(split.names))
+    same = labels[:, None] == labels
+    expected = sum(
+        plain_loss(s, m) + plain_loss(s.T, m.T) for s, m in ((classes, right), (texts, same))
+    )
+    assert learner.history_[0] == pytest.approx(expected / 4, rel=1e-4)
+
+
+ABLATIONS = [
+    {},
+    {"name_weight": 0.0},
+    {"caption_weight": 0.0},
+    {"name_weight": 0.0, "swap": False, "info_nce": True},
+    {"init": "random"},
+    {"init": 4},
+    {"optimizer": "sgd", "lr": 0.5, "batch_size": 4},
+]
+
+
+@pytest.mark.parametrize("changes", ABLATIONS, ids=str)
+def test_names_are_learned_and_only_their_rows_move(
+    changes, tiny_encoder, captioned_images, image_views
+):
+    before = digest(tiny_encoder.model)
+    settings = {"lr": 0.05, "steps": 40, **changes}
+    start = NameLearner(tiny_encoder, **{**settings, "lr": 0.0, "steps": 1})
+    start.fit(captioned_images, image_views)
+    learner = NameLearner(tiny_encoder, **settings).fit(captioned_images, image_views)
+    assert digest(tiny_encoder.model) == before
+    assert all(p.grad is None for p in tiny_encoder.model.parameters())
+    moved = learner.embeddings_.rows.detach() - start.embeddings_.rows.detach()
+    assert (moved.abs().amax(1) > 1e-4).all(), "every row of every name must have moved"
+    assert sum(learner.history_[-5:]) < sum(learner.history_[:5])
+    right = (learner.predict(image_views[1]) == captioned_images.labels).mean()
+    assert right > (start.predict(image_views[1]) == captioned_images.labels).mean()
+    assert learner.classifier_.shape == (5, 32)
+    assert list(learner.names_) == list(captioned_images.names)
+
+
+def test_the_same_seed_gives_the_same_bits(tiny_encoder, captioned_images, image_views):
+    runs = [
+        NameLearner(tiny_encoder, steps=5, seed=seed).fit(captioned_images, image_views)
+        for seed in (1, 1, 2)
+    ]
+    assert runs[0].history_ == runs[1].history_ != runs[2].history_
+    assert torch.equal(runs[0].classifier_, runs[1].classifier_)
+
+
+def test_both_text_forwards_leave_the_same_trace(
+    monkeypatch, tiny_encoder, captioned_images, image_views
+):
+    fast = NameLearner(tiny_encoder, steps=6, lr=0.05).fit(captioned_images, image_views)
+    monkeypatch.setattr(names, "_is_causal", lambda model, frame: False)
+    plain = NameLearner(tiny_encoder, steps=6, lr=0.05).fit(captioned_images, image_views)
+    assert fast.history_ == pytest.approx(plain.history_, rel=1e-4)
+    assert torch.allclose(fast.classifier_, plain.classifier_, atol=1e-4)
+
+
+def test_negatives_are_wrong_answers_to_images_only(tiny_encoder, captioned_images, image_views):
+    settings = {"caption_weight": 0.0, "steps": 1, "templates": "a {name}"}
+    plain = NameLearner(tiny_encoder, **settings).fit(captioned_images, image_views)
+    far = NameLearner(tiny_encoder, negatives=-image_views[0], **settings)
+    near = NameLearner(tiny_encoder, negatives=image_views[0], **settings)
+    assert near.fit(captioned_images, image_views).history_[0] > plain.history_[0] + 0.1
+    assert far.fit(captioned_images, image_views).history_[0] < near.history_[0]
+
+
+def test_captions_without_their_name_are_counted(tiny_encoder, captioned_images, image_views):
+    captions = list(captioned_images.captions)
+    captions[0], captions[4] = "something red-pandaish", None
+    split = dataclasses.replace(captioned_images, captions=tuple(captions))
+    learner = NameLearner(tiny_encoder, steps=1, templates="the {name}").fit(split, image_views)
+    assert learner.captions_without_name_ == 1
+    tokenizer = tiny_encoder.tokenizer
+    keys = learner.embeddings_._keys
+    before = slots("the {name}").before
+    assert (tuple(tokenizer.encode(before)), ()) in keys
+    assert (tuple(tokenizer.encode(before)), tuple(tokenizer.encode(captions[0]))) in keys
+
+
+def test_a_moving_or_trainable_encoder_is_noticed(make_encoder, captioned_images, image_views):
+    encoder = make_encoder()
+    encoder.model.ln_final.weight.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="must be frozen"):
+        NameLearner(encoder, steps=1).fit(captioned_images, image_views)
+    encoder.model.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="encoder moved"), fewshot.Frozen(encoder.model):
+        encoder.model.ln_final.weight.mul_(1.0)
+
+
+def test_released_constants(tiny_encoder):
+    learner = NameLearner.released(tiny_encoder, "animal", shots=16, n_classes=92)
+    assert learner.batch_size == 368 and learner.steps == 800 and learner.warmup_epochs == 1
+    assert learner.lr == pytest.approx(368 / 128 * 2e-4)
+    assert (learner.templates, learner.optimizer, learner.views) == ("released", "sgd", 200)
+    one = NameLearner.released(tiny_encoder, "animal", 1, 92, swap=False)
+    assert one.steps == 200 and one.batch_size == 92 and not one.swap
+
+
+def test_schedule():
+    rates = [fewshot.schedule(epoch, 200, 0.1, 1) for epoch in range(200)]
+    assert rates[0] == 1e-5 and rates[1] == pytest.approx(0.1, rel=1e-3) and rates[-1] < 1e-5
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"name_weight": 0, "caption_weight": 0}, "nor both 0"),
+        ({"steps": 0}, "at least 1"),
+        ({"optimizer": "adamw"}, "'adam' or 'sgd'"),
+        ({"init": "lm"}, "choose 'clip'"),
+    ],
+)
+def test_wrong_settings(settings, words, tiny_encoder, captioned_images, image_views):
+    with pytest.raises(ValueError, match=words):
+        NameLearner(tiny_encoder, **settings).fit(captioned_images, image_views)
+
+
+def test_wrong_features(tiny_encoder, captioned_images, image_views):
+    with pytest.raises(ValueError, match="expected \\(views, 15, D\\)"):
+        NameLearner(tiny_encoder).fit(captioned_images, image_views[0])

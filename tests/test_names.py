@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lbutils.names import CausalText, NameEmbeddings, Names, SubstitutedText, text_forward
+from lbutils.prompts import fill
+
+NAMES = ["red panda", "axolotl", "a{x}b", "<b>ant</b>", "犬", "hammerhead shark of the sea"]
+# No punctuation at the slot: with "<b>ant</b>," the whole would merge the two (test_prompts.py).
+TEMPLATES = ["a {name}", "a drawing of a {name} as {hint}."]
+KINDS = {
+    "clip": {"kind": "clip"},
+    "quick layer scale": {"kind": "clip", "ls_init_value": 0.5},
+    "custom text": {"kind": "custom"},
+    "custom text, eos": {"kind": "custom", "pool_type": "eos", "eos_id": 49407},
+    "custom text, projection bias": {"kind": "custom", "proj_bias": True},
+    "no causal mask": {"kind": "custom", "no_causal_mask": True, "pool_type": "last"},
+    "class token": {"kind": "custom", "embed_cls": True},
+    "normed queries": {"kind": "custom", "qk_norm": True},
+}
+CAUSAL = [
+    "clip",
+    "quick layer scale",
+    "custom text",
+    "custom text, eos",
+    "custom text, projection bias",
+]
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def encoder(request, make_encoder):
+    made = make_encoder(**KINDS[request.param])
+    made.is_causal = request.param in CAUSAL
+    return made
+
+
+def plain_features(encoder, template):
+    """Features by the model's own encode_text."""
+    ids = encoder.tokenize([fill(template, name, "animal") for name in NAMES])
+    return F.normalize(encoder.model.encode_text(ids), dim=-1)
+
+
+def test_the_forward_follows_from_what_the_tower_can_do(encoder):
+    expected = CausalText if encoder.is_causal else SubstitutedText
+    assert type(text_forward(encoder)) is expected
+
+
+def test_start_equals_encode_text(encoder):
+    names = NameEmbeddings(encoder, NAMES, TEMPLATES, "animal")
+    expected = F.normalize(sum(plain_features(encoder, t) for t in TEMPLATES), dim=-1)
+    assert torch.allclose(names(), expected, atol=1e-5)
+
+
+def test_gradients_equal_those_of_the_embedding(encoder):
+    """A name's rows get the gradient that the model's token embedding would get for its pieces."""
+    weights = torch.randn(len(NAMES), 32, generator=torch.Generator().manual_seed(1))
+    table = next(m for n, m in encoder.model.named_modules() if n.endswith("token_embedding"))
+    for i, name in enumerate(NAMES[:3]):
+        names = NameEmbeddings(encoder, [name], TEMPLATES[0])
+        (names() * weights[i]).sum().backward()
+        table.weight.requires_grad_(True)
+        ids = encoder.tokenize([fill(TEMPLATES[0], name)])
+        (F.normalize(encoder.model.encode_text(ids), dim=-1) * weights[i]).sum().backward()
+        pieces = encoder.tokenizer.encode(name)
+        expected, table.weight.grad = table.weight.grad[pieces], None
+        table.weight.requires_grad_(False)
+        apart = [p not in encoder.tokenizer.encode("a") and pieces.count(p) == 1 for p in pieces]
+        assert torch.allclose(names.rows.grad[apart], expected[apart], atol=1e-5, rtol=1e-4)
+        assert any(apart)
+
+
+def test_both_forwards_agree_away_from_the_start(tiny_encoder):
+    pairs = [(0, 1), (1, 0), (2, 5), (0, 1), (3, 3), (1, 5)]
+    contexts = [("seen by me: ", " at night, again"), ("", "")]
+    found, gradients = [], []
+    for forward in (CausalText(tiny_encoder), SubstitutedText(tiny_encoder)):
+        names = NameEmbeddings(tiny_encoder, NAMES, TEMPLATES, "animal", forward=forward)
+        assert names.add_contexts(contexts) == [2, 3]
+        before = names()
+        noise = torch.randn(names.rows.shape, generator=torch.Generator().manual_seed(2))
+        names.rows.data += 0.3 * noise
+        features = names.features(pairs)
+        weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(3))
+        ((features * weights).sum() + names()[:, 0].sum()).backward()
+        found.append((before, features, names()))
+        gradients.append(names.rows.grad)
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.allclose(*gradients, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found[0][0], found[0][2], atol=1e-2)
+    assert all(torch.equal(features[0], features[3]) for _, features, _ in found)
+
+
+def test_sheets_stay_valid_when_longer_prefixes_come(tiny_encoder):
+    names = NameEmbeddings(tiny_encoder, NAMES[:2], "a {name}")
+    before = names()
+    names.caption_features([("one two three four five six seven eight ", "")], [0])
+    assert torch.equal(names(), before)
+
+
+def test_caption_features_equal_encode_text(tiny_encoder):
+    names = NameEmbeddings(tiny_encoder, ["red panda", "ant"], "a {name}")
+    found = names.caption_features([("the ", " sleeps"), ("oh, an ", "!")], [0, 1])
+    expected = tiny_encoder.encode_text(["the red panda sleeps", "oh, an ant!"])
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_the_name_stays_whole_in_a_long_caption(tiny_encoder):
+    names = NameEmbeddings(tiny_encoder, ["red panda", "ant"], "a {name}")
+    [number] = names.add_contexts([("word " * 40, " tail" * 40)])
+    codes = names.codes(number, 0)
+    assert len(codes) == 16
+    assert [code for code in codes if code < 0] == [-1, -2]
+
+
+def test_long_names_and_templates(tiny_encoder):
+    long = "antidisestablishmentarianism of " * 9
+    names = NameEmbeddings(tiny_encoder, [long, "ant"], "a {name}")
+    assert torch.allclose(names()[0], tiny_encoder.encode_text([f"a {long}"])[0], atol=1e-5)
+    with pytest.raises(ValueError, match="no room"):
+        NameEmbeddings(tiny_encoder, ["ant"], "word " * 20 + "{name}")
+
+
+def test_rows_are_own_copies_and_inits_differ(tiny_encoder):
+    names = NameEmbeddings(tiny_encoder, ["red panda", "red fox"], "a {name}")
+    assert names.spans == [(0, 2), (2, 4)]
+    assert torch.equal(names.rows[0], names.rows[2])
+    random = NameEmbeddings(tiny_encoder, ["red panda", "red fox"], init="random", seed=1)
+    again = NameEmbeddings(tiny_encoder, ["red panda", "red fox"], init="random", seed=1)
+    assert torch.equal(random.rows, again.rows) and random.rows.shape == names.rows.shape
+    assert not torch.equal(random.rows[0], random.rows[2])
+    assert NameEmbeddings(tiny_encoder, ["red panda", "ant"], init=4).spans == [(0, 4), (4, 8)]
+    for bad in ("clap", 0, 99):
+        with pytest.raises(ValueError, match="init="):
+            NameEmbeddings(tiny_encoder, ["ant"], init=bad)
+    for bad in ([], ["ant", "ant"]):
+        with pytest.raises(ValueError, match="all different"):
+            NameEmbeddings(tiny_encoder, bad)
+
+
+def test_only_the_rows_are_parameters(tiny_encoder):
+    names = NameEmbeddings(tiny_encoder, ["ant"])
+    assert [name for name, _ in names.named_parameters()] == ["rows"]
+
+
+def test_names_survive_the_disk(tiny_encoder, tmp_path):
+    names = NameEmbeddings(tiny_encoder, [*NAMES, "__metadata__"], "a {name}", init="random")
+    path = names.learned().save(tmp_path / "new" / "names.safetensors")
+    assert [file.name for file in path.parent.iterdir()] == ["names.safetensors"]
+    learned = Names.load(path, tiny_encoder)
+    assert list(learned) == [*NAMES, "__metadata__"] and learned.templates == ("a {name}",)
+    other = NameEmbeddings(tiny_encoder, NAMES[::-1], "a {name}").load(learned)
+    assert torch.allclose(other().flip(0), names()[: len(NAMES)], atol=1e-6)
+
+
+def test_wrong_files_are_refused(tiny_encoder, tmp_path):
+    path = NameEmbeddings(tiny_encoder, ["ant", "red panda"]).learned().save(tmp_path / "n")
+    with pytest.raises(ValueError, match="not among the 2"):
+        NameEmbeddings(tiny_encoder, ["bee"]).load(Names.load(path))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        NameEmbeddings(tiny_encoder, ["ant"], init=3).load(Names.load(path))
+    with pytest.raises(FileNotFoundError, match="no learned names"):
+        Names.load(tmp_path / "none")
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match="not a file of learned names"):
+        Names.load(tmp_path / "cut")
+    wrong = Names({"ant": torch.zeros(1, 32)}, tokenizer="another").save(tmp_path / "w")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        Names.load(wrong, tiny_encoder)

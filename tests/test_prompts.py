@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from itertools import chain
+
+import open_clip
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbutils import prompts
+from lbutils.vocabulary import canonical
+
+AWKWARD = ["{name}", "{", "C++", r"a.*(b)\1", "<b>&amp;</b>", 'O\'Neill "x"', "犬", "$x_1$", "%s"]
+TOKENIZER = open_clip.SimpleTokenizer(context_length=16)
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_name_is_inserted_as_it_is(name):
+    text, (start, end) = prompts.fill_with_span("a photo of {name}, a type of {hint}.", name, "dog")
+    assert text == "a photo of " + name + ", a type of dog."
+    assert text[start:end] == name
+    assert prompts.fill("{name}", name) == name
+
+
+def test_every_template_set_is_well_formed():
+    for name in ("mini", "paper", "released", "openai7"):
+        found = prompts.templates(name)
+        assert found and prompts.resolve(name) == found
+        for template in found:
+            assert "axolotl" in prompts.fill(template, "axolotl", "animal")
+    assert prompts.templates("openai7") == tuple(
+        template("{name}") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: prompts.templates("papre"), "'paper'"),
+        (lambda: prompts.resolve("no slot"), "template set"),
+        (lambda: prompts.resolve([]), "no template"),
+        (lambda: prompts.fill("a {nam}", "x"), "Did you mean '{name}'"),
+        (lambda: prompts.fill("{name} {name}", "x"), "exactly one"),
+        (lambda: prompts.fill("{name} {hint}", "x"), "pass hint="),
+        (lambda: prompts.hint("mini", "Animal"), "'Animals'"),
+        (lambda: prompts.encode_slots(TOKENIZER, "a ", " ", ""), "empty"),
+    ],
+)
+def test_errors_say_what_to_do(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_hint_of_a_domain():
+    assert prompts.hint("laion_beyond", "Plants_Fungi") == "plant or fungus"
+
+
+@pytest.mark.parametrize("set_name", ["mini", "paper", "released", "openai7"])
+@pytest.mark.parametrize("name", ["axolotl", "Red Panda", "hot-dog stand", "jack-o'-lantern", "犬"])
+def test_parts_are_the_whole_tokenized(set_name, name):
+    for template in prompts.templates(set_name):
+        before, after = prompts.slots(template, "animal")
+        parts = prompts.encode_slots(TOKENIZER, before, name, after)
+        assert [*chain(*parts)] == TOKENIZER.encode(prompts.fill(template, name, "animal"))
+
+
+def test_name_pieces_stay_apart_where_the_whole_would_merge_them():
+    _, name, after = prompts.encode_slots(TOKENIZER, "a ", "C++", ".")
+    assert name == TOKENIZER.encode("C++") and after == TOKENIZER.encode(".")
+
+
+def test_pieces_of_a_hugging_face_tokenizer():
+    class Inner:
+        def encode(self, text, add_special_tokens):
+            assert not add_special_tokens
+            return [len(word) for word in text.split()]
+
+    class Wrapped:
+        tokenizer = Inner()
+        clean_fn = staticmethod(str.strip)
+
+    assert prompts.pieces(Wrapped(), " red panda ") == [3, 5]
+    with pytest.raises(TypeError, match="encode"):
+        prompts.pieces(object(), "x")
+
+
+@pytest.mark.parametrize(
+    ("caption", "name", "expected"),
+    [
+        ("an elephant", "ant", None),
+        ("an ant on an elephant", "ant", ("an ", " on an elephant")),
+        ("a Hot-Dog.", "hot dog", ("a ", ".")),
+        ("a pig's ear!", "Pigs Ear", ("a ", "!")),
+        ("the 'okapi', seen", "okapi", ("the '", "', seen")),
+        ("a fox and a fox here", "fox", ("a ", " and a here")),
+        ("cafe\u0301 table", "Café", ("", " table")),
+        ("a c++ book", "C++", ("a ", "++ book")),
+        ("nothing", "!!!", None),
+        ("", "ant", None),
+    ],
+)
+def test_names_are_taken_out_at_word_boundaries(caption, name, expected):
+    assert prompts.take_out(caption, name) == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["red", "ant", "elephant", "panda", "O'Neill", "Ünï"]), max_size=8))
+def test_a_name_is_found_exactly_where_the_canonical_text_has_it(words):
+    caption = ", ".join(words)
+    cut = prompts.take_out(caption, "red panda")
+    found = " red panda " in f" {canonical(caption)} "
+    assert (cut is not None) == found
+    if cut:
+        assert canonical(cut.before + " red panda " + cut.after).count("red panda") >= 1
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30), st.text(max_size=8))
+def test_any_text_can_be_searched(caption, name):
+    cut = prompts.take_out(caption, name)
+    phrase = canonical(name)
+    assert cut is None or f" {phrase} " in f" {canonical(caption)} "
