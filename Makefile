@@ -13,6 +13,9 @@ PYTEST_ARGS ?=
 NOTEBOOKS = $(wildcard notebooks/[0-9]*.ipynb)
 NBVAL = --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
+# Threads that wait by spinning starve whatever else runs on a laptop's cores.
+export OMP_WAIT_POLICY ?= passive
+
 .DEFAULT_GOAL := help
 .PHONY: env run test clean distclean help
 

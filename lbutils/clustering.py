@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,14 +60,92 @@ def clustering_accuracy(labels_true: Any, labels_pred: Any) -> float:
     -----
     Source: the measure of the paper's Table 1; Hungarian method, Kuhn 1955.
     """
+    return float(matched_hits(labels_true, labels_pred).mean())
+
+
+def matched_hits(labels_true: Any, labels_pred: Any) -> np.ndarray:
+    """Which samples, ``(N,)`` bool, lie in the cluster that is matched to their class.
+
+    Parameters and errors are those of `clustering_accuracy`, of which this is the mean.
+    """
     _, true = np.unique(np.asarray(labels_true), return_inverse=True)
     _, pred = np.unique(np.asarray(labels_pred), return_inverse=True)
     if len(true) != len(pred) or not len(true):
         raise ValueError(f"{len(true)} labels and {len(pred)} clusters: one of each per sample")
     counts = np.zeros((pred.max() + 1, true.max() + 1), dtype=np.int64)
     np.add.at(counts, (pred, true), 1)
+    partner = np.full(pred.max() + 1, -1)
     rows, columns = linear_sum_assignment(counts, maximize=True)
-    return float(counts[rows, columns].sum() / len(true))
+    partner[rows] = columns
+    return partner[pred] == true
+
+
+def equal_draws(
+    first: Any, second: Any, resamples: int = 10, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Samples of two sides with as many classes, and as many images, on one as on the other.
+
+    Clustering accuracy falls with the number of classes and depends on their sizes, so two
+    sets of classes are compared on equal terms only. In each draw both sides give K classes at
+    random, K the smaller of their numbers; classes are paired by size, the largest with the
+    largest, and both of a pair give as many images at random as the smaller of them has.
+
+    Parameters
+    ----------
+    first, second : array, shape (N,), (M,)
+        Classes of the samples of either side.
+    resamples, seed : int
+        Number of draws, and their seed.
+
+    Returns
+    -------
+    list of (ndarray, ndarray)
+        Ascending indices into `first` and into `second`, one pair a draw.
+    """
+    rng = np.random.default_rng(seed)
+    sides = [np.asarray(first), np.asarray(second)]
+    members = [[np.flatnonzero(side == c) for c in np.unique(side)] for side in sides]
+    k = min(map(len, members))
+    draws = []
+    for _ in range(resamples):
+        chosen = [[own[i] for i in rng.permutation(len(own))[:k]] for own in members]
+        paired = list(zip(*(sorted(own, key=len) for own in chosen), strict=True))
+        sizes = [min(map(len, pair)) for pair in paired]
+        picked = [
+            [
+                rng.choice(pair[side], size, replace=False)
+                for pair, size in zip(paired, sizes, strict=True)
+            ]
+            for side in (0, 1)
+        ]
+        draws.append((np.sort(np.concatenate(picked[0])), np.sort(np.concatenate(picked[1]))))
+    return draws
+
+
+def class_hits(
+    labels: Any, draws: Sequence[np.ndarray], clusters: Sequence[np.ndarray], classes: int
+) -> np.ndarray:
+    """Share of each class's images that clustering puts right, ``(C,)``; NaN for those not drawn.
+
+    Clustering accuracy, class by class, is what a bootstrap over classes needs.
+
+    Parameters
+    ----------
+    labels : array, shape (N,)
+        Classes, integers below `classes`.
+    draws : sequence of ndarray
+        Indices into `labels` of the samples that were clustered together.
+    clusters : sequence of ndarray
+        Clusters of those samples, draw by draw.
+    classes : int
+        C, the number of classes.
+    """
+    y = np.asarray(labels)
+    hits, images = np.zeros(classes), np.zeros(classes)
+    for drawn, found in zip(draws, clusters, strict=True):
+        hits += np.bincount(y[drawn], matched_hits(y[drawn], found), minlength=classes)
+        images += np.bincount(y[drawn], minlength=classes)
+    return np.divide(hits, images, out=np.full(classes, np.nan), where=images > 0)
 
 
 def clustering_report(features: Any, labels: Any, seed: int = 0) -> dict[str, float]:

@@ -7,6 +7,7 @@ about 7 inches wide, and `save` writes 300 dots an inch.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 OKABE_ITO = {
     "black": "#000000",
@@ -234,6 +236,7 @@ def subset_bars(
     ylabel: str = "accuracy (%)",
     published: pd.DataFrame | None = None,
     published_label: str = "published, LAION-Beyond",
+    chance_label: str = "chance",
 ) -> Figure:
     """IP beside OOP in each domain, with intervals and chance (Table 1 and Figure 4).
 
@@ -247,14 +250,14 @@ def subset_bars(
     published : DataFrame, optional
         ``domain``, ``subset``, ``value``: drawn as diamonds over our bars, for the domains
         that both have.
-    published_label : str
+    published_label, chance_label : str
         Words for the legend.
     """
     _require(table, "domain", "subset", "value")
     domains = list(dict.fromkeys(table["domain"]))
     places = np.arange(len(domains), dtype=float)
     places[[domain.lower() in ("mean", "average") for domain in domains]] += 0.35
-    figure, axis = plt.subplots(figsize=(max(3.2, 1.0 + 0.66 * len(domains)), 3.0))
+    figure, axis = plt.subplots(figsize=(max(3.2, 1.0 + 0.7 * len(domains)), 3.0))
     has_chance = "chance" in table and table["chance"].notna().any()
     for side, subset in ((-0.2, "ip"), (0.2, "oop")):
         ours = table[table["subset"] == subset].set_index("domain").reindex(domains)
@@ -280,18 +283,151 @@ def subset_bars(
                 clip_on=False,
             )
     axis.set_xticks(places, [_wrapped(pretty(domain), 9) for domain in domains])
-    axis.tick_params(axis="x", length=0)
+    axis.tick_params(axis="x", length=0, labelsize=8)
     axis.set_ylabel(ylabel)
     axis.set_ylim(bottom=min(0, float(table["value"].min()) * 1.1))
     axis.grid(axis="y")
     axis.margins(x=0.015)
     extra: list[tuple[Any, str]] = []
     if has_chance:
-        extra.append((Line2D([], [], color=INK, lw=1.3), "chance"))
+        extra.append((Line2D([], [], color=INK, lw=1.3), chance_label))
     if published is not None:
         diamond = Line2D([], [], ls="", marker="D", mfc="white", mec=INK, ms=5)
         extra.append((diamond, published_label))
     _subset_legend(figure, extra)
+    return figure
+
+
+@_styled
+def margin_curves(table: pd.DataFrame, xlabel: str = "separation margin (cosine)") -> Figure:
+    """Share of images up to each margin, a curve each for IP and OOP.
+
+    Where a curve crosses zero stands the share of images that lie nearer to another class.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``subset`` ("ip" or "oop") and ``margin``, one row an image; optionally ``panel``.
+    xlabel : str
+        What the margin is.
+    """
+    _require(table, "subset", "margin")
+    panels = list(dict.fromkeys(table["panel"])) if "panel" in table else [""]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(max(4.4, 3.3 * len(panels)), 2.9), sharey=True, squeeze=False
+    )
+    for axis, panel in zip(axes[0], panels, strict=True):
+        here = table[table["panel"] == panel] if panel else table
+        axis.axvline(0, color=INK, lw=0.9, zorder=1)
+        for subset, dashes in (("ip", "-"), ("oop", (0, (4, 1.5)))):
+            margins = np.sort(here.loc[here["subset"] == subset, "margin"].dropna())
+            share = 100 * np.arange(1, len(margins) + 1) / max(len(margins), 1)
+            axis.step(margins, share, where="post", color=SUBSET_COLOURS[subset], ls=dashes, lw=1.9)
+        axis.set(title=_plain(panel), ylim=(0, 100))
+        axis.grid(axis="y")
+    figure.supxlabel(xlabel, fontsize=9)
+    figure.supylabel("share of images (%)", fontsize=9)
+    handles = [
+        Line2D([], [], color=SUBSET_COLOURS[s], lw=1.9, ls="-" if s == "ip" else (0, (4, 1.5)))
+        for s in SUBSETS
+    ]
+    figure.legend(handles, list(SUBSETS.values()), loc="outside upper left", ncols=2)
+    return figure
+
+
+@_styled
+def share_bars(table: pd.DataFrame, xlabel: str = "share of images (%)") -> Figure:
+    """Shares that add up, stacked from left to right, a bar a domain.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``domain``, ``part`` and ``value`` in percent; parts are stacked in their order.
+    xlabel : str
+        What is shared out.
+    """
+    _require(table, "domain", "part", "value")
+    domains = list(dict.fromkeys(table["domain"]))
+    places = np.arange(len(domains), dtype=float)
+    places[[domain.lower() in ("mean", "average") for domain in domains]] += 0.35
+    figure, axis = plt.subplots(figsize=(7.2, 0.9 + 0.3 * len(domains)))
+    looks = [("green", ""), ("orange", "////"), ("blue", ""), ("sky", "...."), ("purple", "\\\\")]
+    left = np.zeros(len(domains))
+    for i, part in enumerate(dict.fromkeys(table["part"])):
+        colour, hatch = looks[i % len(looks)]
+        values = table[table["part"] == part].set_index("domain")["value"].reindex(domains)
+        axis.barh(
+            places,
+            values,
+            0.72,
+            left=left,
+            facecolor=OKABE_ITO[colour],
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.8,
+            label=_plain(part),
+        )
+        for y, start, value in zip(places, left, values, strict=True):
+            if value >= 6:
+                text = axis.text(
+                    start + value / 2, y, f"{value:.0f}", ha="center", va="center", fontsize=8
+                )
+                text.set_path_effects(_HALO)
+        left += values.fillna(0).to_numpy()
+    axis.set_yticks(places, [pretty(domain) for domain in domains])
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.set(xlim=(0, max(100.0, left.max())), xlabel=xlabel)
+    axis.margins(y=0.02)
+    figure.legend(loc="outside upper left", ncols=5, columnspacing=1.4, handlelength=1.6)
+    return figure
+
+
+@_styled
+def gap_intervals(table: pd.DataFrame, xlabel: str) -> Figure:
+    """Differences with their intervals, a row each, about a line at zero.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``label``, ``value``, ``low``, ``high``; optionally ``published`` (a diamond) and
+        ``group``, whose first value is drawn strongest.
+    xlabel : str
+        What differs from what.
+    """
+    _require(table, "label", "value", "low", "high")
+    places = np.arange(len(table))[::-1]
+    figure, axis = plt.subplots(figsize=(6.4, 0.85 + 0.36 * len(table)))
+    axis.axvline(0, color=INK, lw=0.9, zorder=1)
+    groups = list(dict.fromkeys(table["group"])) if "group" in table else [""]
+    for i, group in enumerate(groups):
+        mine = (table["group"] == group).to_numpy() if "group" in table else np.full(len(table), 1)
+        rows, y = table[mine.astype(bool)], places[mine.astype(bool)]
+        colour = OKABE_ITO[("vermillion", "blue", "green", "purple")[i % 4]]
+        axis.hlines(y, rows["low"], rows["high"], color=colour, lw=1.8)
+        axis.plot(
+            rows["value"], y, ls="", marker="osD^"[i % 4], ms=7, color=colour, label=_plain(group)
+        )
+    if "published" in table and table["published"].notna().any():
+        axis.plot(
+            table["published"],
+            places,
+            ls="",
+            marker="D",
+            mfc="white",
+            mec=INK,
+            ms=5,
+            label="published, LAION-Beyond",
+        )
+    axis.set_yticks(places, [_plain(label) for label in table["label"]])
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.set_xlabel(xlabel)
+    axis.set_ylim(-0.6, len(table) - 0.4)
+    axis.grid(axis="x")
+    if any(groups) or "published" in table:
+        figure.legend(loc="outside upper left", ncols=4, columnspacing=1.4, handlelength=1.6)
     return figure
 
 
@@ -652,3 +788,140 @@ def _require(table: pd.DataFrame, *columns: str) -> None:
             f"the table needs rows with the columns {', '.join(columns)}; it has "
             f"{len(table)} rows of {has}"
         )
+
+
+@_styled
+def screening_levels(table: pd.DataFrame, xlabel: str = "concepts") -> Figure:
+    """Concepts of each corpus by what its captions hold of their names, a bar a corpus.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``scale``, ``level`` and ``concepts`` (a count). The first level is drawn as IP, the
+        others as OOP, paler from one to the next.
+    xlabel : str
+        What is counted.
+    """
+    _require(table, "scale", "level", "concepts")
+    scales = list(dict.fromkeys(table["scale"]))[::-1]
+    levels = list(dict.fromkeys(table["level"]))
+    counts = table.set_index(["scale", "level"])["concepts"]
+    figure, axis = plt.subplots(figsize=(7.2, 0.9 + 0.42 * len(scales)))
+    starts = np.zeros(len(scales))
+    for rank, level in enumerate(levels):
+        widths = np.array([_at(counts, (scale, level)) for scale in scales])
+        look = _bar_style("oop" if rank else "ip") | {"alpha": 1.0 if rank < 2 else 0.55}
+        if rank > 1:
+            look["hatch"] = ""
+        bars = axis.barh(scales, widths, 0.62, left=starts, label=_plain(level), **look)
+        texts = [f"{width:,.0f}" if width else "" for width in widths]
+        for text in axis.bar_label(bars, texts, label_type="center", fontsize=8.5):
+            text.set(color="white" if rank == 0 else INK, fontweight="bold")
+            if rank:
+                text.set_path_effects(_HALO)
+        starts += widths
+    axis.set_xlabel(xlabel)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.margins(x=0.01, y=0.04)
+    figure.legend(loc="outside upper left", ncols=len(levels), columnspacing=1.4, handlelength=1.6)
+    return figure
+
+
+@_styled
+def caption_counts(table: pd.DataFrame, labelled: int = 1) -> Figure:
+    """How often each concept is named, a dot a concept on a logarithmic axis, by domain.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``domain``, ``name`` and ``captions``: the number of captions with the name. Names that
+        occur in none are counted at the left.
+    labelled : int
+        So many names at either end of a domain stand beside their dots.
+    """
+    _require(table, "domain", "name", "captions")
+    domains = list(dict.fromkeys(table["domain"]))[::-1]
+    figure, axis = plt.subplots(figsize=(7.2, 0.9 + 0.43 * len(domains)))
+    seen = table[table["captions"] > 0]
+    top = max(10, int(seen["captions"].max())) if len(seen) else 10
+    low = min(10.0, float(seen["captions"].min())) if len(seen) else 1.0
+    zero = low / (top / low) ** 0.11
+    blend = axis.get_yaxis_transform()
+    for height, domain in enumerate(domains):
+        own = seen[seen["domain"] == domain].sort_values("captions")
+        absent = int((table["domain"] == domain).sum()) - len(own)
+        axis.text(
+            zero,
+            height,
+            f"{absent}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            color=_dark(SUBSET_COLOURS["oop"]),
+            bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": SUBSET_COLOURS["oop"]},
+        )
+        if own.empty:
+            continue
+        axis.hlines(height, own["captions"].min(), own["captions"].max(), color=RULE, lw=0.8)
+        axis.scatter(
+            own["captions"],
+            # A fixed zigzag, so that dots of one count stay apart and a figure is the same twice.
+            height + 0.11 * (np.arange(len(own)) % 3 - 1),
+            s=16,
+            color=SUBSET_COLOURS["ip"],
+            alpha=0.75,
+            linewidths=0,
+        )
+        axis.vlines(own["captions"].median(), height - 0.27, height + 0.27, color=INK, lw=1.6)
+        ends = [(own.head(labelled), -6, "right"), (own.tail(labelled), 6, "left")]
+        for rows, shift, side in ends if len(own) > 1 else ends[1:]:
+            place = rows.iloc[0 if side == "right" else -1]["captions"]
+            axis.annotate(
+                _plain(", ".join(rows["name"])),
+                (place, height),
+                (shift, 0),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                fontsize=7.5,
+                color=FAINT,
+            ).set_path_effects(_HALO)
+    axis.set_xscale("log")
+    axis.set_xlim(zero / 1.2, top * (top / low) ** 0.12)
+    ticks = [t for t in (1, 3, 10, 30, 100, 300, *10 ** np.arange(3, 11)) if low <= t <= top]
+    axis.set_xticks([zero, *ticks], ["none", *(f"{tick:,}" for tick in ticks)])
+    axis.minorticks_off()
+    axis.plot([zero * (low / zero) ** 0.45] * 2, [0, 1], transform=blend, color=RULE, lw=0.8)
+    axis.set_yticks(range(len(domains)), [pretty(domain) for domain in domains])
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.margins(y=0.06)
+    axis.set_xlabel("captions that hold the name")
+    handles = [
+        Line2D([], [], ls="", marker="s", mfc="white", mec=SUBSET_COLOURS["oop"], ms=8),
+        Line2D([], [], ls="", marker="o", color=SUBSET_COLOURS["ip"], ms=4.5),
+        Line2D([], [], ls="", marker="|", color=INK, ms=9, mew=1.6),
+    ]
+    words = ["number of OOP names", "one IP name", "median of IP names"]
+    figure.legend(handles, words, loc="outside upper left", ncols=3, columnspacing=1.4)
+    return figure
+
+
+def preview(figure: Figure, dpi: int = 100) -> Image.Image:
+    """The figure as a PIL image of 256 colours, for notebooks that must stay light.
+
+    Photographs and gradients take about a quarter of the space of a full PNG.
+
+    Parameters
+    ----------
+    figure : Figure
+    dpi : int
+        Dots an inch.
+    """
+    buffer = io.BytesIO()
+    with plt.rc_context(_STYLE):
+        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.04)
+    # Without dithering, flat colours stay flat and compress.
+    return Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)

@@ -22,7 +22,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # Captions held in memory at once: large enough that building the automaton is cheap beside
 # running it, small enough for LAION-sized files on a laptop.

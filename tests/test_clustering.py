@@ -48,6 +48,33 @@ def test_accuracy_takes_any_labels_and_ignores_their_names():
             clustering.clustering_accuracy(bad, [])
 
 
+def test_hits_are_the_accuracy_class_by_class():
+    rng = np.random.default_rng(2)
+    labels, draws = rng.integers(0, 5, 60), [rng.permutation(60)[:40] for _ in range(3)]
+    clusters = [rng.integers(0, 4, 40) for _ in draws]
+    shares = clustering.class_hits(labels, draws, clusters, 6)
+    assert np.isnan(shares[5]) and ((shares[:5] >= 0) & (shares[:5] <= 1)).all()
+    images = np.bincount(np.concatenate([labels[drawn] for drawn in draws]))
+    pairs = zip(draws, clusters, strict=True)
+    whole = [clustering.clustering_accuracy(labels[drawn], found) for drawn, found in pairs]
+    assert np.average(shares[:5], weights=images) == pytest.approx(np.mean(whole))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 8), min_size=1))
+def test_equal_draws_are_equal(first, second):
+    first, second = np.array(first), np.array(second)
+    draws = clustering.equal_draws(first, second, resamples=4, seed=1)
+    assert len(draws) == 4
+    k = min(len(set(first)), len(set(second)))
+    for one, two in draws:
+        sizes = [np.unique(labels, return_counts=True)[1] for labels in (first[one], second[two])]
+        assert len(set(one)) == len(one) == len(two) and len(set(two)) == len(two)
+        assert len(sizes[0]) == k and sorted(sizes[0]) == sorted(sizes[1])
+    again = clustering.equal_draws(first, second, resamples=4, seed=1)
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(draws, again, strict=True))
+
+
 @pytest.fixture
 def clouds():
     rng = np.random.default_rng(0)

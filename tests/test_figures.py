@@ -63,7 +63,27 @@ def plane():
     return table.assign(shots=4, ip_low=table.ip - 2, ip_high=table.ip + 2)
 
 
+def margins():
+    rows = [(s, m, p) for p in ("one", "$two") for s in ("ip", "oop") for m in RNG.normal(size=20)]
+    return pd.DataFrame(rows, columns=["subset", "margin", "panel"])
+
+
+def shares():
+    rows = [(d, p, v) for d in DOMAINS for p, v in (("own $name", 20), ("other", 50), ("IP", 30))]
+    return pd.DataFrame(rows, columns=["domain", "part", "value"])
+
+
+def gaps():
+    rows = [("names", 30, 20, 40, "text", 34), ("$k$-means", 1, -5, 7, "images", np.nan)]
+    return pd.DataFrame(rows, columns=["label", "value", "low", "high", "group", "published"])
+
+
 DRAWN = {
+    "margins": lambda: figures.margin_curves(margins()),
+    "one margin": lambda: figures.margin_curves(margins().drop(columns="panel")),
+    "shares": lambda: figures.share_bars(shares()),
+    "gaps": lambda: figures.gap_intervals(gaps(), "IP less OOP"),
+    "bare gaps": lambda: figures.gap_intervals(gaps().iloc[:, :4], "IP less OOP"),
     "statistics": lambda: figures.benchmark_statistics(summary()),
     "examples": lambda: figures.example_grid(examples(), columns=4),
     "tsne": lambda: figures.tsne_scatter(points()),
@@ -112,6 +132,23 @@ def test_lines_go_through_the_values_of_the_table():
 def test_names_are_not_taken_for_mathematics():
     assert r"a \$method_ of {ours}" in words(DRAWN["shots"]())
     assert r"<b>\$x_1\$</b>" in words(DRAWN["examples"]())
+
+
+def test_shares_are_stacked_and_gaps_stand_in_order():
+    bars = figures.share_bars(shares()).axes[0].patches
+    assert {bar.get_x() + bar.get_width() for bar in bars} == {20, 70, 100}
+    axis = figures.gap_intervals(gaps(), "IP less OOP").axes[0]
+    ticks = {
+        label.get_text(): y
+        for label, y in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)
+    }
+    assert ticks["names"] > ticks[r"\$k\$-means"]
+
+
+def test_margin_curves_rise_to_all_images():
+    axes = figures.margin_curves(margins()).axes
+    curves = [line.get_ydata() for axis in axes for line in axis.lines if len(line.get_xdata()) > 2]
+    assert len(curves) == 4 and all(curve[-1] == 100 for curve in curves)
 
 
 def test_methods_keep_their_looks_and_differ_in_shape_too():

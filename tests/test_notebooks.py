@@ -1,0 +1,180 @@
+"""The notebooks as they are committed: their shape, their outputs, and that nbval watches them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lbutils import sweeps
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+COMMON = {
+    "benchmark": "mini",
+    "scale": None,
+    "encoder": "mini",
+    "pretrained": None,
+    "domains": None,
+    "seed": 0,
+    "out": "",
+}
+KILOBYTE = 1000
+CHECKED = "nbval-check-output"
+TAGS = {"parameters", "solution", CHECKED}
+# Home folders, and roots that hold machines' files; a lone "/" in a caption is no path.
+PATHS = re.compile(r"(?<![\w.:/<])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|private)/|[A-Z]:\\")
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def printed(cell):
+    """Everything that a cell's outputs say in words."""
+    for output in cell.outputs:
+        yield output.get("text", "")
+        data = output.get("data", {})
+        yield from (data[kind] for kind in data if kind.startswith("text/"))
+        yield from output.get("traceback", [])
+
+
+def test_notebooks_are_numbered_without_gaps():
+    numbers = [int(path.stem.split("_")[0]) for path in NOTEBOOKS]
+    assert numbers and numbers == list(range(1, len(numbers) + 1))
+
+
+@each
+def test_shape(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert 15 <= len(notebook.cells) <= 25
+    assert notebook.cells[0].cell_type == "markdown"
+    number = int(path.stem.split("_")[0])
+    assert notebook.cells[0].source.startswith(f"# {number}. ")
+    assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(ids) == len(set(ids)) and not any(re.fullmatch("[0-9a-f]{8}", id) for id in ids)
+    assert {tag for cell in notebook.cells for tag in tags(cell)} <= TAGS
+    assert any("solution" in tags(cell) for cell in notebook.cells)
+    assert any(CHECKED in tags(cell) for cell in notebook.cells)
+
+
+@each
+def test_parameters_are_the_common_ones_and_plain_literals(path):
+    cells = [cell for cell in code_cells(read(path)) if "parameters" in tags(cell)]
+    assert len(cells) == 1
+    for statement in ast.parse(cells[0].source).body:
+        assert isinstance(statement, ast.Assign), ast.unparse(statement)
+        assert isinstance(statement.targets[0], ast.Name)
+        ast.literal_eval(statement.value)
+    found = sweeps.parameters(path)
+    assert {name: found.get(name, "missing") for name in COMMON} == COMMON
+    # Only imports may stand before: what is derived earlier would be stale once values change.
+    before = code_cells(read(path))[: code_cells(read(path)).index(cells[0])]
+    for cell in before:
+        kinds = {type(statement) for statement in ast.parse(cell.source).body}
+        assert kinds <= {ast.Import, ast.ImportFrom}, cell.id
+
+
+@each
+def test_outputs_are_those_of_one_run_from_top_to_bottom(path):
+    cells = code_cells(read(path))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.id
+            assert output.get("name") != "stderr", (cell.id, output.get("text", "")[:200])
+            count = output.get("execution_count", cell.execution_count)
+            assert count == cell.execution_count, cell.id
+
+
+@each
+def test_checked_cells_print_text(path):
+    # nbval compares pandas' HTML to the last character and does not look at pictures.
+    for cell in (cell for cell in code_cells(read(path)) if CHECKED in tags(cell)):
+        assert "".join(printed(cell)).strip(), cell.id
+        assert all(output.output_type == "stream" for output in cell.outputs), cell.id
+
+
+@each
+def test_light_and_free_of_this_machine(path):
+    assert path.stat().st_size < 500 * KILOBYTE
+    notebook = read(path)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert set(notebook.metadata.language_info) == {"name"}
+    for cell in notebook.cells:
+        assert set(cell.metadata) <= {"tags"}, cell.id
+        said = [cell.source, *(printed(cell) if cell.cell_type == "code" else [])]
+        for text in said:
+            assert not PATHS.search(text), (cell.id, PATHS.search(text))
+    for cell in code_cells(notebook):
+        kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
+        assert not {kind for kind in kinds if "widget" in kind}, cell.id
+
+
+@each
+def test_definitions_are_short(path):
+    for cell in code_cells(read(path)):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                assert node.end_lineno - node.lineno < 8, f"{cell.id}: {node.name}"
+
+
+def validate(path):
+    """Result of nbval on a notebook, with the options of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    options = re.search(r"^NBVAL = (.*)$", makefile, re.MULTILINE)[1].split()
+    options = [str(ROOT / word) if word.startswith("tests/") else word for word in options]
+    command = [sys.executable, "-m", "pytest", str(path), *options, "-q", "-p", "no:cacheprovider"]
+    # As when installed; a kernel that starts in another folder would not find the package.
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [*command, "--rootdir", str(path.parent), "-c", os.devnull],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+        cwd=path.parent,
+    )
+
+
+@pytest.mark.slow
+def test_nbval_fails_when_a_stored_output_is_corrupted(tmp_path):
+    notebook = read(NOTEBOOKS[0])
+    # The first checked cell, and what it needs.
+    last = next(i for i, cell in enumerate(notebook.cells) if CHECKED in tags(cell))
+    notebook.cells = notebook.cells[: last + 1]
+    intact, corrupt = tmp_path / "intact.ipynb", tmp_path / "corrupt.ipynb"
+    nbformat.write(notebook, intact)
+    output = notebook.cells[last].outputs[0]
+    figure = re.search(r"\d(?=\D*$)", output.text.splitlines()[0])
+    swapped = str((int(figure[0]) + 1) % 10)
+    output.text = output.text[: figure.start()] + swapped + output.text[figure.end() :]
+    nbformat.write(notebook, corrupt)
+    assert json.loads(intact.read_text()) != json.loads(corrupt.read_text())
+
+    passed = validate(intact)
+    assert passed.returncode == 0, passed.stdout + passed.stderr
+    failed = validate(corrupt)
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert "mismatch" in failed.stdout and "1 failed" in failed.stdout
