@@ -10,7 +10,7 @@ real OOP classes: the one thing in which these episodes are easier. No OOP image
 is read.
 
 Writes `selection.csv`: for each method the accuracy of every setting, the mean of all domains, and
-the chosen one: the fewest steps among those within half a point of the best, and of these the
+the chosen one: the fewest steps among those within two points of the best, and of these the
 best. Its values are the defaults of `lbutils`. Run `checksums.py` afterwards.
 """
 
@@ -36,15 +36,15 @@ from lbutils.features import image_features
 from lbutils.zeroshot import training_features
 
 DATA = Path(__file__).parent.parent
-SLACK = 0.5
+SLACK = 2.0
 # A later round of a method keeps what the one before it has chosen, but for its own options.
 ROUNDS: tuple[tuple[str, dict[str, list[Any]]], ...] = (
-    ("FSNL", {"lr": [0.005, 0.01, 0.02, 0.05, 0.1], "steps": [10, 20, 40],
-              "caption_weight": [0.5], "views": [4]}),
-    ("FSNL", {"caption_weight": [0.0, 0.25, 0.5, 1.0], "views": [0, 4]}),
-    ("CoOp", {"lr": [0.005, 0.02, 0.05, 0.1], "steps": [20, 40, 80], "views": [4]}),
-    ("linear probe", {"C": [0.3, 1.0, 3.0, 10.0, 30.0], "views": [0, 4]}),
     ("prototypes", {"views": [0, 4]}),
+    ("linear probe", {"C": [0.3, 1.0, 3.0, 10.0], "views": [4]}),
+    ("FSNL", {"lr": [0.003, 0.01, 0.03], "steps": [20, 40], "caption_weight": [0.0],
+              "views": [4]}),
+    ("FSNL", {"caption_weight": [0.5]}),
+    ("CoOp", {"lr": [0.002, 0.005, 0.02], "steps": [40, 80], "views": [4]}),
 )  # fmt: skip
 OPTIONS = ("lr", "steps", "caption_weight", "C", "views")
 MAKERS: dict[str, Callable[..., Any]] = {
@@ -120,10 +120,10 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shots", type=int, default=4)
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--out", type=Path, default=DATA / "selection.csv")
     args = parser.parse_args()
-    views = max(view for _, grid in ROUNDS for view in grid["views"])
+    views = max(view for _, grid in ROUNDS for view in grid.get("views", []))
     episodes = Episodes(load_encoder("mini"), args.shots, args.draws, views)
     table: list[dict[str, Any]] = []
     for method, grid in ROUNDS:
