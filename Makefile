@@ -15,6 +15,8 @@ NBVAL = --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 # Threads that wait by spinning starve whatever else runs on a laptop's cores.
 export OMP_WAIT_POLICY ?= passive
+# Said by tqdm to kernels that import a dependency before lbutils, which silences it.
+export PYTHONWARNINGS ?= ignore:IProgress not found
 
 .DEFAULT_GOAL := help
 .PHONY: env run test clean distclean help

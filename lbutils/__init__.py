@@ -6,6 +6,7 @@ its modules that work on tables alone, does not load torch.
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from lbutils.encoders import load_encoder
     from lbutils.fewshot import NameLearner
     from lbutils.vocabulary import screen
+
+# A dependency asks for notebook widgets that no bar here needs, with a path in every notebook.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 __version__ = "0.1.0"
 __all__ = ["NameLearner", "load_benchmark", "load_encoder", "screen"]

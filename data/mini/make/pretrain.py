@@ -70,10 +70,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--scale", choices=SCALES, default="small", help="corpus to pre-train on")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=float, default=60.0, help="passes over the pairs")
+    length.add_argument("--epochs", type=float, default=50.0, help="passes over the pairs")
     length.add_argument("--steps", type=int, help="batches, instead of --epochs")
     add("--batch-size", type=int, default=256)
-    add("--sizes", default="40:0.4,64:0.6", help="image side:fraction of the steps, in order")
+    add("--sizes", default="40:0.7,64:0.3", help="image side:fraction of the steps, in order")
     add("--lr", type=float, default=1.5e-3, help="peak learning rate")
     add("--warmup", type=int, default=100, help="steps of linear warm-up")
     add("--weight-decay", type=float, default=0.1, help="of matrices other than embeddings")
