@@ -110,7 +110,7 @@ def write_record(
     if place.suffix != ".json":
         digest = hashlib.sha256(_canonical(record["key"]).encode()).hexdigest()[:12]
         place = place / f"{kind}-{digest}.json"
-    _write(place, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(place, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return place
 
 
@@ -211,7 +211,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
     """The path of the CSV or Parquet file (by its suffix) that now holds `table`."""
     place = Path(path)
     if place.suffix == ".csv":
-        _write(place, table.to_csv(index=False))
+        write_text(place, table.to_csv(index=False))
     elif place.suffix == ".parquet":
         with _replacing(place) as temporary:
             table.to_parquet(temporary, index=False)
@@ -323,7 +323,8 @@ def _replacing(place: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _write(place: Path, text: str) -> None:
+def write_text(place: Path, text: str) -> None:
+    """Write a text to a temporary file and move it into place; folders are made as needed."""
     with _replacing(place) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

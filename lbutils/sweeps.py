@@ -275,7 +275,7 @@ def run(
         outcomes.append(outcome)
     table = claims_table(out)
     records.write_table(table, out / "claims.csv")
-    _write(out / "index.html", index_page(outcomes, table, out, given))
+    records.write_text(out / "index.html", index_page(outcomes, table, out, given))
     found = records.collect(out)
     records.write_table(found, out / "records.csv")
     records.write_table(found, out / "records.parquet")
@@ -326,7 +326,7 @@ def _page(executed: Path, out: Path) -> Path:
     exporter = HTMLExporter(embed_images=True)
     body, _ = exporter.from_filename(str(executed))
     page = out / f"{executed.stem}.html"
-    _write(page, body)
+    records.write_text(page, body)
     return page
 
 
@@ -337,12 +337,6 @@ def _title(notebook: Path) -> str:
                 if line.startswith("# "):
                     return line[2:].strip()
     return notebook.stem
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _first_line(text: str) -> str:
@@ -647,7 +641,7 @@ def _grid_run(notebook: Path, point: Mapping[str, Any], folder: Path) -> dict[st
     status = "failed" if outcome.error else "finished"
     state = {"status": status, "seconds": round(outcome.seconds, 3), "error": outcome.error}
     described = {"notebook": notebook.name, "parameters": dict(point), **state}
-    _write(marker, json.dumps(described, indent=1, default=str))
+    records.write_text(marker, json.dumps(described, indent=1, default=str))
     return {**state, "folder": str(folder)}
 
 
