@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY ?= passive
 export PYTHONWARNINGS ?= ignore:IProgress not found
 
 .DEFAULT_GOAL := help
-.PHONY: env run test clean distclean help
+.PHONY: env run test bench clean distclean help
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 | \2/p' Makefile | awk -F '|' '{printf "%-16s%s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy lbutils
 	$(BIN)/python -m pytest tests $(NOTEBOOKS) $(if $(NOTEBOOKS),$(NBVAL)) $(PYTEST_ARGS)
+
+# The files are not called test_*, so that `make test` leaves them out.
+bench: env ## speed of name tuning beside the plain procedure, at ViT-B/16 (minutes)
+	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-columns=min,median,rounds $(PYTEST_ARGS)
 
 clean: ## remove the miniature's results, caches and build files
 	rm -rf runs/mini runs/cache build lbutils.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -47,15 +47,22 @@ def image_views(captioned_images: CaptionedImages) -> Any:
 
 
 def build_tiny(kind: str = "clip", **text: Any) -> Any:
-    """A random open_clip model in float32: "clip", or "custom" with its text tower apart."""
+    """A random open_clip model in float32: "clip", "custom" with its text tower apart, "coca"."""
     import open_clip
     import torch
+    from open_clip.coca_model import CoCa, MultimodalCfg
 
     torch.manual_seed(0)
     vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16}
     texts = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    family = {"clip": open_clip.CLIP, "custom": open_clip.CustomTextCLIP}[kind]
-    model = family(32, vision, {**texts, **text})
+    if kind == "coca":
+        vision |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+        texts |= {"embed_cls": True, "output_tokens": True}
+        decoder = MultimodalCfg(16, 49408, width=32, heads=2, layers=1)
+        model = CoCa(32, decoder, {**texts, **text}, vision)
+    else:
+        family = {"clip": open_clip.CLIP, "custom": open_clip.CustomTextCLIP}[kind]
+        model = family(32, vision, {**texts, **text})
     for parameter in model.parameters():
         # Biases and norms start at 0 and 1, where mistakes in them would not show.
         if parameter.ndim == 1:
@@ -63,16 +70,70 @@ def build_tiny(kind: str = "clip", **text: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def save_word_pieces(folder: Any, ends: tuple[str, str]) -> Any:
+    """Folder with a tokenizer of transformers: words, letters, a start (or none) and an end."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    start, end = ends
+    pad = "[PAD]" if start else end
+    letters = [chr(i) for i in range(33, 127) if not chr(i).isupper()]
+    words = "the drawing of as animal red panda axo ##lotl ant hammer ##head shark sea".split()
+    special = [token for token in dict.fromkeys(("[PAD]", start, end, "[UNK]")) if token]
+    listed = [*special, *words, *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {token: i for i, token in enumerate(listed)}
+    core = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer()
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.post_processor = processors.TemplateProcessing(
+        f"{start} $A {end}".strip(), special_tokens=[(t, listed.index(t)) for t in special]
+    )
+    marks = {"unk_token": "[UNK]", "pad_token": pad, "sep_token": end}
+    PreTrainedTokenizerFast(tokenizer_object=core, **marks).save_pretrained(folder)
+    return folder
+
+
+def save_bert(folder: Any) -> str:
+    """Folder with a tiny BERT's configuration and tokenizer."""
+    from transformers import BertConfig
+
+    BertConfig(
+        vocab_size=256,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    ).save_pretrained(folder)
+    return str(save_word_pieces(folder, ("[CLS]", "[SEP]")))
+
+
 @pytest.fixture(scope="session")
-def make_encoder() -> Any:
-    """Function from `build_tiny`'s arguments to a DualEncoder."""
+def make_encoder(tmp_path_factory: Any) -> Any:
+    """Function from `build_tiny`'s arguments to a DualEncoder.
+
+    Two kinds more: "bert", a text tower of transformers, and "siglip", without a causal mask or
+    a start of text, whose end of text is also its padding.
+    """
     import open_clip
+    from open_clip.tokenizer import HFTokenizer
 
     from lbutils.encoders import DualEncoder
 
     def make(kind: str = "clip", **text: Any) -> Any:
-        model = build_tiny(kind, **text)
         tokenizer = open_clip.SimpleTokenizer(context_length=16)
+        family = kind
+        if kind == "bert":
+            folder = save_bert(tmp_path_factory.mktemp(kind))
+            tokenizer = HFTokenizer(folder, context_length=16)
+            text = {"hf_model_name": folder, "hf_model_pretrained": False, **text}
+            family = "custom"
+        elif kind == "siglip":
+            folder = save_word_pieces(tmp_path_factory.mktemp(kind), ("", "</s>"))
+            tokenizer = HFTokenizer(str(folder), context_length=16, clean="canonicalize")
+            text = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, **text}
+            family = "custom"
+        model = build_tiny(family, **text)
         return DualEncoder(model, tokenizer, name=f"tiny {kind}", preprocess={"size": 32})
 
     return make

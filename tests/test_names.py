@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils.names import CausalText, NameEmbeddings, Names, SubstitutedText, text_forward
-from lbutils.prompts import fill
+from lbutils.names import NameEmbeddings, Names
+from lbutils.prompts import fill, pieces
+from lbutils.textforward import CausalText, SubstitutedText, text_forward
 
 NAMES = ["red panda", "axolotl", "a{x}b", "<b>ant</b>", "犬", "hammerhead shark of the sea"]
 # No punctuation at the slot: with "<b>ant</b>," the whole would merge the two (test_prompts.py).
@@ -19,6 +20,10 @@ KINDS = {
     "no causal mask": {"kind": "custom", "no_causal_mask": True, "pool_type": "last"},
     "class token": {"kind": "custom", "embed_cls": True},
     "normed queries": {"kind": "custom", "qk_norm": True},
+    "coca": {"kind": "coca"},
+    "siglip": {"kind": "siglip"},
+    "bert, mean": {"kind": "bert", "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"},
+    "bert, class token": {"kind": "bert", "hf_proj_type": "mlp", "hf_pooler_type": "cls_pooler"},
 }
 CAUSAL = [
     "clip",
@@ -56,17 +61,18 @@ def test_start_equals_encode_text(encoder):
 def test_gradients_equal_those_of_the_embedding(encoder):
     """A name's rows get the gradient that the model's token embedding would get for its pieces."""
     weights = torch.randn(len(NAMES), 32, generator=torch.Generator().manual_seed(1))
-    table = next(m for n, m in encoder.model.named_modules() if n.endswith("token_embedding"))
+    ends = ("token_embedding", "word_embeddings")
+    table = next(m for n, m in encoder.model.named_modules() if n.endswith(ends))
     for i, name in enumerate(NAMES[:3]):
         names = NameEmbeddings(encoder, [name], TEMPLATES[0])
         (names() * weights[i]).sum().backward()
         table.weight.requires_grad_(True)
         ids = encoder.tokenize([fill(TEMPLATES[0], name)])
         (F.normalize(encoder.model.encode_text(ids), dim=-1) * weights[i]).sum().backward()
-        pieces = encoder.tokenizer.encode(name)
-        expected, table.weight.grad = table.weight.grad[pieces], None
+        own = pieces(encoder.tokenizer, name)
+        expected, table.weight.grad = table.weight.grad[own], None
         table.weight.requires_grad_(False)
-        apart = [p not in encoder.tokenizer.encode("a") and pieces.count(p) == 1 for p in pieces]
+        apart = [p not in pieces(encoder.tokenizer, "a") and own.count(p) == 1 for p in own]
         assert torch.allclose(names.rows.grad[apart], expected[apart], atol=1e-5, rtol=1e-4)
         assert any(apart)
 
@@ -115,12 +121,41 @@ def test_the_name_stays_whole_in_a_long_caption(tiny_encoder):
     assert [code for code in codes if code < 0] == [-1, -2]
 
 
-def test_long_names_and_templates(tiny_encoder):
+def test_long_names_are_cut_and_reported(encoder):
     long = "antidisestablishmentarianism of " * 9
-    names = NameEmbeddings(tiny_encoder, [long, "ant"], "a {name}")
-    assert torch.allclose(names()[0], tiny_encoder.encode_text([f"a {long}"])[0], atol=1e-5)
+    with pytest.warns(UserWarning, match="1 names are cut to their first [0-9]+ pieces"):
+        names = NameEmbeddings(encoder, [long, "ant"], "a {name}")
+    assert names.shortened == (long,)
+    expected = F.normalize(encoder.model.encode_text(encoder.tokenize([f"a {long}"])), dim=-1)
+    assert torch.allclose(names()[0], expected[0], atol=1e-5)
+    assert NameEmbeddings(encoder, [long], "a {name}", init=3).shortened == ()
     with pytest.raises(ValueError, match="no room"):
-        NameEmbeddings(tiny_encoder, ["ant"], "word " * 20 + "{name}")
+        NameEmbeddings(encoder, ["ant"], "word " * 20 + "{name}")
+
+
+@pytest.mark.parametrize("name", ["", " ", "\n\t"])
+def test_names_of_no_piece_are_refused(name, encoder):
+    with pytest.raises(ValueError, match="is empty after the tokenizer's clean-up"):
+        NameEmbeddings(encoder, ["ant", name], "a {name}")
+
+
+def test_a_name_may_be_cleaned_away(make_encoder):
+    with pytest.raises(ValueError, match="'!!' is empty after the tokenizer's clean-up"):
+        NameEmbeddings(make_encoder("siglip"), ["!!"], "a {name}")
+
+
+@pytest.mark.parametrize("many", [1, 7, 60])
+def test_packed_prompts_do_not_see_each_other(many, tiny_encoder):
+    """Prompts of one to all possible pieces, many a call, against each by itself."""
+    captions = [("word " * (i % 11), " end" * (i * 5 % 13)) for i in range(many)]
+    names = NameEmbeddings(tiny_encoder, NAMES, "a {name}")
+    owners = [i % len(NAMES) for i in range(many)]
+    found = names.caption_features(captions, owners)
+    one = SubstitutedText(tiny_encoder)
+    numbers = names.add_contexts(captions)
+    for feature, number, owner in zip(found, numbers, owners, strict=True):
+        alone = one(one.sheet([names.codes(number, owner)]), names.rows)
+        assert torch.allclose(feature, alone[0], atol=1e-5)
 
 
 def test_rows_are_own_copies_and_inits_differ(tiny_encoder):

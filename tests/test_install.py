@@ -1,0 +1,245 @@
+"""Learned names as words of other people's models: open_clip's and transformers'."""
+
+from __future__ import annotations
+
+import gzip
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import default_bpe
+
+from lbutils.encoders import DualEncoder
+from lbutils.mini import PieceTokenizer, always_kept
+from lbutils.names import NameEmbeddings, Names
+from lbutils.words import WordTokenizer
+
+NAMES = ["red panda", "ant", "numbat", "a{x}b", "<b>ant</b>", "犬", "C++", "Æon"]
+PLAIN = ["a photo of a red panda", "", "numbat < ant > 犬", "word " * 40, "a <new> thing"]
+KINDS = {
+    "clip": {"kind": "clip"},
+    "custom text": {"kind": "custom"},
+    "custom text, eos": {"kind": "custom", "pool_type": "eos", "eos_id": 49407},
+    "coca": {"kind": "coca"},
+}
+
+
+def learned(encoder, names=NAMES, template="a photo of a {name}, seen"):
+    """Name embeddings away from their start, as after training."""
+    embeddings = NameEmbeddings(encoder, names, template)
+    noise = torch.randn(embeddings.rows.shape, generator=torch.Generator().manual_seed(1))
+    embeddings.rows.data += 0.05 * noise
+    return embeddings
+
+
+def prompts(names=NAMES):
+    return [f"a photo of a <{name}>, seen" for name in names]
+
+
+def encoded(model, tokenizer, texts):
+    with torch.no_grad():
+        return F.normalize(model.encode_text(tokenizer(texts)), dim=-1)
+
+
+def piece_encoder(make_encoder):
+    """The tiny model with the miniature's kind of tokenizer."""
+    bpe = open_clip.SimpleTokenizer()
+    pieces = sorted({*always_kept(bpe), *bpe.encode("a photo of a red thing, seen")})
+    model = make_encoder("clip", vocab_size=len(pieces)).model
+    return DualEncoder(model, PieceTokenizer(pieces), name="pieces", preprocess={"size": 32})
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "pieces"])
+def test_installed_in_open_clip(kind, make_encoder, tmp_path):
+    made = piece_encoder(make_encoder) if kind == "pieces" else make_encoder(**KINDS[kind])
+    embeddings = learned(made)
+    expected = embeddings().detach()
+    before = made.tokenizer(PLAIN), encoded(made.model, made.tokenizer, PLAIN)
+    names = Names.load(embeddings.learned().save(tmp_path / "names"))
+    tokenizer = names.install(made.model, made.tokenizer)
+    assert torch.allclose(encoded(made.model, tokenizer, prompts()), expected, atol=1e-5)
+    assert torch.equal(tokenizer(PLAIN), before[0])
+    assert torch.equal(encoded(made.model, tokenizer, PLAIN), before[1])
+    assert not any(p.requires_grad for p in made.model.parameters())
+    # What was installed is words to this project's own learner too, and more can be learned.
+    again = DualEncoder(made.model, tokenizer, name="again", preprocess={"size": 32})
+    words = NameEmbeddings(again, [f"<{name}>" for name in NAMES], "a photo of a {name}, seen")
+    assert torch.allclose(words(), expected, atol=1e-5)
+
+
+def test_domains_are_installed_one_after_the_other(make_encoder):
+    made = make_encoder()
+    first, second = learned(made, ["numbat", "red panda"]), learned(made, ["okapi", "sea otter"])
+    expected = torch.cat([first(), second()]).detach()
+    kept = [first.learned(), second.learned()]
+    tokenizer = kept[1].install(made.model, kept[0].install(made.model, made.tokenizer))
+    names = ["numbat", "red panda", "okapi", "sea otter"]
+    assert torch.allclose(encoded(made.model, tokenizer, prompts(names)), expected, atol=1e-5)
+    assert list(tokenizer.words) == [f"<{name}>" for name in names]
+    with pytest.raises(ValueError, match="'<okapi>' is already installed"):
+        kept[1].install(made.model, tokenizer)
+
+
+def test_the_tokenizer_that_comes_back_is_a_drop_in(make_encoder):
+    made = make_encoder()
+    base = made.tokenizer
+    tokenizer = learned(made, ["numbat", "red panda"]).learned().install(made.model, base)
+    first = base.vocab_size
+    word = [first, first + 1]
+    assert tokenizer.encode("a <numbat>.") == [*base.encode("a"), *word, *base.encode(".")]
+    assert tokenizer.encode("<NUMBAT><Red Panda>") == [*word, first + 2, first + 3]
+    assert tokenizer.decode(tokenizer.encode("the <red panda> sleeps")) == (
+        "the <red panda> sleeps "
+    )
+    assert tokenizer("<numbat>").tolist() == tokenizer(["<numbat>"]).tolist()
+    short = tokenizer(["see <numbat> " * 9], context_length=6)[0].tolist()
+    assert len(short) == 6 and short[0] == base.sot_token_id and short[-1] == base.eot_token_id
+    assert short[2] == first
+    assert tokenizer.eot_token_id == base.eot_token_id and tokenizer.context_length == 16
+    assert tokenizer.vocab_size == first + 4 == made.model.token_embedding.num_embeddings
+
+
+def clip_tokenizer():
+    """transformers' CLIP tokenizer, from the vocabulary that open_clip brings."""
+    from transformers import CLIPTokenizer
+
+    with gzip.open(default_bpe()) as lines:
+        merges = lines.read().decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    vocabulary = dict(open_clip.SimpleTokenizer().encoder)
+    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {renamed.get(piece, piece): i for piece, i in vocabulary.items()}
+    return CLIPTokenizer(
+        vocab=vocabulary, merges=[tuple(m.split()) for m in merges], model_max_length=16
+    )
+
+
+def clip_model(ours, eos_token_id):
+    """transformers' CLIP with the text tower of a tiny open_clip model."""
+    from transformers import CLIPConfig, CLIPModel
+
+    text = {
+        "vocab_size": 49408,
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "hidden_act": "gelu",
+        "projection_dim": 32,
+        "bos_token_id": 49406,
+        "eos_token_id": eos_token_id,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+        "projection_dim": 32,
+    }
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).eval()
+    state = {
+        "embeddings.token_embedding.weight": ours.token_embedding.weight,
+        "embeddings.position_embedding.weight": ours.positional_embedding,
+        "final_layer_norm.weight": ours.ln_final.weight,
+        "final_layer_norm.bias": ours.ln_final.bias,
+    }
+    for i, block in enumerate(ours.transformer.resblocks):
+        parts = zip("qkv", block.attn.in_proj_weight.chunk(3), strict=True)
+        biases = block.attn.in_proj_bias.chunk(3)
+        for (part, weight), bias in zip(parts, biases, strict=True):
+            state[f"encoder.layers.{i}.self_attn.{part}_proj.weight"] = weight
+            state[f"encoder.layers.{i}.self_attn.{part}_proj.bias"] = bias
+        pairs = {
+            "self_attn.out_proj": block.attn.out_proj,
+            "layer_norm1": block.ln_1,
+            "layer_norm2": block.ln_2,
+            "mlp.fc1": block.mlp.c_fc,
+            "mlp.fc2": block.mlp.c_proj,
+        }
+        for name, module in pairs.items():
+            state[f"encoder.layers.{i}.{name}.weight"] = module.weight
+            state[f"encoder.layers.{i}.{name}.bias"] = module.bias
+    model.text_model.load_state_dict(state)
+    with torch.no_grad():
+        model.text_projection.weight.copy_(ours.text_projection.T)
+    return model
+
+
+def text_features(model, tokenizer, texts):
+    inputs = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
+    )
+    with torch.no_grad():
+        pooled = model.text_model(**inputs).pooler_output
+        return F.normalize(model.text_projection(pooled), dim=-1)
+
+
+# 2 is what configurations said before transformers pooled at the end of text.
+@pytest.mark.parametrize("eos_token_id", [2, 49407])
+def test_installed_in_transformers(eos_token_id, make_encoder, tmp_path):
+    made = make_encoder()
+    embeddings = learned(made)
+    names = Names.load(embeddings.learned().save(tmp_path / "names"))
+    model, tokenizer = clip_model(made.model, eos_token_id), clip_tokenizer()
+    plain = text_features(model, tokenizer, PLAIN)
+    ids = tokenizer(PLAIN, truncation=True).input_ids
+    shared = encoded(made.model, made.tokenizer, PLAIN[:1])
+    assert torch.allclose(plain[:1], shared, atol=1e-5), "the port itself must be faithful"
+
+    assert names.install(model, tokenizer) is tokenizer
+    found = text_features(model, tokenizer, prompts())
+    assert torch.allclose(found, embeddings().detach(), atol=1e-5)
+    assert tokenizer(PLAIN, truncation=True).input_ids == ids
+    assert torch.equal(text_features(model, tokenizer, PLAIN), plain)
+    spans = [end - start for start, end in embeddings.spans]
+    for name, rows in zip(NAMES, spans, strict=True):
+        assert len(tokenizer.encode(f"<{name}>", add_special_tokens=False)) == rows
+
+    model.save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    from transformers import AutoTokenizer, CLIPModel
+
+    model = CLIPModel.from_pretrained(tmp_path / "clip").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "clip")
+    assert torch.allclose(text_features(model, tokenizer, prompts()), found, atol=1e-5)
+    with pytest.raises(ValueError, match="'<red panda>' is already installed"):
+        names.install(model, tokenizer)
+
+
+def test_misfits_are_refused_and_nothing_changes(make_encoder):
+    made = make_encoder()
+    table = made.model.token_embedding.weight.clone()
+    names = learned(made, ["numbat"]).learned()
+    wide, other = make_encoder("clip", width=48), make_encoder("clip")
+    other.model.token_embedding.weight.data[5, 5] += 1
+    pieces = piece_encoder(make_encoder)
+    cased = learned(made, ["Ant", "ant"]).learned()
+    taken = learned(made, ["end_of_text"]).learned()
+    for wrong, model, tokenizer, words in [
+        (names, pieces.model, pieces.tokenizer, "not the tokenizer"),
+        (names, wide.model, wide.tokenizer, "embeddings of width 48, these names of 32"),
+        (names, other.model, other.tokenizer, "any_weights=True"),
+        (cased, made.model, made.tokenizer, "differ in case only"),
+        (taken, made.model, made.tokenizer, "'<end_of_text>' is a token of the tokenizer"),
+        (Names(dict(names)), made.model, made.tokenizer, "learn them anew"),
+    ]:
+        with pytest.raises(ValueError, match=words) as caught:
+            wrong.install(model, tokenizer)
+        assert "\n" not in str(caught.value)
+    assert torch.equal(made.model.token_embedding.weight, table)
+    assert made.model.text_pool_type == "argmax"
+    assert isinstance(names.install(other.model, other.tokenizer, any_weights=True), WordTokenizer)
+
+
+def test_images_and_logits_stay_the_models(make_encoder):
+    made = make_encoder()
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = made.encode_images(pixels)
+    tokenizer = learned(made, ["numbat"]).learned().install(made.model, made.tokenizer)
+    with torch.no_grad():
+        images, texts, _ = made.model(pixels, tokenizer(["a <numbat>", "an ant"]))
+    assert torch.equal(images, before) and texts.shape == (2, 32)
