@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
@@ -26,12 +27,17 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """First minus second, its interval, and the share of resamples with the first ahead."""
+    """First minus second with its interval.
+
+    ``share`` is that of the resamples with the first ahead, and ``p`` the two-sided bootstrap
+    p-value of no difference.
+    """
 
     difference: float
     low: float
     high: float
     share: float
+    p: float
 
 
 def _pair(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -47,8 +53,11 @@ def _logits(logits: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarra
         raise ValueError(f"logits {scores.shape} must be (N, C), labels {y.shape} must be (N,)")
     if len(y) and not 0 <= y.min() <= y.max() < scores.shape[1]:
         raise ValueError(f"labels must lie in 0..{scores.shape[1] - 1}, the columns of logits")
-    if np.isnan(scores).any():
-        raise ValueError("logits hold NaN: the method that gave them has failed")
+    if np.isnan(scores).any() or np.isposinf(scores).any():
+        raise ValueError(
+            "logits hold NaN or +inf: mend the method that gave them; -inf stands for a class "
+            "that it cannot name"
+        )
     return scores, y
 
 
@@ -109,17 +118,69 @@ def harmonic_mean(first: float, second: float) -> float:
     return 2 * first * second / (first + second) if first + second else 0.0
 
 
-def joint_accuracy(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> dict[str, float]:
-    """Accuracies of IP and OOP images over the joint vocabulary and over their own names.
+class Margins(NamedTuple):
+    """What decides between the IP and the OOP names of a joint vocabulary, for each image.
+
+    ``labels`` (N,) lie in the joint vocabulary; ``margin`` (N,) is the largest logit of an IP
+    name less the largest of an OOP name; ``right`` (N,) says whether the image finds its name
+    among those of its own subset; ``n_ip`` and ``n_oop`` count the names.
+    """
+
+    labels: np.ndarray
+    margin: np.ndarray
+    right: np.ndarray
+    n_ip: int
+    n_oop: int
+
+
+def joint_margins(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> Margins:
+    """Margins between IP and OOP names, float64, and who is right among its own names.
+
+    Added to the logits of all OOP names, a bias sends an image to the OOP names when it exceeds
+    the image's margin, so these numbers hold its prediction under every bias.
 
     Parameters
     ----------
     logits : array-like
         (N, C) over the joint vocabulary, IP names first, as `benchmark.join` orders them.
+        A name with -inf is never predicted; an image with -inf throughout is never right.
     labels : array-like
         (N,) in the joint vocabulary; an image is IP when its label is below `n_ip`.
     n_ip : int
         Number of IP names.
+
+    Raises
+    ------
+    ValueError
+        If the shapes disagree, `n_ip` leaves IP or OOP without names, one has no images, or
+        logits are NaN or +inf.
+    """
+    scores, y = _logits(logits, labels)
+    if not 0 < n_ip < scores.shape[1]:
+        raise ValueError(f"n_ip={n_ip} must part the {scores.shape[1]} names into IP and OOP")
+    ip = y < n_ip
+    if ip.all() or not ip.any():
+        raise ValueError(f"{ip.sum()} IP and {(~ip).sum()} OOP images: both are needed")
+    sides = scores[:, :n_ip], scores[:, n_ip:]
+    one, other = (side.max(axis=1).astype(np.float64) for side in sides)
+    found = np.where(ip, sides[0].argmax(axis=1), n_ip + sides[1].argmax(axis=1))
+    right = (found == y) & np.isfinite(np.where(ip, one, other))
+    # Two sides of -inf have no margin; such an image is wrong whatever it is given.
+    margin = np.subtract(one, other, out=np.zeros(len(y)), where=np.isfinite(one) | (one != other))
+    return Margins(y.astype(np.int64), margin, right, int(n_ip), scores.shape[1] - int(n_ip))
+
+
+def joint_accuracy(
+    logits: ArrayLike, labels: ArrayLike, n_ip: int, *, bias: float = 0.0
+) -> dict[str, float]:
+    """Accuracies of IP and OOP images over the joint vocabulary and over their own names.
+
+    Parameters
+    ----------
+    logits, labels, n_ip : array-like, array-like, int
+        See `joint_margins`.
+    bias : float
+        Added to the logits of OOP names; to be chosen on IP classes, never on test images.
 
     Returns
     -------
@@ -131,24 +192,40 @@ def joint_accuracy(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> dict[str,
     Raises
     ------
     ValueError
-        If the shapes disagree, `n_ip` leaves IP or OOP without names, or one has no images.
+        As `joint_margins`, or if `bias` is NaN.
     """
-    scores, y = _logits(logits, labels)
-    if not 0 < n_ip < scores.shape[1]:
-        raise ValueError(f"n_ip={n_ip} must part the {scores.shape[1]} names into IP and OOP")
-    ip = y < n_ip
-    if ip.all() or not ip.any():
-        raise ValueError(f"{ip.sum()} IP and {(~ip).sum()} OOP images: both are needed")
-    best = scores.argmax(axis=1)
+    of = joint_margins(logits, labels, n_ip)
+    if np.isnan(bias):
+        raise ValueError("bias is NaN: pass a number")
+    ip = of.labels < n_ip
     found = {
-        "ip_joint": accuracy(y[ip], best[ip]),
-        "oop_joint": accuracy(y[~ip], best[~ip]),
-        "ip_separate": accuracy(y[ip], scores[ip, :n_ip].argmax(axis=1)),
-        "oop_separate": accuracy(y[~ip] - n_ip, scores[~ip, n_ip:].argmax(axis=1)),
+        "ip_joint": float(np.mean((of.right & (of.margin >= bias))[ip])),
+        "oop_joint": float(np.mean((of.right & (of.margin < bias))[~ip])),
+        "ip_separate": float(np.mean(of.right[ip])),
+        "oop_separate": float(np.mean(of.right[~ip])),
     }
     for kind in ("joint", "separate"):
         found[f"h_{kind}"] = harmonic_mean(found[f"ip_{kind}"], found[f"oop_{kind}"])
     return found
+
+
+def confidences(
+    logits: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bin, confidence and hit of each image, (N,) int, float64 and bool.
+
+    Confidence is the largest softmax probability, its bin one of `bins` intervals ``(low,
+    high]`` of equal width. An image whose logits are all -inf has confidence 0 and is missed.
+    """
+    scores, y = _logits(logits, labels)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, not {bins}")
+    sure = np.isfinite(scores).any(axis=1, keepdims=True)
+    shares = softmax(np.where(sure, scores, 0.0).astype(np.float64), axis=1) * sure
+    confidence = shares.max(axis=1)
+    hit = (shares.argmax(axis=1) == y) & sure[:, 0]
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return place, confidence, hit
 
 
 def ece(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> float:
@@ -171,17 +248,47 @@ def ece(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> float:
     -----
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    scores, y = _logits(logits, labels)
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
-    if not len(y):
+    place, confidence, hit = confidences(logits, labels, bins)
+    if not len(place):
         return float("nan")
-    probabilities = softmax(scores.astype(np.float64), axis=1)
-    confidence = probabilities.max(axis=1)
-    hit = probabilities.argmax(axis=1) == y
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(place, weights=hit - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(y))
+    return float(np.abs(gaps).sum() / len(place))
+
+
+def reliability(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> pd.DataFrame:
+    """A reliability diagram: one row a bin of confidence, in its order.
+
+    Parameters
+    ----------
+    logits, labels, bins : array-like, array-like, int
+        See `ece`, which is the mean of ``|accuracy - confidence|`` weighted by ``images``.
+
+    Returns
+    -------
+    DataFrame
+        ``low`` and ``high`` (edges of the bin), ``confidence`` and ``accuracy`` (means over its
+        images, in 0..1, NaN without images) and ``images``.
+
+    Notes
+    -----
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, Figure 1.
+    """
+    place, confidence, hit = confidences(logits, labels, bins)
+    images = np.bincount(place, minlength=bins)
+    means = [
+        np.divide(total, images, out=np.full(bins, np.nan), where=images > 0)
+        for total in (np.bincount(place, weights=own, minlength=bins) for own in (confidence, hit))
+    ]
+    edges = np.arange(bins + 1) / bins
+    return pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "confidence": means[0],
+            "accuracy": means[1],
+            "images": images,
+        }
+    )
 
 
 def _nanmean(values: np.ndarray) -> float:
@@ -254,7 +361,8 @@ def _means(
     return float(mean), np.mean(draws, axis=0)
 
 
-def _interval(mean: float, replicates: np.ndarray, level: float) -> Interval:
+def interval_of(mean: float, replicates: np.ndarray, level: float = 0.95) -> Interval:
+    """The percentile interval of bootstrap replicates (resamples,) about a mean."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
     low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
@@ -294,7 +402,7 @@ def bootstrap(
     ValueError
         If a domain has no class with images, a class lacks some draws, or shapes disagree.
     """
-    return _interval(*_means(values, weights, resamples, seed), level)
+    return interval_of(*_means(values, weights, resamples, seed), level)
 
 
 def bootstrap_accuracy(
@@ -362,7 +470,7 @@ def bootstrap_harmonic_mean(
         total = many_a + many_b
         means.append(harmonic_mean(a, b))
         replicates.append(np.divide(2 * many_a * many_b, total, out=total * 0, where=total != 0))
-    return _interval(float(np.mean(means)), np.mean(replicates, axis=0), level)
+    return interval_of(float(np.mean(means)), np.mean(replicates, axis=0), level)
 
 
 def _spawn(seed: int, index: int) -> int:
@@ -394,8 +502,8 @@ def compare(
     Returns
     -------
     Comparison
-        ``difference`` (first minus second), ``low``, ``high``, and ``share``: in how many of
-        the resamples the first is ahead, ties counting half.
+        ``difference`` (first minus second), ``low``, ``high``, ``share`` (in how many of the
+        resamples the first is ahead, ties counting half) and ``p`` (see `comparison_of`).
 
     Raises
     ------
@@ -406,9 +514,58 @@ def compare(
     gaps = {domain: _gap(ones[domain], others[domain]) for domain in ones}
     gap = gaps if isinstance(first, Mapping) else gaps[""]
     mean, replicates = _means(gap, weights, resamples, seed)
-    interval = _interval(mean, replicates, level)
-    share = float(np.mean((np.sign(replicates) + 1) / 2))
-    return Comparison(interval.mean, interval.low, interval.high, share)
+    return comparison_of(mean, replicates, level)
+
+
+def comparison_of(difference: float, replicates: np.ndarray, level: float = 0.95) -> Comparison:
+    """The comparison that bootstrap replicates (resamples,) of a paired difference give.
+
+    Notes
+    -----
+    ``p`` is twice the smaller share of replicates on one side of zero, zeros counted on both
+    and the estimate itself as one replicate more (Davison and Hinkley, Bootstrap Methods and
+    their Application, 1997, section 4.2): it agrees with the interval but for that one, and is
+    never below ``2 / (resamples + 1)``.
+    """
+    interval = interval_of(difference, replicates, level)
+    if np.isnan(replicates).any():
+        return Comparison(*interval, float("nan"), float("nan"))
+    # Sums in another order leave dust where two methods are equal.
+    sign = np.sign(np.where(np.abs(replicates) < 1e-12, 0, replicates))
+    tail = min((sign <= 0).sum(), (sign >= 0).sum()) + 1
+    p = min(1.0, 2 * tail / (len(replicates) + 1))
+    return Comparison(*interval, float(np.mean((sign + 1) / 2)), float(p))
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """P-values adjusted for their number, (n,), in the order given; NaN stays and is not counted.
+
+    Below a level they reject, the chance of any false rejection is at most that level, however
+    the tests depend on one another.
+
+    Parameters
+    ----------
+    p_values : array-like
+        (n,) in 0..1, one a rival.
+
+    Raises
+    ------
+    ValueError
+        If `p_values` is not (n,) or holds numbers outside 0..1.
+
+    Notes
+    -----
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal
+    of Statistics 6, 1979.
+    """
+    p = np.asarray(p_values, float)
+    if p.ndim != 1 or (p < 0).any() or (p > 1).any():
+        raise ValueError("p_values must be (n,) numbers in 0..1")
+    adjusted = np.full(p.shape, np.nan)
+    order = np.argsort(p, kind="stable")[: int((~np.isnan(p)).sum())]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
 
 
 def _gap(first: ArrayLike, second: ArrayLike) -> np.ndarray:

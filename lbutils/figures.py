@@ -25,6 +25,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from lbutils.vocabulary import suggest
+
 OKABE_ITO = {
     "black": "#000000",
     "orange": "#E69F00",
@@ -48,6 +50,7 @@ _METHODS = {
     "taskres": ("orange", "P"),
     "cocoop": ("black", "X"),
     "zero-shot": (FAINT, "h"),
+    "names (ours)": ("black", "*"),
 }
 _MARKERS = "osD^vPX*<>ph"
 _STYLE: dict[str, Any] = {
@@ -392,23 +395,29 @@ def gap_intervals(table: pd.DataFrame, xlabel: str) -> Figure:
     ----------
     table : DataFrame
         ``label``, ``value``, ``low``, ``high``; optionally ``published`` (a diamond) and
-        ``group``, whose first value is drawn strongest.
+        ``group``, whose first value is drawn strongest. Groups that share a label stand in one
+        row, one above another.
     xlabel : str
         What differs from what.
     """
     _require(table, "label", "value", "low", "high")
-    places = np.arange(len(table))[::-1]
-    figure, axis = plt.subplots(figsize=(6.4, 0.85 + 0.36 * len(table)))
+    own = table["group"] if "group" in table else pd.Series("", table.index)
+    groups, labels = list(dict.fromkeys(own)), list(dict.fromkeys(table["label"]))
+    step = 0.26 if len(labels) < len(table) else 0.0
+    middles = np.array([len(labels) - 1 - labels.index(label) for label in table["label"]])
+    offsets = np.array([(len(groups) - 1) / 2 - groups.index(group) for group in own])
+    places = middles + step * offsets
+    height = 0.36 + 0.14 * (len(groups) - 1) * (step > 0)
+    figure, axis = plt.subplots(figsize=(6.4, 0.85 + height * len(labels)))
     axis.axvline(0, color=INK, lw=0.9, zorder=1)
-    groups = list(dict.fromkeys(table["group"])) if "group" in table else [""]
     for i, group in enumerate(groups):
-        mine = (table["group"] == group).to_numpy() if "group" in table else np.full(len(table), 1)
-        rows, y = table[mine.astype(bool)], places[mine.astype(bool)]
+        mine = (own == group).to_numpy()
+        rows, y = table[mine], places[mine]
         colour = OKABE_ITO[("vermillion", "blue", "green", "purple")[i % 4]]
         axis.hlines(y, rows["low"], rows["high"], color=colour, lw=1.8)
-        axis.plot(
-            rows["value"], y, ls="", marker="osD^"[i % 4], ms=7, color=colour, label=_plain(group)
-        )
+        size = 5.5 if step else 7
+        look = {"marker": "osD^"[i % 4], "ms": size, "color": colour}
+        axis.plot(rows["value"], y, ls="", **look, label=_plain(group))
     if "published" in table and table["published"].notna().any():
         axis.plot(
             table["published"],
@@ -420,11 +429,11 @@ def gap_intervals(table: pd.DataFrame, xlabel: str) -> Figure:
             ms=5,
             label="published, LAION-Beyond",
         )
-    axis.set_yticks(places, [_plain(label) for label in table["label"]])
+    axis.set_yticks(range(len(labels))[::-1], [_plain(label) for label in labels])
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     axis.set_xlabel(xlabel)
-    axis.set_ylim(-0.6, len(table) - 0.4)
+    axis.set_ylim(-0.6, len(labels) - 0.4)
     axis.grid(axis="x")
     if any(groups) or "published" in table:
         figure.legend(loc="outside upper left", ncols=4, columnspacing=1.4, handlelength=1.6)
@@ -907,6 +916,409 @@ def caption_counts(table: pd.DataFrame, labelled: int = 1) -> Figure:
     words = ["number of OOP names", "one IP name", "median of IP names"]
     figure.legend(handles, words, loc="outside upper left", ncols=3, columnspacing=1.4)
     return figure
+
+
+MEASURE_TITLES = {
+    "ip_separate": "IP, own names (%)",
+    "oop_separate": "OOP, own names (%)",
+    "h_separate": "H, separate (%)",
+    "ip_joint": "IP, joint (%)",
+    "oop_joint": "OOP, joint (%)",
+    "h_joint": "H, joint (%)",
+    "ausuc": "AUSUC (%)",
+    "class_balanced": "class-balanced (%)",
+    "balanced": "balanced (%)",
+    "ece": "ECE (%), lower is better",
+}
+
+
+@_styled
+def protocol_overview(
+    table: pd.DataFrame,
+    curves: pd.DataFrame | None = None,
+    measures: Sequence[str] = ("h_joint", "ausuc"),
+    highlight: Sequence[str] | None = None,
+) -> Figure:
+    """Methods with intervals under each measure; beside them the curves of some of them.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``method``, ``measure``, ``value``, ``low``, ``high`` in percent, as
+        `protocol.protocol_table` gives. With ``p_holm`` a method is hollow where it is not told
+        apart from the reference, whose value is a line. Rows are sorted by the first measure.
+    curves : DataFrame, optional
+        ``method``, ``ip``, ``oop`` in percent and ``own`` (the point of the method's own bias),
+        as `protocol.curve_table` gives.
+    measures : sequence of str
+        One panel each.
+    highlight : sequence of str, optional
+        Methods with colours and markers of their own, eight at most; others are grey. By
+        default those with curves.
+    """
+    _require(table, "method", "measure", "value", "low", "high")
+    if curves is not None:
+        _require(curves, "method", "ip", "oop", "own")
+    for measure in measures:
+        if measure not in set(table["measure"]):
+            raise ValueError(suggest(measure, dict.fromkeys(table["measure"]), "measure"))
+    first = table[table["measure"] == measures[0]].sort_values("value")
+    methods = list(first["method"])
+    alone = first.loc[first["p_holm"].isna(), "method"] if "p_holm" in first else ()
+    of = next(iter(alone)) if len(alone) == 1 else None
+    if highlight is None and curves is not None:
+        highlight = list(dict.fromkeys(curves["method"]))
+    elif highlight is None:
+        highlight = list(dict.fromkeys([*([of] if of else []), *methods[::-1]]))[:8]
+    looks = line_styles(highlight)
+    widths = [1.0] * len(measures) + ([2.1] if curves is not None else [])
+    figure, axes = plt.subplots(
+        1,
+        len(widths),
+        figsize=(7.2, max(3.3, 0.75 + 0.2 * len(methods))),
+        width_ratios=widths,
+        squeeze=False,
+    )
+    for axis, measure in zip(axes[0], measures, strict=False):
+        _dots(axis, table[table["measure"] == measure].set_index("method"), methods, looks, of)
+        axis.set_title(MEASURE_TITLES.get(measure, _plain(measure)), fontsize=8.5)
+        if axis is not axes[0, 0]:
+            axis.set_yticklabels([])
+    for text, method in zip(axes[0, 0].get_yticklabels(), methods, strict=True):
+        text.set(fontsize=8, fontweight="bold" if method in looks else "normal")
+    if of is not None:
+        note = f"hollow: not told apart from {of} (Holm, 5 %)"
+        figure.text(0.01, -0.01, _plain(note), fontsize=7.5, color=FAINT, va="top")
+    if curves is not None:
+        _curves(axes[0, -1], curves, looks)
+    return figure
+
+
+def _dots(
+    axis: Axes,
+    rows: pd.DataFrame,
+    methods: Sequence[str],
+    looks: dict[str, dict[str, Any]],
+    reference: str | None,
+) -> None:
+    """One measure of each method as a dot with its interval, upwards in the order given."""
+    if reference is not None:
+        axis.axvline(rows.loc[reference, "value"], color=INK, lw=0.8, ls=(0, (2, 2)), zorder=0)
+    for height, method in enumerate(methods):
+        row = rows.loc[method]
+        look = looks.get(method, {"color": FAINT, "marker": "o"})
+        colour, strong = look["color"], method in looks
+        axis.hlines(height, row["low"], row["high"], color=colour, lw=1.8 if strong else 1.0)
+        hollow = row.get("p_holm", 0) >= 0.05
+        axis.plot(
+            row["value"],
+            height,
+            ls="",
+            marker=look["marker"],
+            ms=6 if strong else 4,
+            mfc="white" if hollow else colour,
+            mec=colour,
+            mew=1.2,
+            zorder=4,
+        )
+    axis.set_yticks(range(len(methods)), [_plain(method) for method in methods])
+    axis.set_ylim(-0.6, len(methods) - 0.4)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.grid(axis="x")
+
+
+def _curves(axis: Axes, curves: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
+    """OOP over IP accuracy as a bias runs, with the point that each method has by itself."""
+    top = 10 * np.ceil(float(curves[["ip", "oop"]].max().max()) / 10 + 0.5)
+    _harmonic_curves(axis, min(top, 110.0))
+    dashes = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2))]
+    handles = []
+    for i, method in enumerate(dict.fromkeys(curves["method"])):
+        own = curves[curves["method"] == method]
+        look = looks.get(method, {"color": FAINT, "marker": "o", "mec": "white", "mew": 0.6})
+        look = look | {"ls": dashes[i % len(dashes)]}
+        line, point = own[~own["own"].astype(bool)], own[own["own"].astype(bool)]
+        axis.plot(line["ip"], line["oop"], color=look["color"], ls=look["ls"], lw=1.5)
+        axis.plot(point["ip"], point["oop"], **(look | {"ls": ""}), ms=7.5, zorder=5)
+        handles.append(Line2D([], [], **look, lw=1.5, ms=6, label=_plain(method)))
+    axis.set(xlim=(0, top), ylim=(0, top))
+    axis.set_xlabel("IP accuracy, joint vocabulary (%)")
+    axis.set_ylabel("OOP accuracy, joint vocabulary (%)")
+    axis.set_title("any bias; the mark: its own", fontsize=8.5)
+    box = {"frameon": True, "framealpha": 0.92, "edgecolor": "none"}
+    axis.legend(handles=handles, loc="upper right", fontsize=7.5, handlelength=3.2, **box)
+
+
+@_styled
+def reliability_diagrams(table: pd.DataFrame, columns: int = 4) -> Figure:
+    """Accuracy against confidence, a panel a method, with the share of images in each bin.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``panel`` and the columns of `evaluation.reliability`: ``low``, ``high``,
+        ``confidence``, ``accuracy`` (in 0..1) and ``images``; optionally ``ece``, in percent.
+    columns : int
+        Panels a row.
+    """
+    _require(table, "panel", "low", "high", "confidence", "accuracy", "images")
+    panels = list(dict.fromkeys(table["panel"]))
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(max(2.6, 1.8 * columns), 2.0 * rows + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis in axes.flat[: len(panels)][-columns:]:
+        axis.tick_params(labelbottom=True)
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        own = table[table["panel"] == panel]
+        left, width = 100 * own["low"], 100 * (own["high"] - own["low"])
+        share = 100 * own["images"] / own["images"].sum()
+        axis.bar(left, share, width, align="edge", color="#D5D5D5", edgecolor="white", lw=0.6)
+        axis.plot([0, 100], [0, 100], color=INK, lw=0.9, ls=(0, (4, 2)))
+        filled = own[own["images"] > 0]
+        x, y = 100 * filled["confidence"], 100 * filled["accuracy"]
+        axis.vlines(x, x, y, color=OKABE_ITO["vermillion"], lw=1.6)
+        size = 6 + 60 * filled["images"] / own["images"].max()
+        dots = {"s": size, "color": OKABE_ITO["blue"], "edgecolors": "white", "lw": 0.6}
+        axis.scatter(x, y, **dots, zorder=4, clip_on=False)
+        axis.set(xlim=(0, 100), ylim=(0, 100), xticks=[0, 50, 100], yticks=[0, 50, 100])
+        title = _wrapped(_plain(panel), 22)
+        error = f"\nECE {own['ece'].iloc[0]:.1f} %" if "ece" in own else ""
+        axis.set_title(title + error, fontsize=8.5)
+    figure.supxlabel("confidence (%)", fontsize=9)
+    figure.supylabel("accuracy (%)", fontsize=9)
+    handles = [
+        Line2D([], [], ls="", marker="o", color=OKABE_ITO["blue"], ms=6),
+        Line2D([], [], color=OKABE_ITO["vermillion"], lw=1.6),
+        Patch(facecolor="#D5D5D5"),
+    ]
+    words = ["a bin of confidence", "its gap", "share of images"]
+    figure.legend(handles, words, loc="outside upper left", ncols=3, columnspacing=1.2)
+    return figure
+
+
+@_styled
+def methods_over_shots(
+    table: pd.DataFrame,
+    highlight: Sequence[str],
+    published: pd.DataFrame | None = None,
+    ylabel: str = "accuracy on OOP names (%)",
+    titles: tuple[str, str] = ("ours", "published, LAION-Beyond"),
+) -> Figure:
+    """Accuracy against shots for many methods: some strong, the others grey, each named.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``method``, ``shots``, ``value`` in percent; optionally ``low`` and ``high``, drawn for
+        the highlighted methods. Rows of 0 shots are level lines.
+    highlight : sequence of str
+        Methods with colours and markers of their own, eight at most.
+    published : DataFrame, optional
+        The same columns for a panel of their own, as in the paper's Figure 5; capitals make no
+        difference to the look of a method.
+    ylabel : str
+        What is measured.
+    titles : tuple of str
+        Titles of the panels.
+    """
+    tables = [table] if published is None else [table, published]
+    for one in tables:
+        _require(one, "method", "shots", "value")
+    looks = {method.lower(): look for method, look in line_styles(highlight).items()}
+    largest = max(one["method"].nunique() for one in tables)
+    figure, axes = plt.subplots(
+        1,
+        len(tables),
+        figsize=(4.6 if published is None else 7.4, max(3.2, 0.9 + 0.2 * largest)),
+        sharey=True,
+        squeeze=False,
+    )
+    ends = []
+    for axis, one, title in zip(axes[0], tables, titles, strict=False):
+        groups = one.groupby("method", sort=False)
+        ends.append([_one_method(axis, str(name), own, looks) for name, own in groups])
+        ticks = sorted(one.loc[one["shots"] > 0, "shots"].unique())
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [str(int(tick)) for tick in ticks])
+        axis.set_xlim(min(ticks) / 1.15, max(ticks) * 1.1)
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+        axis.grid(axis="y")
+        axis.set_title(_plain(title) if len(tables) > 1 else "")
+        axis.tick_params(labelleft=True)
+    low, high = axes[0, 0].get_ylim()
+    gap = (high - low) * 9.2 / (72 * (figure.get_figheight() - 0.8))
+    for axis, own in zip(axes[0], ends, strict=True):
+        _named_ends(axis, own, looks, gap)
+    figure.supxlabel("shots (images per class)", fontsize=9)
+    figure.supylabel(ylabel, fontsize=9)
+    return figure
+
+
+def _one_method(
+    axis: Axes, method: str, own: pd.DataFrame, looks: dict[str, dict[str, Any]]
+) -> tuple[str, float]:
+    """Draw one method over its shots; its name and the height at which its line ends."""
+    own = own.sort_values("shots")
+    look = looks.get(method.lower())
+    colour = look["color"] if look else "#9A9A9A"
+    tuned = own[own["shots"] > 0]
+    if not len(tuned):
+        height = float(own["value"].iloc[-1])
+        axis.axhline(height, color=colour, lw=1.3 if look else 0.9, ls=(0, (4, 2)), zorder=1)
+        return method, height
+    if look is None:
+        axis.plot(tuned["shots"], tuned["value"], color=colour, lw=0.9, zorder=2)
+    else:
+        if "low" in tuned:
+            band = tuned["shots"], tuned["low"], tuned["high"]
+            axis.fill_between(*band, color=colour, alpha=0.15, lw=0)
+        rank = list(looks).index(method.lower())
+        size = {"lw": 1.7, "ms": 5.5} if rank else {"lw": 2.4, "ms": 7}
+        axis.plot(
+            tuned["shots"], tuned["value"], **look, **size, zorder=4 - 0.1 * rank, clip_on=False
+        )
+    return method, float(tuned["value"].iloc[-1])
+
+
+def _named_ends(
+    axis: Axes, ends: list[tuple[str, float]], looks: dict[str, dict[str, Any]], gap: float
+) -> None:
+    """Names at the right of the panel, apart from one another and tied to their lines."""
+    low, high = axis.get_ylim()
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = _apart([height for _, height in ends], gap)
+    for order, bound, step in ((range(len(ends))[::-1], high, -gap), (range(len(ends)), low, gap)):
+        for i in order:
+            heights[i] = min(heights[i], bound) if step < 0 else max(heights[i], bound)
+            bound = heights[i] + step
+    for (method, height), place in zip(ends, heights, strict=True):
+        look = looks.get(method.lower())
+        axis.plot(
+            [1.005, 1.035, 1.05],
+            [height, place, place],
+            transform=axis.get_yaxis_transform(),
+            color=look["color"] if look else "#B5B5B5",
+            lw=0.7,
+            clip_on=False,
+        )
+        axis.annotate(
+            _plain(method),
+            (1.06, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8 if look else 7.5,
+            fontweight="bold" if look else "normal",
+            color=_dark(look["color"]) if look else FAINT,
+            annotation_clip=False,
+        )
+    axis.set_ylim(low, high)
+
+
+NAME_KINDS = {
+    "image": "images",
+    "before": "name before learning",
+    "after": "name after learning",
+    "ip": "IP names",
+}
+
+
+@_styled
+def names_in_space(points: pd.DataFrame, label_classes: int = 24) -> Figure:
+    """Images and names in the plane, an arrow from each name before to the same after learning.
+
+    Parameters
+    ----------
+    points : DataFrame
+        ``x``, ``y``, ``kind`` ("image", "before", "after", or "ip" for names that do not move)
+        and ``class``; optionally ``panel``.
+    label_classes : int
+        Learned names are written beside their arrows if there are at most so many.
+
+    Raises
+    ------
+    ValueError
+        If a kind is unknown, or a name is not there once before and once after.
+    """
+    _require(points, "x", "y", "kind", "class")
+    for kind in dict.fromkeys(points["kind"]):
+        if kind not in NAME_KINDS:
+            raise ValueError(suggest(kind, NAME_KINDS, "kind of point"))
+    panels = list(dict.fromkeys(points["panel"])) if "panel" in points else [None]
+    moved = points[points["kind"].isin(["before", "after"])]
+    ends = moved.groupby([c for c in ("panel", "class") if c in points])["kind"].agg(sorted)
+    if not ends.map(["after", "before"].__eq__).all():
+        raise ValueError("each learned name needs one point of kind before and one of kind after")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(max(4.8, 3.7 * len(panels)), 4.3), squeeze=False
+    )
+    for axis, panel in zip(axes[0], panels, strict=True):
+        here = points if panel is None else points[points["panel"] == panel]
+        grey = here[here["kind"] == "ip"]
+        axis.scatter(grey["x"], grey["y"], s=26, marker="x", c="#9A9A9A", linewidths=1.0)
+        texts = _moves(axis, here, label_classes)
+        axis.set(xticks=[], yticks=[], title="" if panel is None else _plain(panel))
+        axis.margins(0.06)
+        axis.set_aspect("equal", adjustable="datalim")
+        for spine in axis.spines.values():
+            spine.set(visible=True, color=RULE)
+        _spread(figure, axis, texts)
+    marks: dict[str, dict[str, Any]] = {
+        "image": {"marker": "o", "color": "#9A9A9A", "ms": 4},
+        "before": {"marker": "o", "mfc": "white", "mec": INK, "ms": 6},
+        "after": {"marker": "*", "mfc": INK, "mec": "white", "ms": 11},
+        "ip": {"marker": "x", "color": "#9A9A9A", "ms": 5},
+    }
+    shown = [kind for kind in NAME_KINDS if kind in set(points["kind"])]
+    handles = [Line2D([], [], ls="", **marks[kind]) for kind in shown]
+    words = [NAME_KINDS[kind] for kind in shown]
+    figure.legend(handles, words, loc="outside upper left", ncols=len(shown), columnspacing=1.2)
+    return figure
+
+
+def _moves(axis: Axes, here: pd.DataFrame, label_classes: int) -> list[Any]:
+    """Draw images and moves of the learned names in the colours of their classes; the labels."""
+    ends = {kind: here[here["kind"] == kind].set_index("class") for kind in ("before", "after")}
+    names = list(ends["after"].index)
+    colours = [c for name, c in OKABE_ITO.items() if name not in ("yellow", "black")]
+    above = 0.035 * float(np.ptp(here["y"]))
+    texts = []
+    for i, name in enumerate(names):
+        colour, marker = colours[i % len(colours)], "osD^vP<>ph"[i % 10]
+        own = here[(here["kind"] == "image") & (here["class"] == name)]
+        axis.scatter(own["x"], own["y"], s=13, c=colour, marker=marker, alpha=0.55, linewidths=0)
+        start, end = (ends[kind].loc[name, ["x", "y"]].astype(float) for kind in ends)
+        axis.annotate(
+            "",
+            tuple(end),
+            tuple(start),
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": _dark(colour),
+                "lw": 1.1,
+                "shrinkA": 3,
+                "shrinkB": 5,
+            },
+            zorder=4,
+        )
+        axis.plot(*start, "o", mfc="white", mec=_dark(colour), mew=1.2, ms=5.5, zorder=5)
+        axis.plot(*end, "*", mfc=colour, mec=INK, mew=0.7, ms=12, zorder=6)
+        if len(names) <= label_classes:
+            place = end["x"], end["y"] + above
+            texts.append(axis.text(*place, _plain(name), fontsize=7.5, ha="center", va="center"))
+            texts[-1].set(path_effects=_HALO, zorder=7)
+    return texts
 
 
 def preview(figure: Figure, dpi: int = 100) -> Image.Image:

@@ -258,7 +258,7 @@ def test_comparison_is_paired():
 
 def test_comparison_of_equals_and_of_unequal_tables():
     table = np.random.default_rng(0).random((3, 5))
-    assert ev.compare(table, table) == (0, 0, 0, 0.5)
+    assert ev.compare(table, table) == (0, 0, 0, 0.5, 1)
     assert ev.compare({"a": table}, {"a": table}).share == 0.5
     with pytest.raises(ValueError, match="no pairs"):
         ev.compare(table, table[:2])
@@ -283,3 +283,96 @@ def test_draws_add_to_the_interval():
 def test_predict_takes_the_first_of_equals():
     assert ev.predict([[0.0, 1.0, 1.0], [2.0, 2.0, 0.0]]).tolist() == [1, 0]
     assert ev.predict(np.zeros((0, 3))).shape == (0,)
+
+
+def test_images_and_names_without_a_logit():
+    """-inf is a name that cannot be said: never right, whichever column comes first."""
+    nothing = np.full((2, 4), -np.inf)
+    logits = np.vstack([nothing, [[1, -np.inf, 0, -np.inf], [-np.inf, -np.inf, 2, 1]]])
+    found = ev.joint_accuracy(logits, [0, 2, 0, 2], 2)
+    assert found["ip_joint"] == found["ip_separate"] == 0.5
+    assert found["oop_joint"] == found["oop_separate"] == 0.5
+    margins = ev.joint_margins(logits, [0, 2, 0, 2], 2)
+    assert margins.margin.tolist() == [0, 0, 1, -np.inf]
+    assert margins.right.tolist() == [False, False, True, True]
+    assert ev.ece(nothing, [0, 1]) == 0
+    assert ev.confidences(nothing, [0, 1])[2].tolist() == [False, False]
+    with pytest.raises(ValueError, match=r"NaN or \+inf"):
+        ev.predict([[np.inf, 1.0]])
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.sampled_from([1, 4, 15]))
+def test_reliability_adds_up_to_the_calibration_error(seed, n, bins):
+    rng = np.random.default_rng(seed)
+    logits, labels = 2 * rng.normal(size=(n, 3)), rng.integers(0, 3, n)
+    table = ev.reliability(logits, labels, bins=bins)
+    assert len(table) == bins and table["images"].sum() == n
+    full = table.dropna()
+    assert (full["images"] > 0).all() and len(full) == (table["images"] > 0).sum()
+    inside = (full["low"] < full["confidence"] + 1e-12) & (full["confidence"] <= full["high"])
+    assert inside.all()
+    gaps = (full["accuracy"] - full["confidence"]).abs() * full["images"]
+    assert gaps.sum() / n == pytest.approx(ev.ece(logits, labels, bins=bins))
+    hits = (full["accuracy"] * full["images"]).sum()
+    assert hits / n == pytest.approx(ev.accuracy(labels, ev.predict(logits)))
+
+
+def test_reliability_of_chosen_confidences():
+    shares = np.array([[0.95, 0.05], [0.91, 0.09], [0.55, 0.45], [0.5, 0.5]])
+    table = ev.reliability(np.log(shares), [0, 1, 0, 1], bins=10)
+    rows = table[table["images"] > 0]
+    assert rows["high"].tolist() == [0.5, 0.6, 1.0] and rows["images"].tolist() == [1, 1, 2]
+    assert rows["accuracy"].tolist() == [0.0, 1.0, 0.5]
+    np.testing.assert_allclose(rows["confidence"], [0.5, 0.55, 0.93])
+    assert ev.reliability(np.zeros((0, 2)), [])["images"].sum() == 0
+
+
+def step_down(p):
+    """Holm's procedure as he wrote it: the smallest level at which each hypothesis is rejected."""
+    adjusted = []
+    for own in p:
+        levels = []
+        for other in p:
+            if other <= own:
+                levels.append(other * sum(rest >= other for rest in p))
+        adjusted.append(min(1.0, max(levels)))
+    return adjusted
+
+
+@given(st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=12, unique=True))
+def test_holm_equals_the_definition(p):
+    np.testing.assert_allclose(ev.holm(p), step_down(p))
+
+
+def test_holm_of_known_values():
+    # The example of statsmodels' own tests of multipletests, made there with R's multtest.
+    p = [
+        0.838541367553, 0.642193923795, 0.680845947633, 0.967833824309, 0.71626938238,
+        0.177096952723, 5.23656777208e-005, 0.0202732688798, 0.00028140506198, 0.0149877310796,
+    ]  # fmt: skip
+    found = ev.holm(p)
+    np.testing.assert_allclose(
+        found[[6, 8, 9, 7]],
+        [5.2365677720800003e-04, 2.5326455578200001e-03, 1.1990184863699999e-01, 0.14191288215900],
+        rtol=1e-9,
+    )
+    assert (found[[0, 1, 2, 3, 4, 5]] == 1).all()
+    with_gap = ev.holm([0.01, np.nan, 0.04])
+    assert with_gap[[0, 2]].tolist() == [0.02, 0.04] and np.isnan(with_gap[1])
+    assert ev.holm([0.02, 0.02]).tolist() == [0.04, 0.04] and ev.holm([]).shape == (0,)
+    for bad in ([1.2], [[0.1]], [-0.1]):
+        with pytest.raises(ValueError, match=r"0\.\.1"):
+            ev.holm(bad)
+
+
+def test_p_values_of_comparisons():
+    found = ev.comparison_of(1.0, np.array([-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]))
+    assert found.p == pytest.approx(2 * 3 / 10) and found.share == pytest.approx(7.5 / 9)
+    assert ev.comparison_of(-1.0, -np.ones(999)).p == pytest.approx(2 / 1000)
+    assert math.isnan(ev.comparison_of(0.1, np.full(9, np.nan)).p)
+    # Uniform where there is no difference: 5 % of 400 comparisons lie below 0.05, or about so.
+    rng = np.random.default_rng(6)
+    p = [ev.compare(*rng.normal(size=(2, 40)), resamples=400, seed=i).p for i in range(400)]
+    assert 0.025 <= np.mean(np.array(p) < 0.05) <= 0.09
+    assert np.quantile(p, 0.5) == pytest.approx(0.5, abs=0.1)

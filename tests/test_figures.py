@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -78,7 +79,68 @@ def gaps():
     return pd.DataFrame(rows, columns=["label", "value", "low", "high", "group", "published"])
 
 
+def protocol_rows():
+    rows = [
+        (m, k, v, v - 2, v + 3, p)
+        for k, shift in (("h_joint", 0), ("ausuc", -10))
+        for m, v, p in zip(METHODS, np.array([50, 40, 45, 20]) + shift, P_HOLM, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["method", "measure", "value", "low", "high", "p_holm"])
+
+
+P_HOLM = (np.nan, 0.01, 0.2, 0.001)
+
+
+def curves():
+    turn = np.linspace(0, np.pi / 2, 20)
+    tables = [
+        pd.DataFrame({"method": m, "ip": r * np.cos(turn), "oop": r * np.sin(turn), "own": False})
+        for m, r in zip(METHODS[:3], (60, 50, 55), strict=True)
+    ]
+    marks = pd.DataFrame({"method": METHODS[:3], "ip": 30, "oop": [50, 40, 45], "own": True})
+    return pd.concat([*tables, marks])
+
+
+def bins():
+    edges = np.arange(11) / 10
+    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "confidence": edges[1:] - 0.05})
+    table = table.assign(accuracy=table["confidence"] * 0.8, images=np.arange(10))
+    table.loc[0, ["confidence", "accuracy"]] = np.nan
+    return pd.concat([table.assign(panel=panel, ece=12.3) for panel in METHODS])
+
+
+def many_shots():
+    rows = [
+        (f"m {i}" if i else "FSNL", k, 30 + i + k, 28 + i + k, 32 + i + k)
+        for i in range(17)
+        for k in (1, 2, 4)
+    ]
+    rows.append(("zero-shot", 0, 20.0, np.nan, np.nan))
+    return pd.DataFrame(rows, columns=["method", "shots", "value", "low", "high"])
+
+
+def moves():
+    rows = [
+        (*RNG.normal(size=2), kind, f"$class {i}", panel)
+        for panel in ("one", "two")
+        for i in range(4)
+        for kind in ("image", "image", "before", "after", "ip")
+    ]
+    return pd.DataFrame(rows, columns=["x", "y", "kind", "class", "panel"])
+
+
 DRAWN = {
+    "protocol": lambda: figures.protocol_overview(protocol_rows(), curves()),
+    "bare protocol": lambda: figures.protocol_overview(protocol_rows().drop(columns="p_holm")),
+    "reliability": lambda: figures.reliability_diagrams(bins(), columns=3),
+    "many methods": lambda: figures.methods_over_shots(many_shots(), ["FSNL", "zero-shot"]),
+    "beside published": lambda: figures.methods_over_shots(
+        many_shots(), ["FSNL", "m 3"], published=shots().query("domain == 'Food'")
+    ),
+    "moves": lambda: figures.names_in_space(moves()),
+    "one panel of moves": lambda: figures.names_in_space(
+        moves().query("panel == 'one' and kind != 'ip'").drop(columns="panel")
+    ),
     "margins": lambda: figures.margin_curves(margins()),
     "one margin": lambda: figures.margin_curves(margins().drop(columns="panel")),
     "shares": lambda: figures.share_bars(shares()),
@@ -162,6 +224,67 @@ def test_labels_are_moved_apart_by_the_least():
     assert np.allclose(np.diff(found)[:2], 1.0) and found[3] == 5.0
     assert np.isclose(np.mean(found[:3]), 0.1)
     assert figures._apart([1.0, 3.0], 1.0) == [1.0, 3.0]
+
+
+def test_the_protocol_is_sorted_and_hollow_where_it_cannot_tell():
+    axes = DRAWN["protocol"]().axes
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == [
+        "zero-shot",
+        "linear probe",
+        r"a \$method_ of {ours}",
+        "FSNL",
+    ]
+    for axis, shift in zip(axes[:2], (0, -10), strict=True):
+        dots = [line for line in axis.lines if len(line.get_xdata()) == 1]
+        found = [(line.get_xdata()[0], line.get_markerfacecolor() == "white") for line in dots]
+        values = [(20, False), (40, False), (45, True), (50, False)]
+        assert found == [(value + shift, hollow) for value, hollow in values]
+    assert "not told apart from FSNL" in words(DRAWN["protocol"]())
+    assert "not told apart" not in words(DRAWN["bare protocol"]())
+
+
+def test_a_protocol_that_lacks_something_is_refused_before_it_is_drawn():
+    with pytest.raises(ValueError, match="unknown measure 'h'"):
+        figures.protocol_overview(protocol_rows(), measures=["h"])
+    with pytest.raises(ValueError, match="columns method, ip, oop, own"):
+        figures.protocol_overview(protocol_rows(), curves().drop(columns="own"))
+    assert not plt.get_fignums()
+
+
+def test_reliability_dots_stand_at_the_values_of_the_table():
+    axis = DRAWN["reliability"]().axes[0]
+    points = axis.collections[-1].get_offsets()
+    np.testing.assert_allclose(points[:, 1], 0.8 * points[:, 0])
+    assert len(points) == 9 and axis.get_title(loc="left") == "FSNL\nECE 12.3 %"
+
+
+def test_every_one_of_many_methods_is_named_apart_and_within_the_panel():
+    figure = DRAWN["many methods"]()
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    boxes = sorted((t.get_window_extent() for t in axis.texts), key=lambda box: box.y0)
+    assert len(boxes) == 18
+    assert all(one.y1 <= other.y0 + 1 for one, other in pairwise(boxes))
+    frame = axis.get_window_extent()
+    assert boxes[0].y0 > frame.y0 - 8 and boxes[-1].y1 < frame.y1 + 8
+    assert boxes[-1].x1 <= figure.bbox.x1
+    lines = {tuple(line.get_ydata()) for line in axis.lines}
+    assert {(31, 32, 34), (47, 48, 50), (20, 20)} <= lines
+
+
+def test_names_move_from_before_to_after():
+    table = moves().query("panel == 'one'").drop(columns="panel")
+    axis = figures.names_in_space(table).axes[0]
+    arrows = [text for text in axis.texts if getattr(text, "arrow_patch", None)]
+    found = [(arrow.xyann, arrow.xy) for arrow in arrows]
+    ends = [table[table["kind"] == kind][["x", "y"]].to_numpy() for kind in ("before", "after")]
+    np.testing.assert_allclose(found, np.stack(ends, axis=1))
+    assert sum(r"\$class" in text.get_text() for text in axis.texts) == 4
+    with pytest.raises(ValueError, match="kind before and one of kind after"):
+        figures.names_in_space(table[table["kind"] != "before"])
+    with pytest.raises(ValueError, match="unknown kind of point"):
+        figures.names_in_space(table.replace("ip", "IP name"))
+    assert not plt.get_fignums()
 
 
 @pytest.mark.parametrize("table", [pd.DataFrame(), pd.DataFrame({"domain": ["x"]})])
