@@ -27,6 +27,7 @@ __all__ = [
 
 CONTEXT_LENGTH = 16
 IMAGE_SIZE = 64
+CROP_SCALE = (0.8, 1.0)  # part of the area that an augmented view shows
 BYTE_SYMBOLS = 512  # open_clip's first ids: 256 bytes inside a word, 256 at its end
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -58,6 +60,32 @@ def text_classifier(
     return F.normalize(mean, dim=-1)
 
 
+# Text features by encoder, for the methods of one table, which ask for the same again and again.
+_TEXTS: WeakKeyDictionary[Any, OrderedDict[Any, torch.Tensor]] = WeakKeyDictionary()
+_KEPT = 64
+
+
+def text_features(
+    encoder: Any,
+    names: Sequence[str],
+    templates: str | Sequence[str] = "mini",
+    hint: str | None = None,
+) -> torch.Tensor:
+    """What `text_classifier` returns ``(C, D)``; the last few answers of an encoder are kept.
+
+    An answer is given again only while the encoder's parameters are the same tensors, unwritten.
+    """
+    stamp = tuple((id(part), part._version) for part in encoder.model.parameters())
+    key = (tuple(names), resolve(templates), hint, hash(stamp))
+    known = _TEXTS.setdefault(encoder, OrderedDict())
+    found = known.get(key)
+    if found is None:
+        found = known[key] = text_classifier(encoder, names, templates, hint)
+        while len(known) > _KEPT:
+            known.popitem(last=False)
+    return found.clone()
+
+
 def logits(features: Any, classifier: torch.Tensor, scale: float) -> torch.Tensor:
     """Scaled cosine similarities ``(N, C)`` of image features and a classifier, on the CPU.
 
@@ -80,10 +108,16 @@ class FeatureClassifier:
 
     A method adds ``fit(split, features=None)``, which returns self and sets ``classifier_``
     and ``names_``. Methods return logits; scoring is left to `lbutils.evaluation`.
+
+    `joint_logits` sets the names that were learned beside others that were not. Which of its
+    steps a method changes follows from what it moves: a context that all names share changes
+    `classifier_for`, a change of the image features changes `other_logits`.
     """
 
     encoder: Any
     classifier_: torch.Tensor
+    templates: str | Sequence[str] = "mini"
+    hint: str | None = None
 
     def logits(self, images: Any) -> torch.Tensor:
         """Logits ``(N, C)`` float32 on the CPU, classes in the order of ``names_``.
@@ -101,6 +135,19 @@ class FeatureClassifier:
         if not hasattr(self, "classifier_"):
             raise RuntimeError(f"this {type(self).__name__} has no classifier yet: call fit first")
         return logits(self._features(images), self.classifier_, self.encoder.logit_scale)
+
+    def classifier_for(self, names: Sequence[str]) -> torch.Tensor:
+        """Text features ``(K, D)`` of names that were not learned, as this method sees them."""
+        return text_features(self.encoder, names, self.templates, self.hint)
+
+    def other_logits(self, images: Any, names: Sequence[str]) -> torch.Tensor:
+        """Logits ``(N, K)`` of names that were not learned; `images` as in `logits`."""
+        return logits(self._features(images), self.classifier_for(names), self.encoder.logit_scale)
+
+    def joint_logits(self, images: Any, others: Sequence[str]) -> torch.Tensor:
+        """Logits ``(N, K + C)`` over the joint vocabulary: other names first, then ``names_``."""
+        features = self._features(images)
+        return torch.cat([self.other_logits(features, others), self.logits(features)], dim=1)
 
     def predict(self, images: Any) -> np.ndarray:
         """Class indices ``(N,)`` int64 of the highest logits; `images` as in `logits`."""
@@ -141,3 +188,68 @@ def training_features(
     if not parts:
         raise ValueError("views=0 and clean=False leave no image to fit on")
     return torch.cat([part.cpu() for part in parts])
+
+
+def check_training(
+    split: Any, features: torch.Tensor, unit: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features ``(V, N, D)`` float32 and labels ``(N,)`` int64, on the CPU and fit to train on.
+
+    Parameters
+    ----------
+    split : Split
+        The N training images.
+    features : Tensor, shape (V, N, D)
+        Features of V views of them.
+    unit : bool
+        Whether features must be of unit length.
+
+    Raises
+    ------
+    ValueError
+        If the split is empty, names two classes alike, or has a label without a name; if the
+        features do not fit it, are not finite, or not of unit length.
+    """
+    labels = torch.tensor(np.asarray(split.labels), dtype=torch.long)
+    if not len(labels):
+        raise ValueError("the split has no image to learn from: draw at least one shot")
+    twice = next((name for name in split.names if list(split.names).count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"class names must be all different, but {twice!r} stands twice: merge it")
+    if int(labels.min()) < 0 or int(labels.max()) >= len(split.names):
+        raise ValueError(f"labels must lie in 0 to {len(split.names) - 1}, one for each name")
+    if features.ndim != 3 or features.shape[1] != len(labels) or not len(features):
+        raise ValueError(
+            f"features are {tuple(features.shape)}; expected (views, {len(labels)}, D)"
+        )
+    features = features.detach().cpu().float()
+    broken = (~features.isfinite()).any(dim=2).any(dim=0).nonzero()[:, 0].tolist()
+    if broken:
+        raise ValueError(
+            f"features of {len(broken)} of {len(labels)} images are not finite (first: image "
+            f"{broken[0]}): compute them anew, or leave these images out"
+        )
+    norms = features.norm(dim=2)
+    if unit and bool((norms - 1).abs().max() > 1e-2):
+        raise ValueError(
+            f"features must be of unit length, theirs is {float(norms.min()):.3g} to "
+            f"{float(norms.max()):.3g}: pass torch.nn.functional.normalize(features, dim=-1)"
+        )
+    return features, labels
+
+
+def class_means(
+    features: torch.Tensor, labels: torch.Tensor, n_classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means ``(C, D)`` of the features of each class and numbers of images ``(C,)``.
+
+    Parameters
+    ----------
+    features : Tensor, shape (V, N, D)
+        Views of N images; the mean runs over all. A class without images gets zeros.
+    labels : Tensor, shape (N,)
+    n_classes : int
+    """
+    counts = torch.bincount(labels, minlength=n_classes)
+    sums = torch.zeros(n_classes, features.shape[-1]).index_add_(0, labels, features.mean(dim=0))
+    return sums / counts.clamp(min=1)[:, None], counts

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils import fewshot, names
-from lbutils.fewshot import NameLearner, both_ways, multi_positive_loss, swap_contexts
+from lbutils import fewshot, textforward
+from lbutils.fewshot import Alignment, NameLearner, both_ways, multi_positive_loss, swap_contexts
 from lbutils.prompts import fill, slots, take_out
+from lbutils.zeroshot import text_classifier
 
 
 def digest(model):
@@ -63,7 +65,7 @@ def test_contexts_come_from_other_classes():
 def test_first_loss_equals_the_objective_written_out(tiny_encoder, captioned_images, image_views):
     """Half name term plus half caption term, prompts built as text, no shared machinery."""
     split, views = captioned_images, image_views[:1]
-    learner = NameLearner(tiny_encoder, templates="a {name}", steps=1, seed=3)
+    learner = NameLearner.fsnl(tiny_encoder, templates="a {name}", steps=1, seed=3)
     learner.fit(split, views)
 
     generator = torch.Generator().manual_seed(3)
@@ -97,17 +99,30 @@ ABLATIONS = [
     {"init": 4},
     {"optimizer": "sgd", "lr": 0.5, "batch_size": 4},
 ]
+OURS = [
+    {},
+    {"name_weight": 0.0},
+    {"name_weight": 1.0, "anchor_weight": 0.0},
+    {"negatives": ["ant", "bee"], "margin": -0.5},
+    {"negatives": ["ant", "bee"], "stand_in_weight": 0.0, "temperature": 2.0},
+    {"average": 0.5},
+]
 
 
-@pytest.mark.parametrize("changes", ABLATIONS, ids=str)
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [(NameLearner.fsnl, changes) for changes in ABLATIONS]
+    + [(NameLearner, changes) for changes in OURS],
+    ids=str,
+)
 def test_names_are_learned_and_only_their_rows_move(
-    changes, tiny_encoder, captioned_images, image_views
+    make, changes, tiny_encoder, captioned_images, image_views
 ):
     before = digest(tiny_encoder.model)
     settings = {"lr": 0.05, "steps": 40, **changes}
-    start = NameLearner(tiny_encoder, **{**settings, "lr": 0.0, "steps": 1})
+    start = make(tiny_encoder, **{**settings, "lr": 0.0, "steps": 1})
     start.fit(captioned_images, image_views)
-    learner = NameLearner(tiny_encoder, **settings).fit(captioned_images, image_views)
+    learner = make(tiny_encoder, **settings).fit(captioned_images, image_views)
     assert digest(tiny_encoder.model) == before
     assert all(p.grad is None for p in tiny_encoder.model.parameters())
     moved = learner.embeddings_.rows.detach() - start.embeddings_.rows.detach()
@@ -117,6 +132,87 @@ def test_names_are_learned_and_only_their_rows_move(
     assert right > (start.predict(image_views[1]) == captioned_images.labels).mean()
     assert learner.classifier_.shape == (5, 32)
     assert list(learner.names_) == list(captioned_images.names)
+
+
+def test_our_loss_equals_its_four_terms_written_out(tiny_encoder, captioned_images, image_views):
+    """The first loss of every term together, prompts built as text, in float64 loops."""
+    others = ["ant", "hammerhead shark"]
+    weights = {"name_weight": 0.7, "anchor_weight": 1.3, "stand_in_weight": 0.4}
+    settings = {"templates": "a {name}", "temperature": 3.0, "margin": 0.2, "steps": 1}
+    split, images = captioned_images, image_views[0].double()
+    learner = NameLearner(tiny_encoder, negatives=others, **weights, **settings)
+    learner.fit(split, image_views[:1])
+    prompts = tiny_encoder.encode_text([fill("a {name}", name) for name in split.names]).double()
+    known = tiny_encoder.encode_text([fill("a {name}", name) for name in others]).double()
+    scale = tiny_encoder.logit_scale / 3
+    anchors = [images[split.labels == c].sum(0) for c in range(len(split.names))]
+    anchors = [anchor / anchor.norm() for anchor in anchors]
+    name = 0.0
+    for image, label in zip(images, split.labels, strict=True):
+        own = [scale * float(image @ prompt) - 0.2 for prompt in prompts]
+        every = own + [scale * float(image @ text) for text in known]
+        name -= own[label] - math.log(sum(map(math.exp, every)))
+    anchor = sum(1 - float(p @ a) for p, a in zip(prompts, anchors, strict=True)) / len(anchors)
+    shift = sum(anchors) / len(anchors) - sum(known) / len(known)
+    stand = 0.0
+    for k, text in enumerate(known):
+        moved = (text + shift) / (text + shift).norm()
+        every = [scale * float(moved @ other) for other in [*known, *prompts]]
+        stand -= every[k] - math.log(sum(map(math.exp, every)))
+    expected = 0.7 * name / len(images) + 1.3 * anchor + 0.4 * stand / len(known)
+    assert learner.history_[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_names_of_negatives_are_their_text_features(tiny_encoder, captioned_images, image_views):
+    others = ["ant", "bee"]
+    texts = text_classifier(tiny_encoder, others)
+    named, given = (
+        NameLearner(tiny_encoder, negatives=n, steps=3).fit(captioned_images, image_views)
+        for n in (others, texts)
+    )
+    assert named.history_ == given.history_
+
+
+def test_averaged_rows_are_the_mean_of_the_last_steps(tiny_encoder, captioned_images, image_views):
+    settings = {"optimizer": "sgd", "lr": 0.1}
+    rows = [
+        NameLearner(tiny_encoder, steps=4, average=share, **settings)
+        .fit(captioned_images, image_views)
+        .embeddings_.rows.detach()
+        for share in (0.0, 0.25, 1.0)
+    ]
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.allclose(rows[0], rows[2])
+
+
+def test_alignment_is_the_least_squares_map(image_views, captioned_images):
+    """Against a solver run on very many means of k images drawn anew."""
+    labels = torch.tensor(captioned_images.labels)
+    features = image_views[0]
+    texts = F.normalize(torch.randn(6, 32, generator=torch.Generator().manual_seed(4)), dim=1)
+    fitted = Alignment(penalty=0.5).fit(features, labels, texts)  # the last class has no image
+    means = torch.stack([features[labels == c].mean(0) for c in range(5)])
+    scatter = features - means[labels]
+    cov = (scatter.T @ scatter / (15 - 5)).double()
+    noise = torch.linalg.cholesky(cov + 1e-9 * torch.eye(32)) / math.sqrt(3)
+    generator = torch.Generator().manual_seed(5)
+    drawn = torch.randn(40_000, 5, 32, generator=generator, dtype=torch.float64) @ noise.T
+    drawn = (means + drawn).flatten(0, 1)
+    target = texts[:5].double().repeat(40_000, 1)
+    ridge = math.sqrt(0.5 / 32 * len(drawn)) * torch.eye(32, dtype=torch.float64)
+    expected = torch.linalg.lstsq(torch.cat([drawn, ridge]), torch.cat([target, ridge])).solution
+    found = fitted(means, shots=3)
+    assert torch.allclose(found, F.normalize(means @ expected.float(), dim=1), atol=5e-3)
+    assert torch.equal(fitted(torch.zeros(1, 32), 3), torch.zeros(1, 32))
+    identity = Alignment(penalty=1e9).fit(features, labels, texts)
+    assert torch.allclose(identity(means, 1), F.normalize(means, dim=1), atol=1e-4)
+
+
+def test_alignment_refuses_what_it_cannot_use(image_views):
+    with pytest.raises(ValueError, match="two of one"):
+        Alignment().fit(image_views[0], torch.arange(15), torch.eye(32)[:15])
+    with pytest.raises(RuntimeError, match="call fit first"):
+        Alignment()(image_views[0], 1)
 
 
 def test_the_same_seed_gives_the_same_bits(tiny_encoder, captioned_images, image_views):
@@ -132,7 +228,7 @@ def test_both_text_forwards_leave_the_same_trace(
     monkeypatch, tiny_encoder, captioned_images, image_views
 ):
     fast = NameLearner(tiny_encoder, steps=6, lr=0.05).fit(captioned_images, image_views)
-    monkeypatch.setattr(names, "_is_causal", lambda model, frame: False)
+    monkeypatch.setattr(textforward, "is_causal", lambda model, frame: False)
     plain = NameLearner(tiny_encoder, steps=6, lr=0.05).fit(captioned_images, image_views)
     assert fast.history_ == pytest.approx(plain.history_, rel=1e-4)
     assert torch.allclose(fast.classifier_, plain.classifier_, atol=1e-4)
@@ -140,9 +236,9 @@ def test_both_text_forwards_leave_the_same_trace(
 
 def test_negatives_are_wrong_answers_to_images_only(tiny_encoder, captioned_images, image_views):
     settings = {"caption_weight": 0.0, "steps": 1, "templates": "a {name}"}
-    plain = NameLearner(tiny_encoder, **settings).fit(captioned_images, image_views)
-    far = NameLearner(tiny_encoder, negatives=-image_views[0], **settings)
-    near = NameLearner(tiny_encoder, negatives=image_views[0], **settings)
+    plain = NameLearner.fsnl(tiny_encoder, **settings).fit(captioned_images, image_views)
+    far = NameLearner.fsnl(tiny_encoder, negatives=-image_views[0], **settings)
+    near = NameLearner.fsnl(tiny_encoder, negatives=image_views[0], **settings)
     assert near.fit(captioned_images, image_views).history_[0] > plain.history_[0] + 0.1
     assert far.fit(captioned_images, image_views).history_[0] < near.history_[0]
 
@@ -151,8 +247,9 @@ def test_captions_without_their_name_are_counted(tiny_encoder, captioned_images,
     captions = list(captioned_images.captions)
     captions[0], captions[4] = "something red-pandaish", None
     split = dataclasses.replace(captioned_images, captions=tuple(captions))
-    learner = NameLearner(tiny_encoder, steps=1, templates="the {name}").fit(split, image_views)
-    assert learner.captions_without_name_ == 1
+    learner = NameLearner.fsnl(tiny_encoder, steps=1, templates="the {name}")
+    learner.fit(split, image_views)
+    assert (learner.captions_without_name_, learner.captions_missing_) == (1, 1)
     tokenizer = tiny_encoder.tokenizer
     keys = learner.embeddings_._keys
     before = slots("the {name}").before
@@ -188,7 +285,10 @@ def test_schedule():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"name_weight": 0, "caption_weight": 0}, "nor both 0"),
+        ({"name_weight": 0, "caption_weight": 0, "anchor_weight": 0}, "nor all of"),
+        ({"anchor_weight": -1}, "must not be negative"),
+        ({"temperature": 0}, "above 0"),
+        ({"average": 2}, "share of the steps"),
         ({"steps": 0}, "at least 1"),
         ({"optimizer": "adamw"}, "'adam' or 'sgd'"),
         ({"init": "lm"}, "choose 'clip'"),
@@ -200,5 +300,38 @@ def test_wrong_settings(settings, words, tiny_encoder, captioned_images, image_v
 
 
 def test_wrong_features(tiny_encoder, captioned_images, image_views):
+    learner = NameLearner(tiny_encoder)
     with pytest.raises(ValueError, match="expected \\(views, 15, D\\)"):
-        NameLearner(tiny_encoder).fit(captioned_images, image_views[0])
+        learner.fit(captioned_images, image_views[0])
+    with pytest.raises(ValueError, match="unit length"):
+        learner.fit(captioned_images, 2 * image_views)
+    broken = image_views.clone()
+    broken[1, 3, 0] = float("nan")
+    with pytest.raises(ValueError, match="1 of 15 images are not finite"):
+        learner.fit(captioned_images, broken)
+
+
+def test_a_diverging_run_says_where_and_why(tiny_encoder, captioned_images, image_views):
+    learner = NameLearner.fsnl(tiny_encoder, optimizer="sgd", lr=1e38, steps=30)
+    with pytest.raises(RuntimeError, match=r"at step \d+ of 30: lower lr"):
+        learner.fit(captioned_images, image_views)
+
+
+def test_one_class_needs_something_to_be_told_from(tiny_encoder, captioned_images, image_views):
+    alone = dataclasses.replace(
+        captioned_images,
+        labels=captioned_images.labels[:3],
+        names=captioned_images.names[:1],
+        captions=captioned_images.captions[:3],
+    )
+    with pytest.raises(ValueError, match="one class alone"):
+        NameLearner.fsnl(tiny_encoder).fit(alone, image_views[:, :3])
+    learner = NameLearner(tiny_encoder, negatives=["ant"]).fit(alone, image_views[:, :3])
+    assert learner.classifier_.shape == (1, 32)
+
+
+def test_a_class_without_images_is_left_to_its_text(tiny_encoder, captioned_images, image_views):
+    names = (*captioned_images.names, "ant")
+    split = dataclasses.replace(captioned_images, names=names)
+    learner = NameLearner(tiny_encoder, negatives=["bee"], steps=3).fit(split, image_views)
+    assert learner.classifier_.isfinite().all() and len(learner.classifier_) == 6
