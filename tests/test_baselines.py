@@ -6,24 +6,84 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import NearestCentroid
 
-from lbutils.baselines import CoOp, LinearProbe, Prototypes, ZeroShot
+from lbutils.baselines import (
+    CONTROLS,
+    GDA,
+    RIVALS,
+    SOURCES,
+    Control,
+    LinearProbe,
+    Prototypes,
+    SiM,
+    ZeroShot,
+    control_names,
+    renamed,
+)
+from lbutils.fewshot import Alignment, NameLearner
+from lbutils.prompting import CoOp
 from lbutils.zeroshot import text_classifier
 
-METHODS = [ZeroShot, CoOp, LinearProbe, Prototypes]
+GENERIC = ("zebra", "tulip", "red brick house", "soup", "violin", "winter coat")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_the_same_shape(method, tiny_encoder, captioned_images, image_views):
-    model = method(tiny_encoder)
-    with pytest.raises(RuntimeError, match="call fit"):
-        model.logits(image_views[0])
+def make_all(encoder):
+    """Every rival of the registry, with few steps where there are many."""
+    made = {name: make(encoder, "mini", "animal", 3, 0, GENERIC) for name, make in RIVALS.items()}
+    for model in made.values():
+        model.steps = min(getattr(model, "steps", 3), 3)
+    return made
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_every_rival_has_the_same_interface(name, tiny_encoder, captioned_images, image_views):
+    model = make_all(tiny_encoder)[name]
+    images = image_views[0]
+    for ask in (model.logits, lambda x: model.joint_logits(x, GENERIC)):
+        with pytest.raises(RuntimeError, match="call fit"):
+            ask(images)
     assert model.fit(captioned_images, image_views) is model
-    logits = model.logits(image_views[0])
+    logits = model.logits(images)
     assert logits.shape == (15, 5) and logits.dtype == torch.float32
-    assert np.array_equal(model.predict(image_views[0]), logits.argmax(1).numpy())
+    assert not logits.requires_grad and logits.isfinite().all()
+    assert np.array_equal(model.predict(images), logits.argmax(1).numpy())
     assert tuple(model.names_) == captioned_images.names
+    assert model.classifier_for(GENERIC).shape == (6, 32)
+    joint = model.joint_logits(images, GENERIC)
+    assert joint.shape == (15, 11) and joint.isfinite().all()
+    assert torch.allclose(joint[:, :6], model.other_logits(images, GENERIC), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_are_deterministic_and_leave_the_encoder_alone(
+    name, tiny_encoder, captioned_images, image_views
+):
+    weights = {key: value.clone() for key, value in tiny_encoder.model.state_dict().items()}
+    fits = [
+        make_all(tiny_encoder)[name].fit(captioned_images, image_views).logits(image_views[0])
+        for _ in range(2)
+    ]
+    assert torch.equal(*fits)
+    after = tiny_encoder.model.state_dict()
+    assert all(torch.equal(weights[key], after[key]) for key in weights)
+
+
+@pytest.mark.parametrize("name", [name for name in RIVALS if not name.startswith("zero-shot")])
+def test_rivals_refuse_features_that_are_not_numbers(
+    name, tiny_encoder, captioned_images, image_views
+):
+    broken = image_views.clone()
+    broken[0, 2] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        make_all(tiny_encoder)[name].fit(captioned_images, broken)
+
+
+def test_the_list_says_where_rivals_come_from():
+    assert RIVALS.keys() == SOURCES.keys()
+    assert all(SOURCES.values())
 
 
 def test_zero_shot_is_the_text_classifier(tiny_encoder, captioned_images):
@@ -60,13 +120,173 @@ def test_linear_probe_equals_scikit_learn(tiny_encoder, captioned_images, image_
     assert np.allclose(probe.logits(image_views[0]).numpy(), expected, atol=1e-5)
 
 
+def test_a_searched_probe_finds_the_best_of_validation(tiny_encoder, captioned_images, image_views):
+    held = image_views[1], captioned_images.labels
+    probe = LinearProbe(tiny_encoder, "search", validation=held)
+    probe.fit(captioned_images, image_views[:1])
+
+    def right(C):
+        plain = LogisticRegression(C=C, max_iter=300)
+        plain.fit(image_views[0].numpy(), captioned_images.labels)
+        return (plain.predict(held[0].numpy()) == held[1]).mean()
+
+    assert right(probe.C_) >= max(right(10.0**power) for power in (-6, -4, -2, 0, 2, 4, 6))
+    assert 1e-8 <= probe.C_ <= 1e8
+
+
+def test_a_search_without_validation_folds_the_training_images(
+    tiny_encoder, captioned_images, image_views
+):
+    generator = torch.Generator().manual_seed(4)
+    noisy = F.normalize(image_views + 0.4 * torch.randn(2, 15, 32, generator=generator), dim=-1)
+    probe = LinearProbe(tiny_encoder, "search").fit(captioned_images, noisy)
+    plain = LinearProbe(tiny_encoder, probe.C_).fit(captioned_images, noisy)
+    assert torch.equal(probe.logits(noisy[0]), plain.logits(noisy[0]))
+    # One shot leaves nothing to hold out.
+    one = dataclasses.replace(
+        captioned_images,
+        labels=captioned_images.labels[::3],
+        captions=captioned_images.captions[::3],
+    )
+    assert LinearProbe(tiny_encoder, "search").fit(one, noisy[:, ::3]).C_ == 1.0
+
+
+def test_a_probe_stands_beside_names_as_cosines_or_decisions(
+    tiny_encoder, captioned_images, image_views
+):
+    images = image_views[0]
+    for classes in (5, 2):
+        kept = np.flatnonzero(captioned_images.labels < classes)
+        split = dataclasses.replace(
+            captioned_images,
+            labels=captioned_images.labels[kept],
+            names=captioned_images.names[:classes],
+            captions=tuple(captioned_images.captions[i] for i in kept),
+        )
+        probe = LinearProbe(tiny_encoder).fit(split, image_views[:, kept])
+        rows = torch.from_numpy(probe.model_.coef_).float()
+        rows = torch.cat([-rows, rows]) if classes == 2 else rows
+        own = probe.joint_logits(images, GENERIC)[:, 6:]
+        cosines = F.cosine_similarity(images[:, None], rows[None], dim=-1)
+        assert torch.allclose(own, tiny_encoder.logit_scale * cosines, atol=1e-4)
+        probe.beside = "decision"
+        assert torch.equal(probe.joint_logits(images, GENERIC)[:, 6:], probe.logits(images))
+
+
+def test_prototypes_equal_the_nearest_centroid(tiny_encoder, captioned_images, image_views):
+    model = Prototypes(tiny_encoder).fit(captioned_images, image_views)
+    samples = image_views.flatten(0, 1).numpy()
+    plain = NearestCentroid().fit(samples, np.tile(captioned_images.labels, 2))
+    centroids = F.normalize(torch.from_numpy(plain.centroids_).float(), dim=-1)
+    assert torch.allclose(model.classifier_, centroids, atol=1e-6)
+
+
+class Shrunk:
+    """The authors' covariance as scikit-learn takes it: of each class, to be weighted by priors."""
+
+    def __init__(self, classes, samples):
+        self.classes, self.samples = classes, samples
+
+    def fit(self, features):
+        within = features - features.mean(0)
+        scatter = within.T @ within
+        spread = np.trace(scatter) / (self.samples - 1)
+        shrunk = scatter + spread * np.eye(len(scatter))
+        self.covariance_ = self.classes * shrunk / len(scatter)
+        return self
+
+
+def test_gda_equals_linear_discriminant_analysis(tiny_encoder, captioned_images, image_views):
+    model = GDA(tiny_encoder, alpha=0.7).fit(captioned_images, image_views)
+    samples, labels = image_views.flatten(0, 1).double(), np.tile(captioned_images.labels, 2)
+    plain = LinearDiscriminantAnalysis("lsqr", covariance_estimator=Shrunk(5, 30))
+    plain.fit(samples.numpy(), labels)
+    images = image_views[0]
+    texts = text_classifier(tiny_encoder, captioned_images.names)
+    expected = tiny_encoder.logit_scale * images @ texts.T
+    expected = expected + 0.7 * torch.from_numpy(plain.decision_function(images.numpy())).float()
+    assert torch.allclose(model.logits(images), expected, rtol=1e-3, atol=1e-3)
+    zero = GDA(tiny_encoder, alpha=0.0).fit(captioned_images, image_views)
+    assert torch.allclose(zero.logits(images), tiny_encoder.logit_scale * images @ texts.T)
+
+
+def test_the_background_shifts_all_learned_columns_alike(
+    tiny_encoder, captioned_images, image_views
+):
+    images = image_views[0]
+    model = GDA(tiny_encoder, alpha=0.5).fit(captioned_images, image_views)
+    shift = model.logits(images) - model.joint_logits(images, GENERIC)[:, 6:]
+    assert torch.allclose(shift, shift[:, :1].expand(-1, 5), atol=1e-3)
+    # Of the class whose mean is the mean of means, by the definition of its discriminant.
+    samples = image_views.flatten(0, 1).double()
+    means = torch.stack(
+        [samples[np.tile(captioned_images.labels, 2) == c].mean(0) for c in range(5)]
+    )
+    within = samples - means[np.tile(captioned_images.labels, 2)]
+    scatter = within.T @ within
+    precision = 32 * torch.linalg.inv(scatter + scatter.trace() / 29 * torch.eye(32).double())
+    centre = means.mean(0)
+    unknown = images.double() @ precision @ centre - centre @ precision @ centre / 2 - np.log(5)
+    assert torch.allclose(shift[:, 0].double(), 0.5 * unknown, rtol=1e-3, atol=1e-3)
+    model.background = False
+    assert torch.equal(model.joint_logits(images, GENERIC)[:, 6:], model.logits(images))
+
+
+def test_gda_leaves_a_class_without_images_to_its_text(tiny_encoder, captioned_images, image_views):
+    kept = np.flatnonzero(captioned_images.labels != 2)
+    split = dataclasses.replace(
+        captioned_images,
+        labels=captioned_images.labels[kept],
+        captions=tuple(captioned_images.captions[i] for i in kept),
+    )
+    model = GDA(tiny_encoder, alpha=1.0).fit(split, image_views[:, kept])
+    plain = ZeroShot(tiny_encoder).fit(captioned_images)
+    images = image_views[0]
+    assert torch.allclose(model.logits(images)[:, 2], plain.logits(images)[:, 2], atol=1e-4)
+    joint = model.joint_logits(images, GENERIC)[:, 6:]
+    assert torch.allclose(joint[:, 2], plain.logits(images)[:, 2], atol=1e-4)
+
+
+def test_gda_needs_spread_within_a_class(tiny_encoder, captioned_images, image_views):
+    one = dataclasses.replace(
+        captioned_images,
+        labels=captioned_images.labels[::3],
+        captions=captioned_images.captions[::3],
+    )
+    with pytest.raises(ValueError, match="two shots, or views"):
+        GDA(tiny_encoder).fit(one, image_views[:1, ::3])
+
+
+def test_sim_equals_a_ridge_regression(tiny_encoder, captioned_images, image_views):
+    model = SiM(tiny_encoder, GENERIC, ridge=0.3).fit(captioned_images, image_views)
+    generic = text_classifier(tiny_encoder, GENERIC).numpy()
+    similar = image_views.flatten(0, 1).numpy() @ generic.T
+    wanted = np.eye(5)[np.tile(captioned_images.labels, 2)]
+    plain = Ridge(alpha=0.3, fit_intercept=False).fit(similar, wanted)
+    assert np.allclose(model.mapping_.numpy(), plain.coef_.T, atol=1e-3)
+    expected = tiny_encoder.logit_scale * plain.predict(image_views[0].numpy() @ generic.T)
+    assert np.allclose(model.logits(image_views[0]).numpy(), expected, atol=1e-2)
+
+
+def test_sim_does_not_look_at_class_names(tiny_encoder, captioned_images, image_views):
+    other = dataclasses.replace(captioned_images, names=("a", "b", "c", "d", "e"))
+    fits = [
+        SiM(tiny_encoder, GENERIC).fit(split, image_views) for split in (captioned_images, other)
+    ]
+    assert torch.equal(fits[0].logits(image_views[0]), fits[1].logits(image_views[0]))
+    with pytest.raises(ValueError, match="no generic prompts"):
+        SiM(tiny_encoder, ())
+
+
 def test_prototypes_are_normalised_means(tiny_encoder, captioned_images, image_views):
     model = Prototypes(tiny_encoder).fit(captioned_images, image_views)
     own = image_views[:, captioned_images.labels == 2].flatten(0, 1)
     assert torch.allclose(model.classifier_[2], F.normalize(own.mean(0), dim=0), atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [LinearProbe, Prototypes])
+@pytest.mark.parametrize(
+    "method", [LinearProbe, Prototypes, lambda encoder: SiM(encoder, GENERIC, ridge=0.01)]
+)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_classes_without_images_are_never_chosen(
     method, classes, tiny_encoder, captioned_images, image_views
@@ -86,3 +306,74 @@ def test_linear_probe_needs_two_classes(tiny_encoder, captioned_images, image_vi
     split = dataclasses.replace(captioned_images, labels=np.zeros(15, dtype=int))
     with pytest.raises(ValueError, match="at least two"):
         LinearProbe(tiny_encoder).fit(split, image_views)
+
+
+@pytest.mark.parametrize("kind", CONTROLS)
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_control_names_are_others(kind, n):
+    names = [f"name {letter}" for letter in "abcdefgh"[:n]]
+    found = control_names(names, kind, seed=1)
+    assert found == control_names(names, kind, seed=1)
+    assert len(set(found)) == n
+    assert n < 4 or found != control_names(names, kind, seed=2)
+    kept = [old == new for old, new in zip(names, found, strict=True)]
+    if kind == "random":
+        assert not set(names) & set(found)
+        assert [len(name.split()) for name in found] == [2] * n
+    else:
+        assert sorted(found) == sorted(names)
+        assert sum(kept) == (n % 2 if kind == "swapped" else 0)
+    if kind == "swapped":
+        mapping = dict(zip(names, found, strict=True))
+        assert all(mapping[mapping[name]] == name for name in names)
+
+
+def test_controls_refuse_what_cannot_be():
+    with pytest.raises(ValueError, match="random, permuted, swapped"):
+        control_names(["a", "b"], "shuffled")
+    with pytest.raises(ValueError, match="a single name cannot be permuted"):
+        control_names(["a"], "permuted")
+    with pytest.raises(ValueError, match="random, permuted, swapped"):
+        Control(None, "shuffled")
+
+
+def test_a_control_keeps_the_true_columns(tiny_encoder, captioned_images, image_views):
+    model = Control(ZeroShot(tiny_encoder), "permuted", seed=3).fit(captioned_images)
+    texts = text_classifier(tiny_encoder, model.controls_)
+    assert model.names_ == captioned_images.names and set(model.controls_) == set(model.names_)
+    assert torch.allclose(
+        model.logits(image_views[0]), tiny_encoder.logit_scale * image_views[0] @ texts.T, atol=1e-4
+    )
+
+
+def test_a_control_of_name_learning_renames_the_captions(
+    tiny_encoder, captioned_images, image_views
+):
+    split = renamed(captioned_images, ("a", "b", "c", "d", "e"))
+    assert split.names == ("a", "b", "c", "d", "e")
+    assert split.captions[:3] == ("a a", "a drawing of a a", "An emoji of a a.")
+    learner = NameLearner.fsnl(tiny_encoder, steps=2)
+    model = Control(learner, "random").fit(captioned_images, image_views)
+    assert learner.captions_without_name_ == 0
+    assert tuple(learner.names_) == model.controls_ and model.names_ == captioned_images.names
+    with pytest.raises(ValueError, match="give one for each"):
+        renamed(captioned_images, ("a",))
+
+
+def test_prolip_of_the_list_takes_the_number_of_shots(tiny_encoder):
+    penalties = [RIVALS["ProLIP"](tiny_encoder, shots=shots).penalty for shots in (1, 4)]
+    assert penalties[0] == pytest.approx(4 * penalties[1])
+
+
+def test_an_alignment_moves_prototypes_and_leaves_empty_classes_out(
+    tiny_encoder, captioned_images, image_views
+):
+    names = (*captioned_images.names, "ant")
+    split = dataclasses.replace(captioned_images, names=names)
+    plain = Prototypes(tiny_encoder).fit(split, image_views)
+    texts = torch.roll(plain.classifier_[:5], 1, dims=1)
+    alignment = Alignment(penalty=1e-6).fit(image_views[0], captioned_images.labels, texts)
+    moved = Prototypes(tiny_encoder, alignment).fit(split, image_views)
+    cosines = (moved.classifier_[:5] * texts).sum(1)
+    assert (cosines > (plain.classifier_[:5] * texts).sum(1)).all()
+    assert (moved.logits(image_views[0])[:, 5] == -torch.inf).all()

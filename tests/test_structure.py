@@ -12,13 +12,15 @@ import lbutils
 ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from those before it.
 ORDER = (
-    "vocabulary benchmark mini encoders features prompts zeroshot clustering names fewshot "
-    "baselines evaluation records published figures sweeps"
+    "vocabulary benchmark mini encoders features prompts zeroshot clustering textforward words "
+    "names fewshot prompting adapters baselines teaching evaluation protocol trials records "
+    "published figures sweeps"
 ).split()
 WITHOUT_TORCH = (
     "vocabulary",
     "benchmark",
     "evaluation",
+    "protocol",
     "records",
     "published",
     "figures",

@@ -1,17 +1,19 @@
 """Choose the hyper-parameters of few-shot learning on IP classes that play OOP.
 
-    python data/mini/make/choose.py
+    python data/mini/make/choose.py [--methods "linear probe" CoOp ...]
 
-Names that the encoder knows would make learning look easy, so their rows are drawn anew
-(`init="random"`), and CoOp, which leaves rows alone, is given names of OOP classes of the same
-domain in their place. Training images are few-shot draws of IP classes, scores come from their
-validation drawings. The encoder saw the training drawings in pre-training, which it has not of
-real OOP classes: the one thing in which these episodes are easier. No OOP image and no test image
-is read.
+In an episode one half of a domain's IP classes plays OOP: its images get names of real OOP classes
+of the domain, which the encoder knows as little as any; the other half stays IP. Training images
+are few-shot draws of IP classes, scores come from their validation drawings, over the joint
+vocabulary. Each half plays OOP once. The encoder saw the training drawings in pre-training, which
+it has not of real OOP classes: the one thing in which these episodes are easier. No OOP image and
+no test image is read. An `Alignment` is fitted without the classes that play OOP.
 
-Writes `selection.csv`: for each method the accuracy of every setting, the mean of all domains, and
-the chosen one: the fewest steps among those within two points of the best, and of these the
-best. Its values are the defaults of `lbutils`. Run `checksums.py` afterwards.
+Writes `selection.csv`: for each method and setting, mean of domains, halves, draws and shots, the
+accuracy among the learned names (oop), H over the joint vocabulary (h_joint), the area under the
+IP-OOP curve (ausuc), the one bias for learned names that is best for H (bias) and H there (h_bias).
+The setting with the highest ausuc is chosen, and the cheapest (fewest steps) among those less than
+half a point below. These are the defaults of `lbutils`. Run `checksums.py` afterwards.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import json
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,110 +33,228 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lbutils import NameLearner, load_benchmark, load_encoder
-from lbutils.baselines import CoOp, LinearProbe, Prototypes
-from lbutils.evaluation import bootstrap, per_class_accuracy
+from lbutils import NameLearner, load_benchmark, load_encoder, protocol
+from lbutils.adapters import CLAP, CLIPAdapter, LPPlusPlus, ProLIP, TaskRes, TipAdapter, TipAdapterF
+from lbutils.baselines import GDA, LinearProbe, Prototypes, SiM, renamed
 from lbutils.features import image_features
-from lbutils.zeroshot import training_features
+from lbutils.fewshot import Alignment
+from lbutils.prompting import CoCoOp, CoOp, KgCoOp
+from lbutils.zeroshot import text_classifier, training_features
 
 DATA = Path(__file__).parent.parent
-SLACK = 2.0
-# A later round of a method keeps what the one before it has chosen, but for its own options.
-ROUNDS: tuple[tuple[str, dict[str, list[Any]]], ...] = (
-    ("prototypes", {"views": [0, 4]}),
-    ("linear probe", {"C": [0.3, 1.0, 3.0, 10.0], "views": [4]}),
-    ("FSNL", {"lr": [0.003, 0.01, 0.03], "steps": [20, 40], "caption_weight": [0.0],
-              "views": [4]}),
-    ("FSNL", {"caption_weight": [0.5]}),
-    ("CoOp", {"lr": [0.002, 0.005, 0.02], "steps": [40, 80], "views": [4]}),
-)  # fmt: skip
-OPTIONS = ("lr", "steps", "caption_weight", "C", "views")
+SLACK = 0.5
+MEASURES = ("oop_separate", "h_joint", "ausuc")
+COLUMNS = ("method", "setting", "oop", "h_joint", "ausuc", "bias", "h_bias", "seconds", "chosen")
+# Settings of a method: the points of the grids, each of which begins at the defaults.
+GRIDS: dict[str, list[dict[str, list[Any]]]] = {
+    "prototypes": [{}, {"aligned": [True]}],
+    "names": [
+        {"aligned": [True]},
+        {"aligned": [False]},
+        {"aligned": [True], "negatives": [None]},
+        {"aligned": [True], "stand_in_weight": [0.0, 0.3]},
+        {"aligned": [True], "name_weight": [0.0, 0.3]},
+        {"aligned": [True], "anchor_weight": [0.0]},
+        {"aligned": [True], "temperature": [2.0]},
+        {"aligned": [True], "text_to_image": [True], "name_weight": [0.2]},
+        {"aligned": [True], "margin": [-0.5, 0.5]},
+        {"aligned": [True], "caption_weight": [0.2]},
+        {"aligned": [True], "average": [0.3]},
+        {"aligned": [True], "steps": [15, 60]},
+        {"aligned": [True], "lr": [0.003, 0.03]},
+        {"aligned": [True], "init": [3]},
+        {"aligned": [True], "templates": ["a {name}"]},
+        {"aligned": [True], "optimizer": ["sgd"], "lr": [1.0, 10.0]},
+    ],
+    "FSNL": [{"lr": [0.003, 0.01], "steps": [20, 40]}, {"caption_weight": [0.0]},
+             {"negatives": [True]}],
+    "linear probe": [{"C": [0.3, 1.0, 3.0, 10.0, 30.0]}],
+    "CoOp": [{"lr": [0.002, 0.005], "steps": [40, 80]}],
+    "KgCoOp": [{"lr": [0.002, 0.01], "steps": [40]}],
+    "CoCoOp": [{}],
+    "CLIP-Adapter": [{"ratio": [0.2, 0.6]}],
+    "TaskRes": [{"alpha": [0.5, 1.0]}],
+    "Tip-Adapter": [{"alpha": [1.0, 10.0, 30.0, 100.0]}],
+    "Tip-Adapter-F": [{"alpha": [1.0, 10.0, 30.0]}],
+    "LP++": [{}],
+    "CLAP": [{}],
+    "GDA": [{"alpha": [0.1, 1.0]}],
+    "ProLIP": [{"penalty": [0.1, 0.01, 0.001]}],
+    "SiM": [{"ridge": [0.01, 0.1, 1.0]}],
+}  # fmt: skip
+
+
+def _names(encoder: Any, task: Task, **options: Any) -> Any:
+    known = {"negatives": task.others} | {k: v for k, v in options.items() if k != "aligned"}
+    alignment = task.alignment() if options.get("aligned") else None
+    return NameLearner(encoder, hint=task.hint, seed=task.draw, alignment=alignment, **known)
+
+
+def _fsnl(encoder: Any, task: Task, negatives: bool = False, **options: Any) -> Any:
+    known = {"negatives": task.others} if negatives else {}
+    return NameLearner.fsnl(encoder, hint=task.hint, seed=task.draw, **known, **options)
+
+
+def _prototypes(encoder: Any, task: Task, aligned: bool = False) -> Any:
+    return Prototypes(encoder, alignment=task.alignment() if aligned else None)
+
+
+def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda encoder, task, **options: method(encoder, seed=task.draw, **options)
+
+
 MAKERS: dict[str, Callable[..., Any]] = {
-    "FSNL": lambda encoder, **options: NameLearner(encoder, init="random", **options),
-    "CoOp": CoOp,
-    "linear probe": lambda encoder, C, **_: LinearProbe(encoder, C),
-    "prototypes": lambda encoder, **_: Prototypes(encoder),
-}
-COLUMNS = ("method", *OPTIONS, *"shots draws classes accuracy low high chosen".split())
+    "prototypes": _prototypes,
+    "names": _names,
+    "FSNL": _fsnl,
+    "SiM": lambda encoder, task, **options: SiM(encoder, task.others, **options),
+    "ProLIP": lambda encoder, task, penalty: ProLIP(encoder, penalty / task.shots, seed=task.draw),
+    **{name: _plain(method) for name, method in {
+        "linear probe": LinearProbe, "CoOp": CoOp, "KgCoOp": KgCoOp, "CoCoOp": CoCoOp,
+        "CLIP-Adapter": CLIPAdapter, "TaskRes": TaskRes, "Tip-Adapter": TipAdapter,
+        "Tip-Adapter-F": TipAdapterF, "LP++": LPPlusPlus, "CLAP": CLAP, "GDA": GDA,
+    }.items()},
+}  # fmt: skip
 
 
-class Episodes:
-    """IP classes of every domain as few-shot tasks, their features computed once."""
+class World:
+    """IP classes of every domain with their features, computed once a process."""
 
-    def __init__(self, encoder: Any, shots: int, draws: int, views: int):
-        self.encoder, self.shots, self.draws = encoder, shots, draws
-        self.domains = load_benchmark("mini").values()
-        self.train = {d.name: training_features(encoder, d.ip.train, views) for d in self.domains}
-        self.val = {d.name: image_features(encoder, d.ip.val) for d in self.domains}
-        self.classes = sum(len(d.ip.names) for d in self.domains)
-
-    def score(self, method: str, options: dict[str, Any], domain: Any, draw: int) -> np.ndarray:
-        """Accuracy in percent of each class of a domain, (C,)."""
-        split = domain.ip.few_shot(self.shots, draw)
-        place = {image_id: i for i, image_id in enumerate(domain.ip.train.ids)}
-        rows = [place[image_id] for image_id in split.ids]
-        features = self.train[domain.name][: options["views"] + 1, rows]
-        if method == "CoOp":
-            split = replace(split, names=domain.oop.names[: len(split.names)])
-        given = {"seed": draw} if method in ("FSNL", "CoOp") else {}
-        model = MAKERS[method](self.encoder, **options, **given).fit(split, features)
-        predictions = model.predict(self.val[domain.name])
-        labels, n = domain.ip.val.labels, len(domain.ip.names)
-        return 100 * per_class_accuracy(labels, predictions, n)
-
-    def table(self, method: str, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A row for each setting of a method, with its accuracy and interval."""
-        jobs = list(itertools.product(points, self.domains, range(self.draws)))
-        # One thread a fit and a fit a core: the products in the text tower are too small to share.
+    def __init__(self) -> None:
         torch.set_num_threads(1)
-        with ThreadPoolExecutor() as pool:
-            scores = pool.map(lambda job: self.score(method, *job), jobs)
-            found = iter(tqdm(scores, method, len(jobs), mininterval=5))
-            rows = [self.row(method, options, found) for options in points]
-        return rows
+        self.encoder = load_encoder("mini")
+        self.domains = load_benchmark("mini")
+        self.train = {n: training_features(self.encoder, d.ip.train) for n, d in self.items()}
+        self.val = {n: image_features(self.encoder, d.ip.val) for n, d in self.items()}
+        self.texts = {n: text_classifier(self.encoder, d.ip.names) for n, d in self.items()}
 
-    def row(
-        self, method: str, options: dict[str, Any], found: Iterator[np.ndarray]
-    ) -> dict[str, Any]:
-        """One setting, with the next scores of those found."""
-        own = {d.name: np.stack([next(found) for _ in range(self.draws)]) for d in self.domains}
-        interval = [round(end, 2) for end in bootstrap(own)]
-        scored = dict(zip(("accuracy", "low", "high"), interval, strict=True))
-        task = {"shots": self.shots, "draws": self.draws, "classes": self.classes}
-        return {"method": method, **options, **task, **scored, "chosen": False}
+    def items(self) -> Any:
+        return self.domains.items()
 
 
-def points(grid: dict[str, list[Any]], chosen: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Every point of a grid, other options as chosen before; without that point itself."""
-    kept = {key: [chosen[key]] for key in OPTIONS if key in chosen} if chosen else {}
-    grid = {**kept, **grid}
-    found = [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
-    return [one for one in found if not chosen or any(chosen[key] != one[key] for key in one)]
+world = lru_cache(maxsize=1)(World)
+
+
+class Task:
+    """One half of a domain's IP classes as OOP: a few-shot task over a joint vocabulary."""
+
+    def __init__(self, domain: str, half: int, shots: int, draw: int):
+        self.domain, self.shots, self.draw = domain, shots, draw
+        own = world().domains[domain]
+        self.hint = own.hint
+        order = np.random.default_rng(len(own.ip.names)).permutation(len(own.ip.names))
+        self.learned = np.sort(order[half::2])
+        rest = np.setdiff1d(order, self.learned)
+        self.others = [own.ip.names[i] for i in rest]
+        # Labels over the joint vocabulary: others first.
+        self.place = np.argsort(np.concatenate([rest, self.learned]))
+
+    def few_shot(self) -> tuple[Any, torch.Tensor]:
+        """Split of the learned classes under OOP names, and its features."""
+        own = world().domains[self.domain]
+        split = own.ip.few_shot(self.shots, self.draw)
+        split = split.take(np.isin(split.labels, self.learned))
+        place = {image_id: i for i, image_id in enumerate(own.ip.train.ids)}
+        features = world().train[self.domain][:, [place[i] for i in split.ids]]
+        labels = np.searchsorted(self.learned, split.labels)
+        spare = own.oop.names[: len(own.ip.names)]
+        alias = renamed(split, [spare[i] for i in range(len(own.ip.names))])
+        names = tuple(spare[i] for i in self.learned)
+        return type(split)(split.ids, labels, names, alias.captions, split.source), features
+
+    def alignment(self) -> Alignment:
+        """Alignment over the training drawings of every IP class that does not play OOP here."""
+        features, labels, texts, start = [], [], [], 0
+        for name, domain in world().items():
+            own = domain.ip.train.labels
+            kept = ~np.isin(own, self.learned) if name == self.domain else np.ones(len(own), bool)
+            features.append(world().train[name][0][torch.from_numpy(kept)])
+            labels.append(own[kept] + start)
+            texts.append(world().texts[name])
+            start += len(texts[-1])
+        return Alignment().fit(torch.cat(features), np.concatenate(labels), torch.cat(texts))
+
+    def scores(self, method: str, options: dict[str, Any]) -> protocol.JointScores:
+        """Scores of a method on the validation drawings of the domain's IP classes."""
+        model = MAKERS[method](world().encoder, self, **options).fit(*self.few_shot())
+        logits = model.joint_logits(world().val[self.domain], self.others)
+        labels = self.place[world().domains[self.domain].ip.val.labels]
+        return protocol.joint_scores(logits.numpy(), labels, len(self.others))
+
+
+def score(job: tuple[str, dict[str, Any], tuple[str, int, int, int]]) -> tuple[Any, float]:
+    """Scores of a method with a setting on a task, and its seconds."""
+    method, options, task = job
+    start = time.perf_counter()
+    found = Task(*task).scores(method, options)
+    return found, time.perf_counter() - start
+
+
+def settings(method: str) -> Iterator[dict[str, Any]]:
+    """Every setting of a method's grids."""
+    for grid in GRIDS[method]:
+        for point in itertools.product(*grid.values()):
+            yield dict(zip(grid, point, strict=True))
+
+
+def row(method: str, options: dict[str, Any], runs: list[Any], seconds: float) -> dict[str, Any]:
+    """One line of the table, from the runs by (domain, half, shots, draw)."""
+    by_domain: dict[str, list[Any]] = {}
+    for (domain, *_), run in runs:
+        by_domain.setdefault(domain, []).append(run)
+    # A run is a task with names of its own, so values are means over runs, then over domains.
+    means = [
+        np.mean([np.mean([protocol.value({d: [run]}, m) for run in own])
+                 for d, own in by_domain.items()])
+        for m in MEASURES
+    ]  # fmt: skip
+    point = protocol.best_bias([run for own in by_domain.values() for run in own])
+    oop, h_joint, ausuc = (round(100 * float(mean), 2) for mean in means)
+    return {
+        "method": method,
+        "setting": json.dumps(options),
+        "oop": oop,
+        "h_joint": h_joint,
+        "ausuc": ausuc,
+        "bias": round(float(point.bias), 2),
+        "h_bias": round(100 * float(point.h), 2),
+        "seconds": round(seconds, 3),
+        "chosen": False,
+    }
 
 
 def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row to take: the cheapest within `SLACK` of the best, the better of equally cheap."""
-    best = max(row["accuracy"] for row in rows)
-    near = [row for row in rows if row["accuracy"] >= best - SLACK]
-    return min(near, key=lambda row: (row.get("steps", 0), -row["accuracy"]))
+    """The cheapest row less than `SLACK` below the highest ausuc; the first of equally cheap."""
+    best = max(row["ausuc"] for row in rows)
+    near = [row for row in rows if row["ausuc"] > best - SLACK]
+    return min(near, key=lambda row: (json.loads(row["setting"]).get("steps", 0), -row["ausuc"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shots", type=int, default=4)
+    parser.add_argument("--methods", nargs="+", choices=GRIDS, default=list(GRIDS))
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=DATA / "selection.csv")
     args = parser.parse_args()
-    views = max(view for _, grid in ROUNDS for view in grid.get("views", []))
-    episodes = Episodes(load_encoder("mini"), args.shots, args.draws, views)
+    domains = list(load_benchmark("mini"))
+    tasks = list(itertools.product(domains, range(2), args.shots, range(args.draws)))
     table: list[dict[str, Any]] = []
-    for method, grid in ROUNDS:
-        before = next((row for row in table if row["method"] == method and row["chosen"]), None)
-        table += episodes.table(method, points(grid, before))
-        own = [row for row in table if row["method"] == method]
-        for row in own:
-            row["chosen"] = row is choose(own)
-        print({key: value for key, value in choose(own).items() if key != "chosen"})
+    with ProcessPoolExecutor(args.workers) as pool:
+        for method in args.methods:
+            own = []
+            for options in settings(method):
+                jobs = [(method, options, task) for task in tasks]
+                found = list(
+                    tqdm(pool.map(score, jobs, chunksize=4), method, len(jobs), disable=None)
+                )
+                runs = list(zip(tasks, [scores for scores, _ in found], strict=True))
+                seconds = float(np.mean([spent for _, spent in found]))
+                own.append(row(method, options, runs, seconds))
+                print({key: own[-1][key] for key in COLUMNS[:-1]}, flush=True)
+            choose(own)["chosen"] = True
+            table += own
     with args.out.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
         writer.writeheader()

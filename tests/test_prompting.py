@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lbutils import prompting
+from lbutils.prompting import (
+    CoCoOp,
+    ContextPrompts,
+    CoOp,
+    KgCoOp,
+    descend,
+    rounds,
+    two_classes,
+)
+from lbutils.zeroshot import check_training, text_classifier, text_features
+
+NAMES = ["red panda", "something else entirely", "犬"]
+
+
+def plain_coop(encoder, split, views, steps, lr, weight=0.0):
+    """CoOp's loss at each step, by whole prompts through the model's own tower."""
+    generator = torch.Generator().manual_seed(0)
+    table = encoder.model.token_embedding
+    context = (0.02 * torch.randn(4, 32, generator=generator)).requires_grad_()
+    optimiser = torch.optim.Adam([context], lr=lr)
+    ids = encoder.tokenize([f"! ! ! ! {name}" for name in split.names])
+    anchor = text_classifier(encoder, split.names)
+    turns = torch.randperm(len(views), generator=generator)
+    losses = []
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = lr * (
+            1 + torch.cos(torch.tensor(torch.pi * step / steps))
+        )
+        optimiser.param_groups[0]["lr"] /= 2
+
+        def put(module, inputs, output):
+            return torch.cat([output[:, :1], context.expand(len(ids), -1, -1), output[:, 5:]], 1)
+
+        hook = table.register_forward_hook(put)
+        texts = F.normalize(encoder.model.encode_text(ids), dim=-1)
+        hook.remove()
+        scaled = encoder.logit_scale * views[turns[step]] @ texts.T
+        loss = F.cross_entropy(scaled, torch.tensor(split.labels))
+        loss = loss + weight * (1 - F.cosine_similarity(texts, anchor).mean())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("kind", ["clip", "custom"])
+def test_contexts_of_words_act_as_the_words_do(make_encoder, kind):
+    encoder = make_encoder(kind)
+    prompts = ContextPrompts(encoder, 3, ".")
+    table = getattr(encoder.model, "text", encoder.model).token_embedding.weight
+    contexts = [table[encoder.tokenizer.encode(words)] for words in ("a photo of", "my old blue")]
+    found = prompts(prompts.layout(NAMES), torch.stack(contexts))
+    for row, words in zip(found, ("a photo of", "my old blue"), strict=True):
+        expected = encoder.encode_text([f"{words} {name}." for name in NAMES])
+        assert torch.allclose(row, expected, atol=1e-5)
+
+
+def test_both_paths_have_the_same_gradients(tiny_encoder, monkeypatch):
+    monkeypatch.setattr(prompting, "LINE", 2)
+    fast, whole = ContextPrompts(tiny_encoder, 2), ContextPrompts(tiny_encoder, 2)
+    assert fast.causal
+    whole.causal = False
+    start = torch.randn(3, 2, 32, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(3, len(NAMES), 32, generator=torch.Generator().manual_seed(2))
+    found = []
+    for prompts in (fast, whole):
+        contexts = start.clone().requires_grad_()
+        features = prompts(prompts.layout(NAMES), contexts)
+        (features * weight).sum().backward()
+        found.append((features.detach(), contexts.grad))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5 * float(found[1][1].abs().max()))
+
+
+def test_a_name_that_does_not_fit_loses_its_end(tiny_encoder):
+    prompts = ContextPrompts(tiny_encoder, 3)
+    long = " ".join(["very"] * 30)
+    words = tiny_encoder.model.token_embedding.weight[tiny_encoder.tokenizer.encode("a photo of")]
+    found = prompts(prompts.layout([long]), words[None])[0]
+    expected = tiny_encoder.encode_text([f"a photo of {' '.join(['very'] * 11)}"])
+    assert torch.allclose(found, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="empty"):
+        prompts.layout(["\t"])
+
+
+def test_coop_equals_a_plain_loop(tiny_encoder, captioned_images, image_views):
+    views = image_views.repeat(2, 1, 1)
+    coop = CoOp(tiny_encoder, steps=4).fit(captioned_images, views)
+    expected = plain_coop(tiny_encoder, captioned_images, views, 4, 0.002)
+    assert coop.history_ == pytest.approx(expected, rel=1e-4)
+
+
+def test_kgcoop_adds_the_distance_to_the_hand_made_prompt(
+    tiny_encoder, captioned_images, image_views
+):
+    views = image_views.repeat(2, 1, 1)
+    options = {"steps": 4, "ctx_init": None}
+    model = KgCoOp(tiny_encoder, 8.0, **options).fit(captioned_images, views)
+    expected = plain_coop(tiny_encoder, captioned_images, views, 4, 0.002, weight=8.0)
+    assert model.history_ == pytest.approx(expected, rel=1e-4)
+    without = KgCoOp(tiny_encoder, 0.0, **options).fit(captioned_images, views)
+    coop = CoOp(tiny_encoder, steps=4).fit(captioned_images, views)
+    assert torch.equal(without.classifier_, coop.classifier_)
+
+
+def test_a_heavy_distance_keeps_the_hand_made_prompt(tiny_encoder, captioned_images, image_views):
+    texts = text_classifier(tiny_encoder, captioned_images.names, "a photo of a {name}")
+
+    def moved(weight):
+        options = {"templates": "a photo of a {name}", "steps": 30, "lr": 0.02}
+        model = KgCoOp(tiny_encoder, weight, **options).fit(captioned_images, image_views)
+        return float((model.classifier_ - texts).norm())
+
+    assert moved(1000.0) < 0.5 * moved(0.0)
+
+
+def test_a_context_starts_as_the_words_of_a_template(tiny_encoder, captioned_images, image_views):
+    model = CoOp(tiny_encoder, ctx_init="template", templates="a photo of a {name}", lr=1e-12)
+    model.fit(captioned_images, image_views)
+    expected = tiny_encoder.encode_text([f"a photo of a {name}" for name in captioned_images.names])
+    assert torch.allclose(model.classifier_, expected, atol=1e-5)
+    # Without words there is nothing to start from but chance.
+    random = CoOp(tiny_encoder, ctx_init="template", templates="{name}", steps=2)
+    assert random.fit(captioned_images, image_views).context_.shape == (4, 32)
+
+
+def test_cocoop_gives_each_image_its_own_prompts(tiny_encoder, captioned_images, image_views):
+    model = CoCoOp(tiny_encoder, steps=15, batch_size=1).fit(captioned_images, image_views)
+    images = image_views[0, :4]
+    first, first_bias, second, second_bias = model.network_
+    names = [*captioned_images.names, "zebra"]
+    prompts = ContextPrompts(tiny_encoder, len(model.context_))
+    for row, image in zip(model.other_logits(images, names), images, strict=True):
+        shift = second @ torch.relu(first @ image + first_bias) + second_bias
+        texts = prompts(prompts.layout(names), (model.context_ + shift)[None])[0]
+        assert torch.allclose(row, tiny_encoder.logit_scale * texts @ image, atol=1e-4)
+    joint = model.joint_logits(images, ["zebra", "gnu"])
+    assert torch.allclose(joint[:, 2:], model.logits(images), atol=1e-4)
+    assert joint.shape == (4, 7)
+
+
+def test_cocoop_without_a_network_is_one_context(tiny_encoder, captioned_images, image_views):
+    model = CoCoOp(tiny_encoder, steps=4, batch_size=4).fit(captioned_images, image_views)
+    model.network_ = [torch.zeros_like(part) for part in model.network_]
+    model.shift_ = torch.zeros(32)
+    expected = tiny_encoder.logit_scale * image_views[0] @ model.classifier_for(model.names_).T
+    assert torch.allclose(model.logits(image_views[0]), expected, atol=1e-4)
+    assert len(model.history_) == 4
+
+
+@pytest.mark.parametrize("method", [CoOp, KgCoOp, CoCoOp])
+def test_training_is_deterministic_and_lowers_the_loss(
+    method, tiny_encoder, captioned_images, image_views
+):
+    options = {"steps": 12, "lr": 0.01}
+    if method is CoCoOp:
+        options["batch_size"] = 15
+    models = [method(tiny_encoder, **options).fit(captioned_images, image_views) for _ in range(2)]
+    assert torch.equal(*(model.logits(image_views[0]) for model in models))
+    assert models[0].history_[-1] < models[0].history_[0]
+    assert not any(p.requires_grad for p in tiny_encoder.model.parameters())
+
+
+@pytest.mark.parametrize("method", [CoOp, KgCoOp, CoCoOp])
+def test_one_class_is_refused(method, tiny_encoder, captioned_images, image_views):
+    split = dataclasses.replace(
+        captioned_images, labels=captioned_images.labels * 0, names=("okapi",)
+    )
+    with pytest.raises(ValueError, match="at least two"):
+        method(tiny_encoder).fit(split, image_views)
+
+
+def test_cocoop_is_silent_before_fit(tiny_encoder, image_views):
+    with pytest.raises(RuntimeError, match="call fit"):
+        CoCoOp(tiny_encoder).logits(image_views[0])
+    with pytest.raises(RuntimeError, match="call fit"):
+        CoCoOp(tiny_encoder).joint_logits(image_views[0], ["x"])
+
+
+def test_unfit_features_are_told_in_one_line(captioned_images, image_views):
+    broken = image_views.clone()
+    broken[1, 7, 3] = float("nan")
+    cases = {
+        "1 of 15 images are not finite (first: image 7)": broken,
+        "unit length, theirs is 3 to 3": 3 * image_views,
+        "expected (views, 15, D)": image_views[:, :4],
+    }
+    for message, features in cases.items():
+        with pytest.raises(ValueError) as error:
+            check_training(captioned_images, features)
+        assert message in str(error.value) and "\n" not in str(error.value)
+    features, labels = check_training(captioned_images, 3 * image_views, unit=False)
+    assert features.dtype == torch.float32 and labels.dtype == torch.int64
+
+
+def test_unfit_splits_are_told_in_one_line(captioned_images, image_views):
+    cases = {
+        "at least one shot": {"labels": captioned_images.labels[:0]},
+        "'okapi' stands twice": {"names": ("okapi", "a", "b", "okapi", "c")},
+        "labels must lie in 0 to 2": {"names": ("a", "b", "c")},
+    }
+    for message, changes in cases.items():
+        split = dataclasses.replace(captioned_images, **changes)
+        with pytest.raises(ValueError, match=message):
+            check_training(split, image_views)
+
+
+def test_descent_stops_where_it_diverges_and_checks_its_options():
+    weight = torch.ones(1, requires_grad=True)
+    with pytest.raises(RuntimeError, match="at step 1: try lr below 1e"):
+        descend([weight], lambda: weight.square().sum(), optimizer="sgd", lr=1e30, steps=5)
+    with pytest.raises(ValueError, match="choose one of"):
+        descend([weight], lambda: weight.sum(), optimizer="lbfgs", lr=1.0, steps=5)
+    with pytest.raises(ValueError, match="at least 1"):
+        descend([weight], lambda: weight.sum(), lr=1.0, steps=0)
+    with pytest.raises(ValueError, match="at least two"):
+        two_classes(["one"])
+
+
+def test_rounds_take_everything_once():
+    drawn = list(itertools.islice(rounds(5, torch.Generator().manual_seed(0)), 15))
+    assert [sorted(drawn[i : i + 5]) for i in (0, 5, 10)] == [list(range(5))] * 3
+    assert drawn[:5] != drawn[5:10] or drawn[5:10] != drawn[10:]
+
+
+def test_text_features_are_kept_until_the_encoder_moves(make_encoder, monkeypatch):
+    encoder = make_encoder()
+    asked = []
+    encode = encoder.encode_text
+    monkeypatch.setattr(encoder, "encode_text", lambda texts: asked.append(texts) or encode(texts))
+    first = text_features(encoder, NAMES, "{name}")
+    first += 1  # what comes back is the caller's own
+    again = text_features(encoder, tuple(NAMES), ["{name}"])
+    assert torch.allclose(again, text_classifier(encoder, NAMES, "{name}"))
+    assert len(asked) == 2
+    assert not torch.allclose(again, text_features(encoder, NAMES, "a {name}"))
+    encoder.model.ln_final.weight.mul_(-1)
+    moved = text_features(encoder, NAMES, "{name}")
+    assert torch.allclose(moved, text_classifier(encoder, NAMES, "{name}"))
+    assert not torch.allclose(moved, again)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lbutils import trials
+from lbutils.baselines import RIVALS
+from lbutils.benchmark import Domain, Split, Subset
+from lbutils.protocol import joint_scores, value
+from lbutils.zeroshot import text_classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Colours:
+    """Flat images of a colour drawn from their id."""
+
+    root: str = "colours"
+    advice: str = "draw it again"
+
+    def stamp(self, image_id):
+        return image_id
+
+    def read(self, image_id):
+        import io
+
+        rng = np.random.default_rng(list(image_id.encode()))
+        held = io.BytesIO()
+        Image.new("RGB", (32, 32), tuple(rng.integers(0, 255, 3).tolist())).save(held, "PNG")
+        return held.getvalue()
+
+
+def subset(kind, names):
+    def split(part, number):
+        ids = tuple(f"{kind} {part} {name} {i}" for name in names for i in range(number))
+        labels = np.repeat(np.arange(len(names)), number)
+        return Split(ids, labels, names, (None,) * len(ids), Colours())
+
+    return Subset("Shades", kind, names, np.zeros(len(names), bool), split("train", 4),
+                  split("val", 0), split("test", 3))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shades():
+    ip, oop = subset("ip", ("red", "blue")), subset("oop", ("puce", "ecru", "teal"))
+    return {"Shades": Domain("Shades", "colour", ip, oop)}
+
+
+def run(encoder, shades, monkeypatch, methods, **options):
+    monkeypatch.setenv("LBUTILS_CACHE", "none")
+    given = {"shots": [1, 2], "draws": range(2), "progress": False, "templates": "a {name}"}
+    return trials.run(encoder, shades, methods, **{**given, **options})
+
+
+def test_every_method_meets_every_task(tiny_encoder, shades, monkeypatch):
+    methods = {name: RIVALS[name] for name in ("zero-shot", "prototypes", "ProLIP")}
+    found = run(tiny_encoder, shades, monkeypatch, methods)
+    assert set(found.scores) == {(name, k) for name in methods for k in (1, 2)}
+    assert all(set(runs["Shades"]) == {0, 1} for runs in found.scores.values())
+    assert len(found.seconds) == 3 * 2 * 2 and (found.seconds["seconds"] > 0).all()
+    assert list(found.at(1)) == list(methods)
+    # Zero-shot by hand, from images that the trials have not touched.
+    domain = shades["Shades"]
+    pixels = [
+        tiny_encoder.preprocess(part.test.image(i))
+        for part in (domain.ip, domain.oop)
+        for i in range(len(part.test))
+    ]
+    names = [*domain.ip.names, *domain.oop.names]
+    texts = text_classifier(tiny_encoder, names, "a {name}")
+    images = tiny_encoder.encode_images(torch.stack(pixels)).cpu()
+    logits = tiny_encoder.logit_scale * images @ texts.T
+    labels = np.concatenate([domain.ip.test.labels, domain.oop.test.labels + 2])
+    expected = {"Shades": [joint_scores(logits.numpy(), labels, 2)]}
+    for measure in ("h_joint", "ausuc", "oop_separate"):
+        zero_shot = value({"Shades": [found.scores["zero-shot", 1]["Shades"][0]]}, measure)
+        assert zero_shot == pytest.approx(value(expected, measure), abs=1e-6)
+
+
+def test_processes_give_what_one_process_gives(tiny_encoder, shades, monkeypatch):
+    methods = {name: RIVALS[name] for name in ("prototypes", "TaskRes")}
+    alone = run(tiny_encoder, shades, monkeypatch, methods)
+    both = run(tiny_encoder, shades, monkeypatch, methods, workers=2)
+    for key, runs in alone.scores.items():
+        for draw, scores in runs["Shades"].items():
+            for ours, theirs in zip(scores, both.scores[key]["Shades"][draw], strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_failing_fit_is_named(tiny_encoder, shades, monkeypatch):
+    def broken(encoder, **task):
+        raise ValueError("no luck")
+
+    with pytest.raises(RuntimeError, match="broken failed on Shades, 1 shots, draw 0: no luck"):
+        run(tiny_encoder, shades, monkeypatch, {"broken": broken}, shots=[1], draws=[0])
