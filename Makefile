@@ -37,7 +37,7 @@ test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
 	$(BIN)/python -m pytest tests $(NOTEBOOKS) $(if $(NOTEBOOKS),$(NBVAL)) $(PYTEST_ARGS)
 
 # The files are not called test_*, so that `make test` leaves them out.
-bench: env ## speed of name tuning beside the plain procedure, at ViT-B/16 (minutes)
+bench: env ## speed: name tuning beside the plain procedure, the table of rivals (minutes)
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-columns=min,median,rounds $(PYTEST_ARGS)
 
 clean: ## remove the miniature's results, caches and build files

@@ -198,10 +198,12 @@ class Known(NamedTuple):
 
 
 _PAPER = {
+    "min_rows": 1,
     "name_weight": 0.5,
     "caption_weight": 0.5,
     "anchor_weight": 0.0,
     "stand_in_weight": 0.0,
+    "temperature": 1.0,
     "text_to_image": True,
 }
 
@@ -240,6 +242,8 @@ class NameLearner(FeatureClassifier):
         stand-in term.
     init : "clip", "random", int or mapping
         Start of the rows, see `NameEmbeddings`.
+    min_rows : int
+        Rows that a name has at least: one BPE piece alone can move too little.
     name_weight, caption_weight, anchor_weight, stand_in_weight : float
         Weights of the terms; 0 leaves a term out.
     alignment : Alignment, optional
@@ -305,12 +309,13 @@ class NameLearner(FeatureClassifier):
         templates: str | Sequence[str] = "mini",
         negatives: Tensor | Sequence[str] | None = None,
         init: Any = "clip",
-        name_weight: float = 0.1,
+        min_rows: int = 3,
+        name_weight: float = 0.2,
         caption_weight: float = 0.0,
         anchor_weight: float = 1.0,
-        stand_in_weight: float = 0.1,
+        stand_in_weight: float = 0.2,
         alignment: Alignment | None = None,
-        temperature: float = 1.0,
+        temperature: float = 2.0,
         margin: float = 0.0,
         text_to_image: bool = False,
         swap: bool = True,
@@ -333,6 +338,7 @@ class NameLearner(FeatureClassifier):
         if temperature <= 0 or not 0 <= average <= 1:
             raise ValueError("temperature must be above 0, and average a share of the steps")
         self.encoder, self.hint, self.templates, self.init = encoder, hint, templates, init
+        self.min_rows = min_rows
         self.negatives, self.alignment = negatives, alignment
         self.name_weight, self.caption_weight = name_weight, caption_weight
         self.anchor_weight, self.stand_in_weight = anchor_weight, stand_in_weight
@@ -416,7 +422,13 @@ class NameLearner(FeatureClassifier):
         features, labels = check_training(split, features)
         features = features.to(self.encoder.device)
         names = NameEmbeddings(
-            self.encoder, split.names, self.templates, self.hint, self.init, self.seed
+            self.encoder,
+            split.names,
+            self.templates,
+            self.hint,
+            self.init,
+            self.seed,
+            min_rows=self.min_rows,
         )
         known = self._known(features, labels, len(split.names))
         if len(split.names) < 2 and known.negatives is None and not self.anchor_weight:

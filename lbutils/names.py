@@ -60,6 +60,9 @@ class NameEmbeddings(nn.Module):
         Seed of a random start.
     forward : CausalText or SubstitutedText, optional
         Text forward; by default the cheapest that is exact.
+    min_rows : int
+        Names of fewer rows get more of them, N(0, 0.02), behind their own, where the context has
+        room.
 
     Attributes
     ----------
@@ -93,6 +96,7 @@ class NameEmbeddings(nn.Module):
         init: str | int | Mapping[str, Tensor] = "clip",
         seed: int = 0,
         forward: CausalText | SubstitutedText | None = None,
+        min_rows: int = 1,
     ):
         super().__init__()
         self.names = tuple(names)
@@ -108,6 +112,7 @@ class NameEmbeddings(nn.Module):
             raise ValueError(f"templates {self.templates} leave no room for a name: shorten them")
         self.shortened: tuple[str, ...] = ()
         start = self._start(init, self._frame.room - taken, seed)
+        start = self._lengthened(start, min(min_rows, self._frame.room - taken), seed)
         ends = torch.tensor([len(rows) for rows in start]).cumsum(0).tolist()
         self.spans = list(zip([0, *ends[:-1]], ends, strict=True))
         self.rows = nn.Parameter(torch.cat(start).float().clone())
@@ -147,6 +152,14 @@ class NameEmbeddings(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(sum(lengths), weight.shape[1], generator=generator)
         return (0.02 * noise.to(weight.device)).split(lengths)
+
+    def _lengthened(self, start: Sequence[Tensor], least: int, seed: int) -> list[Tensor]:
+        """Rows of each name, followed by N(0, 0.02) up to the least number of rows."""
+        generator = torch.Generator().manual_seed(seed + 1)
+        lacking = [max(least - len(rows), 0) for rows in start]
+        noise = 0.02 * torch.randn(sum(lacking), start[0].shape[1], generator=generator)
+        more = noise.to(start[0]).split(lacking)
+        return [torch.cat(pair) for pair in zip(start, more, strict=True)]
 
     def _given(self, rows: Mapping[str, Tensor], room: int, weight: Tensor) -> list[Tensor]:
         """Rows of each name from a mapping, checked."""
@@ -238,7 +251,8 @@ class NameEmbeddings(nn.Module):
             if names[name].shape != self.rows[start:end].shape:
                 raise ValueError(
                     f"{name!r} was learned as {tuple(names[name].shape)} rows, here it has "
-                    f"{(end - start, self.rows.shape[1])}: another tokenizer, model or init"
+                    f"{(end - start, self.rows.shape[1])}: another tokenizer or model, or pass "
+                    "init=names to take their rows as they are"
                 )
             self.rows[start:end] = names[name].to(self.rows)
         return self

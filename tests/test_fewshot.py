@@ -138,9 +138,9 @@ def test_our_loss_equals_its_four_terms_written_out(tiny_encoder, captioned_imag
     """The first loss of every term together, prompts built as text, in float64 loops."""
     others = ["ant", "hammerhead shark"]
     weights = {"name_weight": 0.7, "anchor_weight": 1.3, "stand_in_weight": 0.4}
-    settings = {"templates": "a {name}", "temperature": 3.0, "margin": 0.2, "steps": 1}
+    settings = {"templates": "a {name}", "min_rows": 1, "temperature": 3.0, "margin": 0.2}
     split, images = captioned_images, image_views[0].double()
-    learner = NameLearner(tiny_encoder, negatives=others, **weights, **settings)
+    learner = NameLearner(tiny_encoder, negatives=others, steps=1, **weights, **settings)
     learner.fit(split, image_views[:1])
     prompts = tiny_encoder.encode_text([fill("a {name}", name) for name in split.names]).double()
     known = tiny_encoder.encode_text([fill("a {name}", name) for name in others]).double()

@@ -175,6 +175,22 @@ def test_rows_are_own_copies_and_inits_differ(tiny_encoder):
             NameEmbeddings(tiny_encoder, bad)
 
 
+def test_names_are_lengthened_behind_their_own_rows(tiny_encoder):
+    names = ["red panda", "ant", "hammerhead shark of the sea"]
+    plain = NameEmbeddings(tiny_encoder, names)
+    longer = NameEmbeddings(tiny_encoder, names, min_rows=3)
+    assert longer.spans == [(0, 3), (3, 6), (6, 6 + plain.spans[2][1] - plain.spans[2][0])]
+    own, more = plain.learned(), longer.learned()
+    assert all(torch.equal(more[name][: len(own[name])], own[name]) for name in names)
+    added = torch.cat([more["red panda"][2:], more["ant"][1:]])
+    assert 0.01 < float(added.std()) < 0.03 and len(added.unique()) == added.numel()
+    with pytest.raises(ValueError, match="pass init=names"):
+        NameEmbeddings(tiny_encoder, names).load(more)
+    again = NameEmbeddings(tiny_encoder, names, init=more)
+    assert torch.allclose(again(), longer(), atol=1e-6)
+    assert max(b - a for a, b in NameEmbeddings(tiny_encoder, ["ant"], min_rows=99).spans) < 16
+
+
 def test_only_the_rows_are_parameters(tiny_encoder):
     names = NameEmbeddings(tiny_encoder, ["ant"])
     assert [name for name, _ in names.named_parameters()] == ["rows"]
