@@ -18,6 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lbutils.installing import (
+    WordTokenizer,
+    add_words,
+    check_free,
+    grow,
+    pool_at_end,
+    table_fingerprint,
+    tokenizer_fingerprint,
+)
 from lbutils.prompts import encode_slots, pieces, resolve, slots
 from lbutils.textforward import (
     CausalText,
@@ -27,15 +36,6 @@ from lbutils.textforward import (
     SubstitutedText,
     text_forward,
     token_embedding,
-)
-from lbutils.words import (
-    WordTokenizer,
-    add_words,
-    check_free,
-    grow,
-    pool_at_end,
-    table_fingerprint,
-    tokenizer_fingerprint,
 )
 
 

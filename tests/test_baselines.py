@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +29,8 @@ from lbutils.baselines import (
 from lbutils.fewshot import Alignment, NameLearner
 from lbutils.prompting import CoOp
 from lbutils.zeroshot import text_classifier
+
+SELECTION = Path(__file__).parents[1] / "data" / "mini" / "selection.csv"
 
 GENERIC = ("zebra", "tulip", "red brick house", "soup", "violin", "winter coat")
 
@@ -377,3 +382,21 @@ def test_an_alignment_moves_prototypes_and_leaves_empty_classes_out(
     cosines = (moved.classifier_[:5] * texts).sum(1)
     assert (cosines > (plain.classifier_[:5] * texts).sum(1)).all()
     assert (moved.logits(image_views[0])[:, 5] == -torch.inf).all()
+
+
+CHOSEN = [row for row in csv.DictReader(SELECTION.open(newline="")) if row["chosen"] == "True"]
+
+
+@pytest.mark.parametrize("row", CHOSEN, ids=lambda row: row["method"])
+def test_what_was_chosen_on_ip_classes_is_what_is_used(row, tiny_encoder):
+    options = json.loads(row["setting"])
+    options.pop("aligned", None)
+    learners = {"names": NameLearner, "FSNL": NameLearner.fsnl}
+    if row["method"] in learners:
+        model = learners[row["method"]](tiny_encoder)
+        options.pop("negatives", None)
+    else:
+        model = RIVALS[row["method"]](tiny_encoder, ip_names=("ant", "bee"), shots=2)
+    if row["method"] == "ProLIP":
+        options["penalty"] /= 2
+    assert {name: getattr(model, name) for name in options} == options

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from open_clip.tokenizer import default_bpe
 
 from lbutils.encoders import DualEncoder
+from lbutils.installing import WordTokenizer
 from lbutils.mini import PieceTokenizer, always_kept
 from lbutils.names import NameEmbeddings, Names
-from lbutils.words import WordTokenizer
 
 NAMES = ["red panda", "ant", "numbat", "a{x}b", "<b>ant</b>", "犬", "C++", "Æon"]
 PLAIN = ["a photo of a red panda", "", "numbat < ant > 犬", "word " * 40, "a <new> thing"]
