@@ -352,7 +352,7 @@ class NameLearner(FeatureClassifier):
     def fsnl(cls, encoder: Any, **changes: Any) -> NameLearner:
         """Learner with the paper's loss and nothing of ours: no anchors, no stand-ins.
 
-        Half a name term plus half a caption term, by 20 steps of Adam over all images at once,
+        Half a name term plus half a caption term, by 40 steps of Adam over all images at once,
         where the released code takes at least 200 of SGD (`released`).
 
         Parameters
@@ -361,7 +361,7 @@ class NameLearner(FeatureClassifier):
         **changes
             Arguments of `NameLearner` to differ in.
         """
-        return cls(encoder, **{**_PAPER, "lr": 0.003, "steps": 20, **changes})
+        return cls(encoder, **{**_PAPER, "lr": 0.01, "steps": 40, **changes})
 
     @classmethod
     def released(

@@ -68,7 +68,7 @@ GRIDS: dict[str, list[dict[str, list[Any]]]] = {
         {"lr": [0.003, 0.03]},
         {"templates": ["a {name}"]},
     ],
-    "FSNL": [{"lr": [0.003, 0.01], "steps": [20, 40]}, {"caption_weight": [0.0]},
+    "FSNL": [{"lr": [0.003, 0.01, 0.03], "steps": [20, 40]}, {"caption_weight": [0.0]},
              {"negatives": [True]}],
     "linear probe": [{"C": [1.0, 0.3, 3.0, 10.0, 30.0]}],
     "CoOp": [{"lr": [0.002, 0.005], "steps": [40, 80]}],
