@@ -35,7 +35,7 @@ class CLIPAdapter(FewShotClassifier):
         How many times narrower the bottleneck is. The authors' is 4.
     optimizer, lr, steps
         See `descend`; all images in a step, in one view. The authors train 200 epochs of small
-        batches; the defaults are chosen on IP classes.
+        batches; the defaults are ours, not searched.
     **common
         ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`.
 
@@ -482,8 +482,12 @@ class LPPlusPlus(FewShotClassifier):
 def step_sizes(samples: Tensor, similar: Tensor) -> tuple[float, float]:
     """LP++'s step sizes of the prototypes and of the multipliers.
 
-    Both are inverse Lipschitz constants of the mean cross-entropy's gradient, by the bound 1/4 of
-    the derivative of a probability by its own logit.
+    With 1/4 as the bound of the derivative of a probability by its own logit, the mean
+    cross-entropy's gradient has the Lipschitz constants ``lambda / (4 N)`` by a prototype, lambda
+    being the largest eigenvalue of ``samples.T @ samples``, and ``m / (4 N)`` by the multipliers,
+    m being the largest sum over samples of squared similarities to a name. The first step is the
+    inverse, ``4 N / lambda``. The second is ``N / (4 m)``, a sixteenth of the inverse: the more
+    cautious step of the released code.
 
     Parameters
     ----------

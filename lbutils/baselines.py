@@ -251,7 +251,12 @@ class Prototypes(FewShotClassifier):
 
     def logits(self, images: Any) -> Tensor:
         """Logits ``(N, C)`` float32; minus infinity for classes without a training image."""
-        return super().logits(images).nan_to_num(nan=float("-inf"))
+        return _without(super().logits(images), self.classifier_)
+
+
+def _without(logits: Tensor, classifier: Tensor) -> Tensor:
+    """Logits with minus infinity for classes whose row of the classifier is NaN."""
+    return logits.masked_fill(classifier.isnan().any(dim=1), float("-inf"))
 
 
 class GDA(FewShotClassifier):
@@ -268,9 +273,9 @@ class GDA(FewShotClassifier):
         Weight of the discriminant; 0 is zero-shot. The authors search 1e-4 to 1e2 on validation
         data; the default is chosen on IP classes.
     background : bool
-        Whether `joint_logits` takes from the columns of the learned names the discriminant of a
-        class at the mean of all class means: what is known of a class without images. It is the
-        same for all of them, so that `logits` need not know of it.
+        Whether the discriminant of a class at the mean of all class means, which is what is known
+        of a class without images, is taken from that of each class with images: the same for all
+        of these, it sets them beside names without images.
     **common
         ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`; each
         view counts as a sample.
@@ -332,17 +337,10 @@ class GDA(FewShotClassifier):
         self._needs_fit("weights_")
         features = self._features(images).float()
         found = features @ self.weights_.T + self.bias_
-        return super().logits(features) + self.alpha * found
-
-    def joint_logits(self, images: Any, others: Sequence[str]) -> Tensor:
-        """Logits ``(N, K + C)``: zero-shot of other names, then `logits`, see `background`."""
-        self._needs_fit("weights_")
-        features = self._features(images).float()
-        own = self.logits(features)
         if self.background:
             unknown = features @ self.background_[:-1] + self.background_[-1]
-            own = own - self.alpha * unknown[:, None] * self._seen
-        return torch.cat([self.other_logits(features, others), own], dim=1)
+            found = found - unknown[:, None] * self._seen
+        return super().logits(features) + self.alpha * found
 
 
 class SiM(FewShotClassifier):
@@ -401,7 +399,7 @@ class SiM(FewShotClassifier):
 
     def logits(self, images: Any) -> Tensor:
         """Logits ``(N, C)`` float32; minus infinity for classes without a training image."""
-        return super().logits(images).nan_to_num(nan=float("-inf"))
+        return _without(super().logits(images), self.classifier_)
 
 
 def control_names(names: Sequence[str], kind: str, seed: int = 0) -> tuple[str, ...]:
@@ -575,7 +573,7 @@ def _prolip(
     seed: int = 0,
     ip_names: Sequence[str] = (),
 ) -> ProLIP:
-    return ProLIP(encoder, 0.01 / shots, templates=templates, hint=hint, seed=seed)
+    return ProLIP(encoder, 0.1 / shots, templates=templates, hint=hint, seed=seed)
 
 
 def _control(make: Callable[..., Any], kind: str) -> Callable[..., Any]:
@@ -613,7 +611,7 @@ RIVALS: dict[str, Callable[..., Any]] = {
     "LP++": _maker(LPPlusPlus),
     "CLAP": _maker(CLAP),
     "GDA": _maker(GDA),
-    # The authors' one over the shots, which hardly lets the projection move, times 0.01.
+    # The authors' one over the shots, which hardly lets the projection move, times 0.1.
     "ProLIP": _prolip,
     "prototypes": _maker(Prototypes),
     "SiM": _sim,

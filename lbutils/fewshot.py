@@ -20,6 +20,7 @@ from lbutils.names import NameEmbeddings, Names
 from lbutils.prompts import Slots, slots, take_out
 from lbutils.zeroshot import (
     FeatureClassifier,
+    check_others,
     check_training,
     class_means,
     text_features,
@@ -109,7 +110,10 @@ class Frozen:
     def __enter__(self) -> Frozen:
         moving = [name for name, tensor in self.tensors.items() if tensor.requires_grad]
         if moving:
-            raise RuntimeError(f"the encoder must be frozen: {moving[0]} asks for a gradient")
+            raise RuntimeError(
+                f"the encoder must be frozen: {moving[0]} asks for a gradient; call "
+                "encoder.model.requires_grad_(False)"
+            )
         self.versions = {name: tensor._version for name, tensor in self.tensors.items()}
         return self
 
@@ -167,6 +171,8 @@ class Alignment:
             If fewer than two classes have images, or no class has two.
         """
         labels = torch.as_tensor(np.asarray(labels))
+        if features.ndim != 2 or not ((features.norm(dim=1) - 1).abs() < 1e-2).all():
+            raise ValueError("an alignment needs features (N, D) of unit length, without NaN")
         means, number = class_means(features[None], labels, len(texts))
         if (number > 0).sum() < 2 or number.max() < 2:
             raise ValueError("an alignment needs images of two classes or more, and two of one")
@@ -430,7 +436,7 @@ class NameLearner(FeatureClassifier):
             self.seed,
             min_rows=self.min_rows,
         )
-        known = self._known(features, labels, len(split.names))
+        known = self._known(features, labels, split.names)
         if len(split.names) < 2 and known.negatives is None and not self.anchor_weight:
             raise ValueError("one class alone has nothing to be told from: pass negatives=")
         contexts = self._contexts(split, labels, names) if self.caption_weight else labels
@@ -442,14 +448,27 @@ class NameLearner(FeatureClassifier):
         self.names_: Names = names.learned()
         return self
 
-    def _known(self, features: Tensor, labels: Tensor, n_classes: int) -> Known:
+    def _negatives(self, names: Sequence[str], features: Tensor) -> Tensor | None:
+        """Text features ``(K, D)`` of the other names, checked."""
+        if self.negatives is None:
+            return None
+        if isinstance(self.negatives, Tensor):
+            found = self.negatives.to(features)
+            fits = found.ndim == 2 and found.shape[1] == features.shape[2]
+            if not fits or not ((found.norm(dim=1) - 1).abs() < 1e-2).all():
+                raise ValueError(
+                    f"negatives are {tuple(found.shape)}; expected (K, {features.shape[2]}) text "
+                    "features of unit length, without NaN"
+                )
+            return found
+        check_others(self.negatives, names)
+        texts = text_features(self.encoder, self.negatives, self.templates, self.hint)
+        return texts.to(features)
+
+    def _known(self, features: Tensor, labels: Tensor, names: Sequence[str]) -> Known:
         """What the terms that are ours hold names against."""
-        negatives = self.negatives
-        if negatives is not None and not isinstance(negatives, Tensor):
-            negatives = text_features(self.encoder, negatives, self.templates, self.hint)
-        if negatives is not None:
-            negatives = negatives.to(features)
-        means, counts = class_means(features.cpu(), labels, n_classes)
+        negatives = self._negatives(names, features)
+        means, counts = class_means(features.cpu(), labels, len(names))
         anchors = F.normalize(means, dim=1).to(features)
         if self.alignment is not None:
             shots = len(labels) / int((counts > 0).sum())

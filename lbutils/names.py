@@ -61,8 +61,8 @@ class NameEmbeddings(nn.Module):
     forward : CausalText or SubstitutedText, optional
         Text forward; by default the cheapest that is exact.
     min_rows : int
-        Names of fewer rows get more of them, N(0, 0.02), behind their own, where the context has
-        room.
+        Names that start from fewer rows by ``"clip"`` or ``"random"`` get more of them, N(0, 0.02),
+        behind their own, where the context has room.
 
     Attributes
     ----------
@@ -101,7 +101,9 @@ class NameEmbeddings(nn.Module):
         super().__init__()
         self.names = tuple(names)
         if not self.names or len(set(self.names)) < len(self.names):
-            raise ValueError("class names must be given and all different")
+            twice = [name for name in self.names if self.names.count(name) > 1]
+            told = f"{twice[0]!r} stands twice" if twice else "there is none"
+            raise ValueError(f"class names must be given and all different: {told}")
         self.encoder = encoder
         self.templates, self.hint = resolve(templates), hint
         self._text = forward or text_forward(encoder)
@@ -112,7 +114,8 @@ class NameEmbeddings(nn.Module):
             raise ValueError(f"templates {self.templates} leave no room for a name: shorten them")
         self.shortened: tuple[str, ...] = ()
         start = self._start(init, self._frame.room - taken, seed)
-        start = self._lengthened(start, min(min_rows, self._frame.room - taken), seed)
+        if isinstance(init, str):
+            start = self._lengthened(start, min(min_rows, self._frame.room - taken), seed)
         ends = torch.tensor([len(rows) for rows in start]).cumsum(0).tolist()
         self.spans = list(zip([0, *ends[:-1]], ends, strict=True))
         self.rows = nn.Parameter(torch.cat(start).float().clone())
@@ -347,17 +350,18 @@ class Names(Mapping[str, Tensor]):
                 about = file.metadata() or {}
                 listed = json.loads(about["names"])
                 rows = {name: file.get_tensor(f"name.{i}") for i, name in enumerate(listed)}
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            names = cls(
+                rows,
+                templates=json.loads(about["templates"]),
+                hint=json.loads(about["hint"]),
+                tokenizer=about["tokenizer"],
+                table=about.get("table", ""),
+            )
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a file of learned names: {error}") from error
-        if encoder is not None and about["tokenizer"] != tokenizer_fingerprint(encoder.tokenizer):
+        if encoder is not None and names.tokenizer != tokenizer_fingerprint(encoder.tokenizer):
             raise ValueError(f"{path}: names learned with another tokenizer than {encoder.name}'s")
-        return cls(
-            rows,
-            templates=json.loads(about["templates"]),
-            hint=json.loads(about["hint"]),
-            tokenizer=about["tokenizer"],
-            table=about.get("table", ""),
-        )
+        return names
 
     def install(self, model: nn.Module, tokenizer: Any, any_weights: bool = False) -> Any:
         """The tokenizer to use from now on; ``<name>`` is a word of it and of the model.
@@ -383,18 +387,22 @@ class Names(Mapping[str, Tensor]):
         ValueError
             If the tokenizer, the width or the token embeddings are others than those of the
             model that the names were learned with; if a word is already installed, or is a token
-            of the tokenizer; if two names differ in case only. Nothing is changed then.
+            of the tokenizer; if two names differ in case only, or the tokenizer reads them alike.
+            Nothing is changed then.
 
         Notes
         -----
         An open_clip model keeps its words in its weights: to load them elsewhere, its
         configuration needs the new ``vocab_size``, ``"pool_type": "eos"`` and ``"eos_id"``.
+        Words are placed behind all entries that the model has, be they padding or words that this
+        tokenizer does not know; a tokenizer of transformers gets unused tokens for those.
         """
         words = {f"<{name}>": rows for name, rows in self.items()}
         self._check_fit(model, tokenizer, any_weights)
         check_free(words, tokenizer, int(self.table.partition(":")[0]))
         backed = hasattr(tokenizer, "backend_tokenizer")
-        first = len(tokenizer) if backed else token_embedding(model).num_embeddings
+        size = token_embedding(model).num_embeddings
+        first = max(len(tokenizer), size) if backed else size
         ids: dict[str, list[int]] = {}
         start = first
         for word, rows in words.items():

@@ -454,7 +454,7 @@ class CoCoOp(CoOp):
     n_ctx, suffix, ctx_init
         As in `CoOp`; the context starts as the words of a template, as the authors' does.
     optimizer, lr
-        See `descend`. The authors take SGD at 0.002; the default is chosen on IP classes.
+        See `descend`. The authors take SGD at 0.002; the default is ours, not searched.
     steps : int
         Optimiser steps, so that the cost does not grow with the shots. The authors take 10 epochs.
     batch_size : int

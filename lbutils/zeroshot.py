@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -48,7 +48,7 @@ def text_classifier(
     Source: Radford et al. 2021, section 3.1.4; open_clip, ``zero_shot_classifier.py``.
     """
     if not len(names):
-        raise ValueError("no class names given")
+        raise ValueError("no class names given: pass at least one")
     mean = torch.zeros(())
     for template in resolve(templates):
         prompts = [fill(template, name, hint) for name in names]
@@ -71,7 +71,7 @@ def text_features(
     templates: str | Sequence[str] = "mini",
     hint: str | None = None,
 ) -> torch.Tensor:
-    """What `text_classifier` returns ``(C, D)``; the last few answers of an encoder are kept.
+    """What `text_classifier` returns ``(C, D)``; the latest answers of an encoder are kept.
 
     An answer is given again only while the encoder's parameters are the same tensors, unwritten.
     """
@@ -146,6 +146,7 @@ class FeatureClassifier:
 
     def joint_logits(self, images: Any, others: Sequence[str]) -> torch.Tensor:
         """Logits ``(N, K + C)`` over the joint vocabulary: other names first, then ``names_``."""
+        check_others(others, getattr(self, "names_", ()))
         features = self._features(images)
         return torch.cat([self.other_logits(features, others), self.logits(features)], dim=1)
 
@@ -154,9 +155,12 @@ class FeatureClassifier:
         return self.logits(images).argmax(dim=1).numpy()
 
     def _features(self, images: Any) -> torch.Tensor:
-        if isinstance(images, torch.Tensor):
-            return images.cpu()
-        return image_features(self.encoder, images)
+        """Features ``(N, D)`` float32 on the CPU."""
+        found = images if isinstance(images, torch.Tensor) else image_features(self.encoder, images)
+        found = found.detach().cpu().float()
+        if not found.isfinite().all():
+            raise ValueError("image features hold NaN or infinity: compute them anew")
+        return found
 
 
 def training_features(
@@ -188,6 +192,21 @@ def training_features(
     if not parts:
         raise ValueError("views=0 and clean=False leave no image to fit on")
     return torch.cat([part.cpu() for part in parts])
+
+
+def check_others(others: Sequence[str], names: Iterable[str]) -> None:
+    """Nothing; raises unless `others` are names beside `names`.
+
+    Raises
+    ------
+    ValueError
+        If `others` is a single text, or shares a name with `names`.
+    """
+    if isinstance(others, str):
+        raise ValueError(f"other names must be a list: pass [{others!r}]")
+    both = set(others) & set(names)
+    if both:
+        raise ValueError(f"{min(both)!r} is learned and stands among the other names: leave it out")
 
 
 def check_training(

@@ -202,7 +202,7 @@ class Shrunk:
 
 
 def test_gda_equals_linear_discriminant_analysis(tiny_encoder, captioned_images, image_views):
-    model = GDA(tiny_encoder, alpha=0.7).fit(captioned_images, image_views)
+    model = GDA(tiny_encoder, alpha=0.7, background=False).fit(captioned_images, image_views)
     samples, labels = image_views.flatten(0, 1).double(), np.tile(captioned_images.labels, 2)
     plain = LinearDiscriminantAnalysis("lsqr", covariance_estimator=Shrunk(5, 30))
     plain.fit(samples.numpy(), labels)
@@ -220,7 +220,10 @@ def test_the_background_shifts_all_learned_columns_alike(
 ):
     images = image_views[0]
     model = GDA(tiny_encoder, alpha=0.5).fit(captioned_images, image_views)
-    shift = model.logits(images) - model.joint_logits(images, GENERIC)[:, 6:]
+    with_it = model.logits(images)
+    assert torch.equal(model.joint_logits(images, GENERIC)[:, 6:], with_it)
+    model.background = False
+    shift = model.logits(images) - with_it
     assert torch.allclose(shift, shift[:, :1].expand(-1, 5), atol=1e-3)
     # Of the class whose mean is the mean of means, by the definition of its discriminant.
     samples = image_views.flatten(0, 1).double()
@@ -233,8 +236,6 @@ def test_the_background_shifts_all_learned_columns_alike(
     centre = means.mean(0)
     unknown = images.double() @ precision @ centre - centre @ precision @ centre / 2 - np.log(5)
     assert torch.allclose(shift[:, 0].double(), 0.5 * unknown, rtol=1e-3, atol=1e-3)
-    model.background = False
-    assert torch.equal(model.joint_logits(images, GENERIC)[:, 6:], model.logits(images))
 
 
 def test_gda_leaves_a_class_without_images_to_its_text(tiny_encoder, captioned_images, image_views):
@@ -387,16 +388,22 @@ def test_an_alignment_moves_prototypes_and_leaves_empty_classes_out(
 CHOSEN = [row for row in csv.DictReader(SELECTION.open(newline="")) if row["chosen"] == "True"]
 
 
+def test_every_rival_that_has_something_to_choose_was_chosen():
+    fixed = {"zero-shot", "linear probe, C searched", *CONTROLS}
+    assert {row["method"] for row in CHOSEN} == {"names", "FSNL", *RIVALS} - fixed
+
+
 @pytest.mark.parametrize("row", CHOSEN, ids=lambda row: row["method"])
 def test_what_was_chosen_on_ip_classes_is_what_is_used(row, tiny_encoder):
     options = json.loads(row["setting"])
-    options.pop("aligned", None)
-    learners = {"names": NameLearner, "FSNL": NameLearner.fsnl}
-    if row["method"] in learners:
-        model = learners[row["method"]](tiny_encoder)
+    if row["method"] in ("names", "FSNL"):
+        make = {"names": NameLearner, "FSNL": NameLearner.fsnl}[row["method"]]
+        model = make(tiny_encoder, negatives=["ant"])
         options.pop("negatives", None)
     else:
         model = RIVALS[row["method"]](tiny_encoder, ip_names=("ant", "bee"), shots=2)
+    if "aligned" in options:
+        assert (model.alignment is not None) == options.pop("aligned")
     if row["method"] == "ProLIP":
         options["penalty"] /= 2
     assert {name: getattr(model, name) for name in options} == options

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 import json
 import time
@@ -34,8 +35,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lbutils import NameLearner, load_benchmark, load_encoder, protocol
-from lbutils.adapters import CLAP, CLIPAdapter, LPPlusPlus, ProLIP, TaskRes, TipAdapter, TipAdapterF
+from lbutils import NameLearner, load_benchmark, load_encoder, protocol, records
+from lbutils.adapters import (
+    CLAP,
+    BeforeProjection,
+    CLIPAdapter,
+    LPPlusPlus,
+    ProLIP,
+    TaskRes,
+    TipAdapter,
+    TipAdapterF,
+)
 from lbutils.baselines import GDA, LinearProbe, Prototypes, SiM, renamed
 from lbutils.features import image_features
 from lbutils.fewshot import Alignment
@@ -68,21 +78,20 @@ GRIDS: dict[str, list[dict[str, list[Any]]]] = {
         {"lr": [0.003, 0.03]},
         {"templates": ["a {name}"]},
     ],
-    "FSNL": [{"lr": [0.003, 0.01, 0.03], "steps": [20, 40]}, {"caption_weight": [0.0]},
-             {"negatives": [True]}],
+    "FSNL": [{"lr": [0.003, 0.01], "steps": [20, 40]}],
     "linear probe": [{"C": [1.0, 0.3, 3.0, 10.0, 30.0]}],
-    "CoOp": [{"lr": [0.002, 0.005], "steps": [40, 80]}],
+    "CoOp": [{"lr": [0.002], "steps": [40, 80, 160]}, {"lr": [0.005], "steps": [40, 80]}],
     "KgCoOp": [{"lr": [0.002, 0.01], "steps": [40]}],
-    "CoCoOp": [{}],
+    "CoCoOp": [{"lr": [0.01]}],  # too slow to search
     "CLIP-Adapter": [{"ratio": [0.2, 0.6]}],
-    "TaskRes": [{"alpha": [0.5, 1.0, 2.0]}],
+    "TaskRes": [{"alpha": [0.5, 1.0, 2.0]}, {"alpha": [1.0], "lr": [0.005, 0.05]}],
     "Tip-Adapter": [{"alpha": [1.0, 10.0, 30.0, 100.0, 300.0]}],
     "Tip-Adapter-F": [{"alpha": [1.0, 10.0, 30.0, 100.0, 300.0]}],
-    "LP++": [{}],
-    "CLAP": [{}],
+    "LP++": [{"steps": [100, 300]}],
+    "CLAP": [{"steps": [100, 300]}],
     "GDA": [{"alpha": [1.0, 0.1, 10.0]}],
     "ProLIP": [{"penalty": [0.1, 0.01, 0.001]}],
-    "SiM": [{"ridge": [0.1, 0.01, 1.0, 10.0]}],
+    "SiM": [{"ridge": [0.1, 0.01, 1.0, 10.0, 100.0]}],
 }  # fmt: skip
 
 
@@ -127,6 +136,11 @@ class World:
         self.encoder = load_encoder("mini")
         self.domains = load_benchmark("mini")
         self.train = {n: training_features(self.encoder, d.ip.train) for n, d in self.items()}
+        tower: Any = BeforeProjection(self.encoder)
+        self.before = {
+            n: (training_features(tower, d.ip.train), image_features(tower, d.ip.val))
+            for n, d in self.items()
+        }
         self.val = {n: image_features(self.encoder, d.ip.val) for n, d in self.items()}
         self.texts = {n: text_classifier(self.encoder, d.ip.names) for n, d in self.items()}
 
@@ -151,13 +165,13 @@ class Task:
         # Labels over the joint vocabulary: others first.
         self.place = np.argsort(np.concatenate([rest, self.learned]))
 
-    def few_shot(self) -> tuple[Any, torch.Tensor]:
-        """Split of the learned classes under OOP names, and its features."""
+    def few_shot(self, views: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """Split of the learned classes under OOP names, and its features among `views`."""
         own = world().domains[self.domain]
         split = own.ip.few_shot(self.shots, self.draw)
         split = split.take(np.isin(split.labels, self.learned))
         place = {image_id: i for i, image_id in enumerate(own.ip.train.ids)}
-        features = world().train[self.domain][:, [place[i] for i in split.ids]]
+        features = views[:, [place[i] for i in split.ids]]
         labels = np.searchsorted(self.learned, split.labels)
         spare = own.oop.names[: len(own.ip.names)]
         alias = renamed(split, [spare[i] for i in range(len(own.ip.names))])
@@ -178,8 +192,11 @@ class Task:
 
     def scores(self, method: str, options: dict[str, Any]) -> protocol.JointScores:
         """Scores of a method on the validation drawings of the domain's IP classes."""
-        model = MAKERS[method](world().encoder, self, **options).fit(*self.few_shot())
-        logits = model.joint_logits(world().val[self.domain], self.others)
+        model = MAKERS[method](world().encoder, self, **options)
+        views, images = world().train[self.domain], world().val[self.domain]
+        if hasattr(model, "images_from"):
+            views, images = world().before[self.domain]
+        logits = model.fit(*self.few_shot(views)).joint_logits(images, self.others)
         labels = self.place[world().domains[self.domain].ip.val.labels]
         return protocol.joint_scores(logits.numpy(), labels, len(self.others))
 
@@ -197,6 +214,18 @@ def settings(method: str) -> Iterator[dict[str, Any]]:
     for grid in GRIDS[method]:
         for point in itertools.product(*grid.values()):
             yield dict(zip(grid, point, strict=True))
+
+
+def resolved(method: str, options: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Every option that the grids of a method have, as it is with these options."""
+    made = MAKERS[method](world().encoder, task, **options)
+    special = {
+        "aligned": lambda: made.alignment is not None,
+        "negatives": lambda: made.negatives is not None,
+        "penalty": lambda: options["penalty"],
+    }
+    keys = dict.fromkeys(key for grid in GRIDS[method] for key in grid)
+    return {key: special[key]() if key in special else getattr(made, key) for key in keys}
 
 
 def row(method: str, options: dict[str, Any], runs: list[Any], seconds: float) -> dict[str, Any]:
@@ -263,14 +292,16 @@ def main() -> None:
                 runs = list(zip(tasks, [scores for scores, _ in found], strict=True))
                 seconds = float(np.mean([spent for _, spent in found]))
                 task = {"shots": " ".join(map(str, args.shots)), "draws": args.draws}
-                own.append(task | row(method, options, runs, seconds))
+                setting = resolved(method, options, Task(*tasks[0]))
+                own.append(task | row(method, setting, runs, seconds))
                 print({key: own[-1][key] for key in COLUMNS[:-1]}, flush=True)
             choose(own)["chosen"] = True
             table += own
-    with args.out.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    records.write_text(args.out, text.getvalue())
 
 
 if __name__ == "__main__":
