@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +18,8 @@ from lbutils.textforward import Frame, token_embedding
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 over the ids of a fixed text: equal for tokenizers that agree on it."""
-    probe = "a photo of a quick brown fox, 0123456789; Ünïcödé «names» & <signs> #!?"
+    # No brackets: installed words, which stand in them, must not change what is found.
+    probe = "a photo of a quick brown fox, 0123456789; Ünïcödé «names» & signs #!?"
     return hashlib.sha256(json.dumps(_pieces(tokenizer, probe)).encode()).hexdigest()
 
 
@@ -51,16 +52,59 @@ def table_fingerprint(model: nn.Module, size: int | None = None) -> str:
 
 def check_free(words: Mapping[str, Tensor], tokenizer: Any, first_new: int) -> None:
     """Raise where a word is one already; ids from `first_new` on are those of installed words."""
+    longest_first, pattern = _any_of(words)
     seen: set[str] = set()
     for word in words:
         ids = _pieces(tokenizer, word)
-        if word.casefold() in seen:
+        match = pattern.fullmatch(word)
+        # Where one letter has several small forms, folding and the pattern see different ones.
+        alike = match is not None and longest_first[(match.lastindex or 0) - 1] != word
+        if alike or word.casefold() in seen:
             raise ValueError(f"two names become the word {word!r}: they differ in case only")
         if ids and min(ids) >= first_new:
             raise ValueError(f"the word {word!r} is already installed: rename it, or start afresh")
         if len(ids) == 1:
             raise ValueError(f"the word {word!r} is a token of the tokenizer: rename the class")
         seen.add(word.casefold())
+    if hasattr(tokenizer, "backend_tokenizer"):
+        _check_spellings(words, tokenizer)
+
+
+def _any_of(words: Iterable[str]) -> tuple[list[str], re.Pattern[str]]:
+    """Words, longest first, and a pattern that finds them whatever their case, a group each."""
+    longest_first = sorted(words, key=len, reverse=True)
+    groups = "|".join(f"({re.escape(word)})" for word in longest_first)
+    return longest_first, re.compile(groups, re.IGNORECASE)
+
+
+def _check_spellings(words: Mapping[str, Tensor], tokenizer: Any) -> None:
+    """Raise where a tokenizer of transformers could not tell words and their tokens apart."""
+    backend = tokenizer.backend_tokenizer
+    taken: set[str] = set()
+    for word, rows in words.items():
+        text, tokens = _spelling(tokenizer, word, len(rows))
+        forms = {text, *tokens}
+        if forms & taken or any(backend.token_to_id(token) is not None for token in tokens):
+            raise ValueError(f"the tokenizer reads {word!r} like another word: rename the class")
+        if any(_cleaned(tokenizer, token) != token for token in tokens):
+            raise ValueError(f"the tokenizer cleans up the tokens of {word!r}: rename the class")
+        taken |= forms
+
+
+def _cleaned(tokenizer: Any, text: str) -> str:
+    """A text as a tokenizer of transformers normalises it."""
+    own = tokenizer.backend_tokenizer.normalizer
+    return text if own is None else own.normalize_str(text)
+
+
+def _spelling(tokenizer: Any, word: str, n_rows: int) -> tuple[str, list[str]]:
+    """A word as a tokenizer of transformers reads it, and the tokens that it is spelt in."""
+    text = _cleaned(tokenizer, word)
+    # Inner brackets could hold another word, which must not be found within these tokens.
+    inner = text[1:-1].replace("<", "(").replace(">", ")")
+    if n_rows == 1 and inner == text[1:-1]:
+        return text, [text]
+    return text, [f"<{inner}|{i}>" for i in range(n_rows)]
 
 
 def _text_parts(model: nn.Module) -> list[Any]:
@@ -102,23 +146,30 @@ def grow(model: nn.Module, first: int, rows: Tensor) -> None:
 
 
 def add_words(tokenizer: Any, words: Mapping[str, list[int]]) -> None:
-    """Add words to a tokenizer of transformers; one of several ids is spelt in that many tokens."""
+    """Add words to a tokenizer of transformers, each spelt in as many tokens as it has ids.
+
+    Ids between the tokenizer's last and the first of the words get tokens that no text needs.
+    """
     from tokenizers import AddedToken, normalizers
     from transformers import PreTrainedTokenizerFast
 
     backend = tokenizer.backend_tokenizer
     own = backend.normalizer
+    unused = range(len(tokenizer), min(min(ids) for ids in words.values()))
+    tokenizer.add_tokens([AddedToken(f"<|unused {i}|>", normalized=False) for i in unused])
     spellings = []
     for word, ids in words.items():
-        text = word if own is None else own.normalize_str(word)
-        spelt = [text] if len(ids) == 1 else [f"{text[:-1]}|{i}>" for i in range(len(ids))]
-        tokenizer.add_tokens([AddedToken(token, normalized=True) for token in spelt])
-        if tokenizer.convert_tokens_to_ids(spelt) != ids:
+        text, tokens = _spelling(tokenizer, word, len(ids))
+        tokenizer.add_tokens([AddedToken(token, normalized=True) for token in tokens])
+        if tokenizer.convert_tokens_to_ids(tokens) != ids:
             raise RuntimeError(f"{type(tokenizer).__name__} did not take the word {word!r}")
-        if len(ids) > 1:
-            spellings.append(normalizers.Replace(text, "".join(spelt)))
+        if tokens != [text]:
+            spellings.append((text, "".join(tokens)))
     if spellings:
-        backend.normalizer = normalizers.Sequence([own, *spellings] if own else spellings)
+        # A word may hold another in its own brackets: the longest is read first.
+        spellings.sort(key=lambda pair: len(pair[0]), reverse=True)
+        steps = [normalizers.Replace(*pair) for pair in spellings]
+        backend.normalizer = normalizers.Sequence([own, *steps] if own else steps)
         # CLIPTokenizer would make its normalizer anew when loaded and so forget the spellings;
         # the plain class, whose name is saved, loads what was saved.
         tokenizer.__class__ = PreTrainedTokenizerFast
@@ -143,9 +194,7 @@ class WordTokenizer:
         known: Mapping[str, Sequence[int]] = base.words if inside else {}
         self.base: Any = base.base if inside else base
         self.words = {word: list(ids) for word, ids in {**known, **words}.items()}
-        self._ids = {word.casefold(): ids for word, ids in self.words.items()}
-        longest_first = sorted(self.words, key=len, reverse=True)
-        self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})", re.IGNORECASE)
+        self._longest_first, self._pattern = _any_of(self.words)
         self._frame = Frame.read(self.base)
         self.vocab_size = 1 + max(max(ids) for ids in self.words.values())
 
@@ -157,9 +206,12 @@ class WordTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without start and end of text, not truncated."""
         ids: list[int] = []
-        for i, part in enumerate(self._pattern.split(text)):
-            ids += self._ids[part.casefold()] if i % 2 else pieces(self.base, part)
-        return ids
+        end = 0
+        for match in self._pattern.finditer(text):
+            word = self._longest_first[(match.lastindex or 0) - 1]
+            ids += [*pieces(self.base, text[end : match.start()]), *self.words[word]]
+            end = match.end()
+        return [*ids, *pieces(self.base, text[end:])]
 
     def decode(self, ids: Any) -> str:
         """Text of ids; words stand in it as they were installed."""

@@ -32,7 +32,8 @@ class JointScores(NamedTuple):
 
     ``labels``, ``margin``, ``right``, ``n_ip`` and ``n_oop`` are those of `evaluation.Margins`;
     ``gaps`` (n_ip + n_oop, bins) sums hits less confidences of each class in each bin of
-    confidence, over the joint vocabulary under ``bias``.
+    confidence, over the joint vocabulary under ``gaps_bias``. Where ``bias`` has been replaced by
+    another since, the calibration error is NaN, as confidences need logits; all else holds.
     """
 
     labels: np.ndarray
@@ -42,9 +43,11 @@ class JointScores(NamedTuple):
     n_oop: int
     gaps: np.ndarray
     bias: float
+    gaps_bias: float
 
 
-# {domain: runs of a method, one a few-shot draw}, in order or by the number of the draw.
+# {domain: runs of a method, one a few-shot draw}, in order or by the number of the draw. A method
+# that needs no draw has {None: run}.
 Runs: TypeAlias = Mapping[str, Sequence[JointScores] | Mapping[Any, JointScores]]
 # Such a mapping, or runs of whatever tasks, or a single one.
 AnyRuns: TypeAlias = Runs | Iterable[Margins | JointScores] | Margins | JointScores
@@ -99,7 +102,7 @@ def joint_scores(
     place, confidence, hit = confidences(np.asarray(logits) + shift, labels, bins)
     size = (of.n_ip + of.n_oop, bins)
     gaps = np.bincount(of.labels * bins + place, weights=hit - confidence, minlength=np.prod(size))
-    return JointScores(*of, gaps=gaps.reshape(size), bias=float(bias))
+    return JointScores(*of, gaps=gaps.reshape(size), bias=float(bias), gaps_bias=float(bias))
 
 
 # ---- the curve under a bias
@@ -243,7 +246,8 @@ def best_bias(
     Returns
     -------
     Point
-        Of equally good biases the one nearest to 0. All NaN if no bias keeps the floor.
+        Accuracies change at thresholds only: of 0 and the middles between neighbouring thresholds,
+        the best, and of equally good ones the nearest to 0. All NaN if none keeps the floor.
 
     Raises
     ------
@@ -337,7 +341,8 @@ def _area(of: _Stack, weights: np.ndarray) -> np.ndarray:
 
 def _calibration(of: _Stack, weights: np.ndarray) -> np.ndarray:
     gaps = np.stack([np.abs(weights @ own).sum(axis=1) for own in of.gaps], axis=1)
-    return gaps / (weights @ of.images)[:, None]
+    stale = np.array([float(run.bias) != float(run.gaps_bias) for run in of.runs])
+    return np.where(stale, np.nan, gaps / (weights @ of.images)[:, None])
 
 
 def _by_names(of: _Stack, weights: np.ndarray) -> np.ndarray:
@@ -371,6 +376,12 @@ MEASURES = {
     "balanced": "mean of the accuracies of all classes over all names",
     "ece": "expected calibration error over all names; lower is better",
 }
+# Measures of images of one side alone; all others are of both.
+_SIDES = {
+    f"{side}_{vocabulary}": (side,)
+    for side in ("ip", "oop")
+    for vocabulary in ("separate", "joint")
+}
 
 
 def value(runs: Runs, measure: str) -> float:
@@ -394,7 +405,8 @@ def interval(
     Parameters
     ----------
     runs : mapping
-        {domain: runs}, one a few-shot draw: a sequence, or a mapping by the draw's number.
+        {domain: runs}, one a few-shot draw: a sequence, or a mapping by the draw's number; or
+        {domain: {None: run}} of a method that needs no draw.
     measure : str
         One of `MEASURES`.
     resamples, level, seed : int, float, int
@@ -404,7 +416,8 @@ def interval(
     Returns
     -------
     Interval
-        NaN ends where every domain has one IP and one OOP class: nothing can be resampled.
+        NaN ends where no domain has two IP classes, or two OOP classes, with test images and the
+        measure is of that side: one class says nothing of others, however many the draws.
 
     Raises
     ------
@@ -449,10 +462,18 @@ def compare_joint(
     Parameters
     ----------
     first, second : mapping
-        {domain: runs} on the same test images. A method with one run in a domain, such as
-        zero-shot, is set against every draw of the other.
+        {domain: runs} on the same test images and draws. A method that needs no draw, such as
+        zero-shot, may have a single run by the key None, which is set against every draw of the
+        other; one run by any other key is one draw, and wants the same draw of the other.
     measure, resamples, level, seed
         See `interval`.
+
+    Returns
+    -------
+    Comparison
+        ``difference`` (first minus second), the ends of its basic interval, ``share`` (in how
+        many of the resamples the first is ahead, ties counting half) and ``p``, which agrees with
+        the interval (see `evaluation.comparison_of`). NaN ends, share and p as in `interval`.
 
     Raises
     ------
@@ -460,14 +481,22 @@ def compare_joint(
         As `interval`, or if the methods differ in domains, test images, names or draws.
     """
     many = _replicates({0: first, 1: second}, [measure], resamples, seed)
-    gap = many[0, measure] - many[1, measure]
-    return comparison_of(float(gap[0]), _mirrored(gap), level)
+    return _compared(many[0, measure] - many[1, measure], level)
+
+
+def _compared(gap: np.ndarray, level: float) -> Comparison:
+    """The comparison that a difference and its replicates give."""
+    share = comparison_of(float(gap[0]), gap[1:], level).share
+    return comparison_of(float(gap[0]), _mirrored(gap), level)._replace(share=share)
 
 
 def _by_draw(runs: Sequence[JointScores] | Mapping[Any, JointScores]) -> dict[Any, JointScores]:
     if isinstance(runs, JointScores):
         raise ValueError("a single run: put it in a list, one run a few-shot draw")
-    return dict(runs) if isinstance(runs, Mapping) else dict(enumerate(runs))
+    own = dict(runs) if isinstance(runs, Mapping) else dict(enumerate(runs))
+    if None in own and len(own) > 1:
+        raise ValueError("a run by None stands for every draw: leave out the runs of single draws")
+    return own
 
 
 def _domain_runs(methods: Mapping[Any, Runs], domain: str) -> dict[Any, list[JointScores]]:
@@ -475,16 +504,15 @@ def _domain_runs(methods: Mapping[Any, Runs], domain: str) -> dict[Any, list[Joi
     drawn = {name: _by_draw(runs[domain]) for name, runs in methods.items()}
     if not all(drawn.values()):
         raise ValueError(f"no runs in {domain}: leave the domain out of every method")
-    most = max(len(own) for own in drawn.values())
-    draws = sorted(next(own for own in drawn.values() if len(own) == most), key=str)
+    draws = sorted(next((own for own in drawn.values() if None not in own), {None: None}), key=str)
     one = next(iter(drawn.values()))
     test = next(iter(one.values()))
     for name, own in drawn.items():
         which = f" of {name}" if name != "" and len(methods) > 1 else ""
-        if len(own) > 1 and set(own) != set(draws):
+        if None not in own and set(own) != set(draws):
             raise ValueError(
                 f"draws {list(own)}{which} in {domain}, draws {draws} of another method: run both "
-                "on the same draws"
+                "on the same draws, or give {None: run} for a method that needs no draw"
             )
         for draw, run in own.items():
             same = (run.n_ip, run.n_oop) == (test.n_ip, test.n_oop)
@@ -494,8 +522,7 @@ def _domain_runs(methods: Mapping[Any, Runs], domain: str) -> dict[Any, list[Joi
                     "runs on the same test split, in its order"
                 )
     return {
-        name: [own[draw] for draw in (draws if len(own) > 1 else own)]
-        for name, own in drawn.items()
+        name: [own[draw] for draw in (own if None in own else draws)] for name, own in drawn.items()
     }
 
 
@@ -525,12 +552,13 @@ def _replicates(
     if not domains or any(sorted(runs) != domains for runs in methods.values()):
         raise ValueError("pass {domain: runs} with at least one domain, the same for every method")
     found = {(name, measure): np.zeros(1 + resamples) for name in methods for measure in measures}
-    alone = True
+    several: set[str] = set()  # sides on which there are classes to resample
     for domain in domains:
         runs = _domain_runs(methods, domain)
         stacks = {name: _stack(own) for name, own in runs.items()}
         any_stack = next(iter(stacks.values()))
-        alone &= len(any_stack.ip) == 2
+        classes = {"ip": any_stack.ip.sum(), "oop": (~any_stack.ip).sum()}
+        several |= {side for side, count in classes.items() if count > 1}
         # A generator of its own for each domain, whichever domains stand beside it.
         rng = np.random.default_rng([seed, *domain.encode()])
         draws = max(map(len, runs.values()))
@@ -540,8 +568,9 @@ def _replicates(
             for measure in measures:
                 values = _MEASURES[measure](stack, weights)
                 found[name, measure] += (values * own).sum(axis=1) / len(domains)
-    for replicates in found.values() if alone else ():
-        replicates[1:] = np.nan
+    for (_, measure), replicates in found.items():
+        if not several.issuperset(_SIDES.get(measure, ("ip", "oop"))):
+            replicates[1:] = np.nan
     return found
 
 
@@ -602,8 +631,7 @@ def protocol_table(
         found = _bounded(interval_of(float(own[0]), _mirrored(own), level))
         row |= dict(zip(("value", "low", "high"), 100 * np.array(found), strict=True))
         if reference is not None and name != reference:
-            gap = 100 * (own - many[reference, measure])
-            paired = comparison_of(float(gap[0]), _mirrored(gap), level)
+            paired = _compared(100 * (own - many[reference, measure]), level)
             row |= dict(zip(_DIFFERENCE, (*paired[:3], paired.p), strict=True))
         rows.append(row)
     columns = ["method", "measure", "value", "low", "high"]

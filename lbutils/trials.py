@@ -6,8 +6,8 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,13 @@ from lbutils.adapters import BeforeProjection
 from lbutils.benchmark import join
 from lbutils.features import image_features
 from lbutils.protocol import JointScores, joint_scores
+from lbutils.vocabulary import suggest
 from lbutils.zeroshot import training_features
 
 # factory(encoder, templates=, hint=, shots=, seed=, ip_names=) of a method that is not fitted
 Factory = Callable[..., Any]
+# {(method, shots): {domain: {draw: scores}}}
+Scores: TypeAlias = dict[tuple[str, int], dict[str, dict[int, JointScores]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,11 @@ class Task:
     def fit(
         self, factory: Factory, encoder: Any, templates: str | Sequence[str] = "mini", seed: int = 0
     ) -> Any:
-        """The method that `factory` makes, fitted; its seed is `seed` plus the draw."""
+        """The method that `factory` makes, fitted; its seed is `seed` plus the draw.
+
+        It is fitted to the views of this task, so that all methods learn from the same ones: the
+        method's own ``views`` and ``clean`` are not used.
+        """
         model = factory(
             encoder,
             templates=templates,
@@ -55,16 +62,25 @@ class Task:
         )
         return model.fit(self.split, self._of(model)[0])
 
-    def score(self, model: Any) -> JointScores:
-        """Scores of a fitted method on the test images."""
-        logits = model.joint_logits(self._of(model)[1], self.ip_names)
-        return joint_scores(logits.numpy(), self.labels, len(self.ip_names))
+    def logits(self, model: Any) -> np.ndarray:
+        """Logits (M, K + C) of a fitted method on the test images, IP names first."""
+        found: Tensor = model.joint_logits(self._of(model)[1], self.ip_names)
+        return found.numpy()
+
+    def score(self, model: Any, bias: float = 0.0) -> JointScores:
+        """Scores of a fitted method on the test images, with a bias of the learned names."""
+        return self._scored(self.logits(model), bias)
+
+    def _scored(self, logits: np.ndarray, bias: float) -> JointScores:
+        return joint_scores(logits, self.labels, len(self.ip_names), bias=bias)
 
     def _of(self, model: Any) -> tuple[Tensor, Tensor]:
         """Training and test features of the kind that a method takes."""
-        if hasattr(model, "images_from") and self.before is not None:
-            return self.before
-        return self.features, self.images
+        if not hasattr(model, "images_from"):
+            return self.features, self.images
+        if self.before is None:
+            raise ValueError("no features before the last projection: call tasks with before=True")
+        return self.before
 
 
 def tasks(
@@ -74,6 +90,7 @@ def tasks(
     draws: Iterable[int],
     views: int = 4,
     seed: int = 0,
+    before: bool = True,
 ) -> Iterator[Task]:
     """Tasks of every domain, number of shots and draw; features are computed once a domain.
 
@@ -87,11 +104,14 @@ def tasks(
         Augmented views of each training image, beside the image as it is.
     seed : int
         Seed of the views.
+    before : bool
+        Extract the features before the last projection, too, if the image tower ends in one:
+        methods with ``images_from``, such as ProLIP, take them.
     """
     shots, draws = list(shots), list(draws)
     towers = [encoder]
     with suppress(ValueError):  # where the image tower ends in no projection
-        towers.append(BeforeProjection(encoder))
+        towers += [BeforeProjection(encoder)] if before else []
     for name, domain in benchmark.items():
         kinds = [_features(tower, domain, views, seed) for tower in towers]
         place = {image_id: i for i, image_id in enumerate(domain.oop.train.ids)}
@@ -99,7 +119,7 @@ def tasks(
         for number, draw in itertools.product(shots, draws):
             split = domain.oop.few_shot(number, draw)
             rows = [place[image_id] for image_id in split.ids]
-            (features, images), *before = [(train[:, rows], test) for train, test in kinds]
+            (features, images), *inner = [(train[:, rows], test) for train, test in kinds]
             yield Task(
                 name,
                 number,
@@ -110,7 +130,7 @@ def tasks(
                 domain.ip.names,
                 images,
                 labels,
-                *before,
+                *inner,
             )
 
 
@@ -130,14 +150,28 @@ class Trials:
         ``{(method, shots): {domain: {draw: JointScores}}}``, as `lbutils.protocol` takes it.
     seconds : DataFrame
         Columns method, domain, shots, draw and seconds, of the fit and its test logits.
+    calibrated : dict
+        As `scores`, of the methods that were given a bias: the same logits with it, whereas
+        `scores` are without.
     """
 
-    scores: dict[tuple[str, int], dict[str, dict[int, JointScores]]]
+    scores: Scores
     seconds: pd.DataFrame
+    calibrated: Scores = field(default_factory=dict)
 
-    def at(self, shots: int) -> dict[str, dict[str, dict[int, JointScores]]]:
-        """Runs of every method at one number of shots, ``{method: {domain: {draw: ...}}}``."""
-        return {method: runs for (method, number), runs in self.scores.items() if number == shots}
+    def at(
+        self, shots: int, calibrated: bool = False
+    ) -> dict[str, dict[str, dict[int, JointScores]]]:
+        """Runs at one number of shots, ``{method: {domain: {draw: ...}}}``.
+
+        Parameters
+        ----------
+        shots : int
+        calibrated : bool
+            Of the methods with a bias, under it, instead of all methods without.
+        """
+        held = self.calibrated if calibrated else self.scores
+        return {method: runs for (method, number), runs in held.items() if number == shots}
 
 
 def run(
@@ -152,6 +186,7 @@ def run(
     seed: int = 0,
     workers: int = 1,
     progress: bool = True,
+    biases: Mapping[str, float] | None = None,
 ) -> Trials:
     """Scores of every method on every task.
 
@@ -173,37 +208,77 @@ def run(
         Processes, each on one thread. With an encoder on a GPU one process is used.
     progress : bool
         Whether to show a bar.
+    biases : mapping of str to float, optional
+        For some methods, what is added to the logits of learned names in the joint vocabulary;
+        chosen on IP episodes (`protocol.best_bias`), never on test images. Scores with it are in
+        ``calibrated``, from the same fits.
 
     Raises
     ------
+    ValueError
+        If there is a bias for an unknown method, or one that is not a finite number.
     RuntimeError
         If a fit fails: its method, domain, shots and draw, and why.
     """
-    todo = list(tasks(encoder, benchmark, shots, draws, views, seed))
+    biases = dict(biases or {})
+    for name, bias in biases.items():
+        if name not in methods:
+            raise ValueError(suggest(name, methods, "method"))
+        if not np.isfinite(bias):
+            raise ValueError(f"the bias {bias} of {name} must be a finite number")
+    shots, draws = list(shots), list(draws)
+    before = _takes_before(encoder, benchmark, methods, templates, shots)
+    todo = list(tasks(encoder, benchmark, shots, draws, views, seed, before))
     # Tasks take a time about proportional to their images; long ones first waste least at the end.
     todo.sort(key=lambda task: -len(task.split))
     alone = workers == 1 or encoder.device.type != "cpu"
     one = delayed(_run_task)
     pool = Parallel(1 if alone else workers, return_as="generator_unordered")
-    found = pool(one(task, encoder, dict(methods), templates, seed) for task in todo)
+    found = pool(one(task, encoder, dict(methods), templates, seed, biases) for task in todo)
     bar = tqdm(found, "tasks", len(todo), disable=not progress, mininterval=2)
     rows = sorted((row for part in bar for row in part), key=lambda row: row[:4])
-    scores: dict[tuple[str, int], dict[str, dict[int, JointScores]]] = {
-        (method, number): {name: {} for name in benchmark}
-        for method in methods
-        for number in dict.fromkeys(task.shots for task in todo)
-    }
-    for method, domain, number, draw, one_score, _ in rows:
-        scores[method, number][domain][draw] = one_score
-    timed = [(*row[:4], row[5]) for row in rows]
+    numbers = list(dict.fromkeys(task.shots for task in todo))
+    plain, calibrated = (_empty(own, numbers, benchmark) for own in (methods, biases))
+    for method, domain, number, draw, _, scores in rows:
+        for table, one_score in zip((plain, calibrated), scores, strict=False):
+            table[method, number][domain][draw] = one_score
     columns = ["method", "domain", "shots", "draw", "seconds"]
-    return Trials(scores, pd.DataFrame(timed, columns=columns))
+    seconds = pd.DataFrame([row[:5] for row in rows], columns=columns)
+    return Trials(plain, seconds, calibrated)
+
+
+def _empty(methods: Iterable[str], shots: Sequence[int], domains: Iterable[str]) -> Scores:
+    domains = list(domains)
+    return {(method, k): {domain: {} for domain in domains} for method in methods for k in shots}
+
+
+def _takes_before(
+    encoder: Any,
+    benchmark: Mapping[str, Any],
+    methods: Mapping[str, Factory],
+    templates: Any,
+    shots: Sequence[int],
+) -> bool:
+    """Whether a method takes features before the last projection; each is made once to see it."""
+    for domain in list(benchmark.values())[:1]:
+        task = {"hint": domain.hint, "shots": max(shots, default=1), "ip_names": domain.ip.names}
+        for factory in methods.values():
+            # What cannot be made fails again in its run, where the error says on which task.
+            with suppress(ValueError, RuntimeError):
+                if hasattr(factory(encoder, templates=templates, seed=0, **task), "images_from"):
+                    return True
+    return False
 
 
 def _run_task(
-    task: Task, encoder: Any, methods: Mapping[str, Factory], templates: Any, seed: int
-) -> list[tuple[str, str, int, int, JointScores, float]]:
-    """Rows (method, domain, shots, draw, scores, seconds) of one task."""
+    task: Task,
+    encoder: Any,
+    methods: Mapping[str, Factory],
+    templates: Any,
+    seed: int,
+    biases: Mapping[str, float],
+) -> list[tuple[str, str, int, int, float, list[JointScores]]]:
+    """Rows (method, domain, shots, draw, seconds, scores without and, if any, with its bias)."""
     threads = torch.get_num_threads()
     # The products of a small model are too small to share among threads.
     torch.set_num_threads(1)
@@ -212,12 +287,14 @@ def _run_task(
         for name, factory in methods.items():
             start = time.perf_counter()
             try:
-                scores = task.score(task.fit(factory, encoder, templates, seed))
+                logits = task.logits(task.fit(factory, encoder, templates, seed))
+                spent = time.perf_counter() - start
+                under = [0.0, biases[name]] if name in biases else [0.0]
+                scores = [task._scored(logits, bias) for bias in under]
             except (ValueError, RuntimeError) as error:
                 where = f"{task.domain}, {task.shots} shots, draw {task.draw}"
                 raise RuntimeError(f"{name} failed on {where}: {error}") from error
-            spent = time.perf_counter() - start
-            rows.append((name, task.domain, task.shots, task.draw, scores, spent))
+            rows.append((name, task.domain, task.shots, task.draw, spent, scores))
     finally:
         torch.set_num_threads(threads)
     return rows

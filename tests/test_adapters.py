@@ -236,7 +236,7 @@ def test_lpplusplus_gradients_equal_autograd(tiny_encoder, captioned_images, ima
     assert torch.allclose(model.logits(image_views[0]), expected.detach(), rtol=1e-3, atol=1e-2)
 
 
-def test_lpplusplus_steps_are_inverse_lipschitz_constants():
+def test_lpplusplus_steps_are_an_inverse_lipschitz_constant_and_a_sixteenth_of_one():
     samples = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     similar = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
     step, alpha_step = step_sizes(samples, similar)

@@ -173,16 +173,23 @@ def test_names_of_negatives_are_their_text_features(tiny_encoder, captioned_imag
     assert named.history_ == given.history_
 
 
-def test_averaged_rows_are_the_mean_of_the_last_steps(tiny_encoder, captioned_images, image_views):
-    settings = {"optimizer": "sgd", "lr": 0.1}
-    rows = [
-        NameLearner(tiny_encoder, steps=4, average=share, **settings)
-        .fit(captioned_images, image_views)
-        .embeddings_.rows.detach()
-        for share in (0.0, 0.25, 1.0)
-    ]
-    assert torch.equal(rows[0], rows[1])
-    assert not torch.allclose(rows[0], rows[2])
+@pytest.mark.parametrize(("share", "last"), [(0.0, 1), (0.25, 1), (0.3, 1), (0.5, 2), (1.0, 4)])
+def test_averaged_rows_are_the_mean_of_the_last_steps(
+    tiny_encoder, captioned_images, image_views, monkeypatch, share, last
+):
+    steps = []
+    plain = fewshot.optimiser_for
+
+    def watched(rows, *options):
+        found = plain(rows, *options)
+        found.register_step_post_hook(lambda *_: steps.append(rows.detach().clone()))
+        return found
+
+    monkeypatch.setattr(fewshot, "optimiser_for", watched)
+    model = NameLearner(tiny_encoder, steps=4, average=share, optimizer="sgd", lr=0.1)
+    rows = model.fit(captioned_images, image_views).embeddings_.rows.detach()
+    assert len(steps) == 4 and not any(torch.allclose(steps[-1], own) for own in steps[:-1])
+    assert torch.allclose(rows, torch.stack(steps[-last:]).mean(0), rtol=1e-6, atol=1e-7)
 
 
 def test_alignment_is_the_least_squares_map(image_views, captioned_images):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import re
 
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import default_bpe
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
 
 from lbutils.encoders import DualEncoder
 from lbutils.installing import WordTokenizer
@@ -233,6 +237,147 @@ def test_misfits_are_refused_and_nothing_changes(make_encoder):
     assert torch.equal(made.model.token_embedding.weight, table)
     assert made.model.text_pool_type == "argmax"
     assert isinstance(names.install(other.model, other.tokenizer, any_weights=True), WordTokenizer)
+
+
+def of_rows(made, **n_rows):
+    """Learned names of random rows, as many as said, of an encoder."""
+    fits = learned(made, ["numbat"]).learned()
+    noise = torch.Generator().manual_seed(2)
+    rows = {name: 0.05 * torch.randn(n, 32, generator=noise) for name, n in n_rows.items()}
+    return Names(rows, templates=fits.templates, tokenizer=fits.tokenizer, table=fits.table)
+
+
+def test_any_word_leaves_the_tokenizer_recognised(make_encoder):
+    made = make_encoder()
+    # All that the fingerprint's text could hold of words.
+    first = of_rows(made, signs=1, names=2, a=2, photo=1)
+    tokenizer = first.install(made.model, made.tokenizer)
+    later = of_rows(made, okapi=2).install(made.model, tokenizer)
+    assert len(later.encode("<okapi>")) == 2
+
+
+def test_letters_of_several_small_forms(make_encoder):
+    made = make_encoder()
+    both = of_rows(made, **{"İbis": 2, "ibis": 2})
+    with pytest.raises(ValueError, match="differ in case only"):
+        both.install(made.model, made.tokenizer)
+    names = of_rows(made, **{"İbis": 2, "kiwi": 1, "straße": 1})
+    tokenizer = names.install(made.model, made.tokenizer)
+    first = made.tokenizer.vocab_size
+    for text, ids in {
+        "<İbis>": [first, first + 1],
+        "<ibis>": [first, first + 1],
+        "<İBIS>": [first, first + 1],
+        "<kiwi>": [first + 2],
+        "<kıwi>": [first + 2],  # without dot
+        "<\u212aiwi>": [first + 2],  # Kelvin sign
+        "<Straße>": [first + 3],
+        "<STRASSE>": made.tokenizer.encode("<STRASSE>"),
+    }.items():
+        assert tokenizer.encode(text) == ids, text
+        row = tokenizer([text])[0].tolist()
+        assert row[: len(ids) + 1] == [made.tokenizer.sot_token_id, *ids], text
+
+
+@pytest.mark.parametrize(
+    "n_rows",
+    [
+        {"café": 2, "cafe\u0301": 2},
+        {"café": 1, "cafe\u0301": 2},
+        {"red panda": 2, "red  panda": 3},
+        {"x": 2, "x|0": 1},
+        {"x|0": 1, "x": 2},
+        {"x|1": 2, "x": 2},
+    ],
+    ids=str,
+)
+def test_names_that_transformers_reads_alike_change_nothing(n_rows, make_encoder):
+    made = make_encoder()
+    names = of_rows(made, **n_rows)
+    model, tokenizer = clip_model(made.model, 2), clip_tokenizer()
+    table = model.text_model.embeddings.token_embedding.weight.clone()
+    state = tokenizer.backend_tokenizer.to_str()
+    with pytest.raises(ValueError, match="the tokenizer reads .* like another word") as caught:
+        names.install(model, tokenizer)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(model.text_model.embeddings.token_embedding.weight, table)
+    assert model.config.text_config.eos_token_id == 2
+    assert model.config.text_config.vocab_size == len(tokenizer) == len(table)
+    assert tokenizer.backend_tokenizer.to_str() == state
+
+
+def test_a_later_word_may_not_be_spelt_as_an_earlier_one(make_encoder):
+    made = make_encoder()
+    model, tokenizer = clip_model(made.model, 2), clip_tokenizer()
+    of_rows(made, **{"x|0": 2, "y|1": 1, "z": 2}).install(model, tokenizer)
+    size = len(tokenizer)
+    for name, words in {
+        "x": "cleans up the tokens of '<x>'",
+        "y": "reads '<y>' like another word",
+        "z|0": "'<z|0>' is already installed",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(words)):
+            of_rows(made, **{name: 2}).install(model, tokenizer)
+    assert len(tokenizer) == size == model.text_model.embeddings.token_embedding.num_embeddings
+
+
+@pytest.mark.parametrize("padding", [0, 64])
+def test_rows_that_a_model_has_are_never_overwritten(padding, make_encoder):
+    """Neither padding nor words of another tokenizer, and installing can go on."""
+    made = make_encoder()
+    model = clip_model(made.model, 49407)
+    table = model.text_model.embeddings.token_embedding
+    table.weight = nn.Parameter(torch.cat([table.weight.data, torch.ones(padding, 32)]))
+    table.num_embeddings += padding
+    old = table.weight.detach().clone()
+    own, fresh = clip_tokenizer(), clip_tokenizer()
+    parts = [learned(made, part) for part in (["numbat", "ant"], ["red panda"], ["okapi"])]
+    first, second, third = [part.learned() for part in parts]
+    first.install(model, own)
+    second.install(model, fresh)
+    third.install(model, own)
+    assert torch.equal(table.weight[: len(old)], old)
+    for tokenizer, part in [(own, parts[0]), (fresh, parts[1]), (own, parts[2])]:
+        found = text_features(model, tokenizer, prompts(part.names))
+        assert torch.allclose(found, part().detach(), atol=1e-5)
+    assert own(PLAIN).input_ids == clip_tokenizer()(PLAIN).input_ids
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize("backed", [True, False], ids=["transformers", "open_clip"])
+def test_names_within_the_brackets_of_names(backed, rows, make_encoder, tmp_path):
+    made = make_encoder()
+    names = of_rows(made, **dict(zip(["b", "a<b>"], rows, strict=True)), c=2)
+    later = of_rows(made, **{"c<b>": 2, "d": 1})
+    if backed:
+        model, tokenizer = clip_model(made.model, 49407), clip_tokenizer()
+    else:
+        model, tokenizer = made.model, made.tokenizer
+    tokenizer = later.install(model, names.install(model, tokenizer))
+    if backed:
+        from transformers import AutoTokenizer
+
+        tokenizer.save_pretrained(tmp_path)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    options = {"add_special_tokens": False} if backed else {}
+    start = 49408
+    for name, own in [*names.items(), *later.items()]:
+        ids = tokenizer.encode(f"<{name}>", **options)
+        assert ids == list(range(start, start + len(own))), name
+        start += len(own)
+
+
+@pytest.mark.parametrize("key", ["names", "templates", "hint", "tokenizer"])
+def test_a_file_that_lacks_a_part_is_refused(key, make_encoder, tmp_path):
+    made = make_encoder()
+    path = of_rows(made, numbat=1).save(tmp_path / "names")
+    with safe_open(path, framework="pt") as file:
+        about = {part: text for part, text in file.metadata().items() if part != key}
+        rows = {part: file.get_tensor(part) for part in file.keys()}  # noqa: SIM118
+    save_file(rows, path, metadata=about)
+    with pytest.raises(ValueError, match=f"is not a file of learned names: '{key}'") as caught:
+        Names.load(path, made)
+    assert "\n" not in str(caught.value)
 
 
 def test_images_and_logits_stay_the_models(make_encoder):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import hmean
+from scipy.stats import binom, hmean
 
 from lbutils import evaluation as ev
 from lbutils import protocol
@@ -149,8 +149,9 @@ def test_the_best_bias_is_the_best_of_a_sweep(many, measure):
     best = max(score(bias)[0] for bias in SWEEP)
     assert score(found.bias)[0] == pytest.approx(best)
     assert found[1:] == pytest.approx(score(found.bias)[1:])
-    as_good = [abs(bias) for bias in SWEEP if score(bias)[0] >= best - 1e-12]
-    assert abs(found.bias) <= min(as_good) + 1 and (0 not in as_good or found.bias == 0)
+    middles = [0.0, *(float(b) for b in protocol.mean_curve(runs).bias if np.isfinite(b))]
+    as_good = [abs(bias) for bias in middles if score(bias)[0] >= best - 1e-12]
+    assert abs(found.bias) == min(as_good)
 
 
 @QUICK
@@ -245,6 +246,7 @@ def test_intervals_and_comparisons_equal_explicit_resampling():
         for seed, skill, draws in ((1, 1.5, 2), (2, 1.1, 2), (3, 0.8, 1))
     ]
     many = [{d: [protocol.joint_scores(*t) for t in own] for d, own in m.items()} for m in raw]
+    many[2] = {domain: {None: own[0]} for domain, own in many[2].items()}
     slow = naive(raw, 400, np.random.default_rng(0))
     ends = [0.1, 0.9]
     for measure, values in slow.items():
@@ -262,7 +264,7 @@ def test_intervals_and_comparisons_equal_explicit_resampling():
             mirrored = 2 * found.difference - gap
             expected = np.quantile(mirrored, ends)
             np.testing.assert_allclose(found[1:3], expected, atol=gap.std() / 3)
-            assert found.share == pytest.approx((mirrored > 0).mean(), abs=0.08)
+            assert found.share == pytest.approx((gap > 0).mean(), abs=0.08)
             back = protocol.compare_joint(many[j], many[i], measure, level=0.8, resamples=8000)
             np.testing.assert_allclose(back[:3], [-found[0], -found[2], -found[1]], atol=1e-12)
 
@@ -299,6 +301,7 @@ def made_runs(rng, sizes, images=6, draws=3):
                 n_oop=n_oop,
                 gaps=np.zeros((size, 1)),
                 bias=0.0,
+                gaps_bias=0.0,
             )
             for _ in range(draws)
         ]
@@ -339,12 +342,47 @@ def test_names_without_test_images_count_as_names_only():
     assert protocol.value(more, "class_balanced") == pytest.approx(weighted)
 
 
-def test_a_deterministic_method_pairs_with_every_draw():
+def test_a_method_without_draws_pairs_with_every_draw():
     one, many = runs_of(1, draws=1), runs_of(2, draws=4)
     copied = {domain: own * 4 for domain, own in one.items()}
+    fixed = {domain: {None: own[0]} for domain, own in one.items()}
     for measure in protocol.MEASURES:
-        found = protocol.compare_joint(many, one, measure)
+        found = protocol.compare_joint(many, fixed, measure)
         assert found == pytest.approx(protocol.compare_joint(many, copied, measure))
+        assert found[0] == pytest.approx(-protocol.compare_joint(fixed, many, measure)[0])
+    assert protocol.compare_joint(fixed, fixed, "ausuc") == (0, 0, 0, 0.5, 1)
+    assert protocol.interval(fixed, "ausuc") == protocol.interval(one, "ausuc")
+    with pytest.raises(ValueError, match="stands for every draw"):
+        protocol.interval({"Food": {None: one["Food"][0], 0: one["Food"][0]}}, "ausuc")
+
+
+def test_a_single_draw_is_not_every_draw():
+    one, many = runs_of(1, draws=1), runs_of(2, draws=4)
+    for pair in ((one, many), (many, one)):
+        with pytest.raises(ValueError, match="same draws, or give {None: run}"):
+            protocol.compare_joint(*pair, "ausuc")
+    second = {domain: {1: own[0]} for domain, own in one.items()}
+    with pytest.raises(ValueError, match="same draws"):
+        protocol.compare_joint(one, second, "ausuc")
+
+
+def test_the_share_counts_resamples_that_the_first_leads():
+    """Ahead by 1 image in four classes and behind by 3 in the fifth, against the binomial."""
+    labels = np.append(np.repeat(np.arange(5), 5) + 2, [0, 1])
+
+    def run(hits):
+        right = np.concatenate([np.arange(5) < k for k in hits] + [[True, True]])
+        margin = np.where(labels < 2, 1.0, -1.0)
+        return protocol.JointScores(labels, margin, right, 2, 5, np.zeros((7, 1)), 0.0, 0.0)
+
+    first, second = ({"Food": [run(hits)]} for hits in ([3, 3, 3, 3, 1], [2, 2, 2, 2, 4]))
+    # 5 - k classes of the four kinds and k of the fifth: ahead while (5 - k) > 3 k.
+    ahead = binom.cdf(1, 5, 1 / 5)
+    options = {"resamples": 20_000, "seed": 2}
+    found = protocol.compare_joint(first, second, "oop_joint", **options)
+    assert found.share == pytest.approx(ahead, abs=0.015)
+    back = protocol.compare_joint(second, first, "oop_joint", **options)
+    assert back.share == pytest.approx(1 - found.share)
 
 
 def test_the_same_method_never_differs_from_itself():
@@ -362,6 +400,33 @@ def test_one_class_a_side_has_no_interval():
     assert found.mean == 0.5 and math.isnan(found.low) and math.isnan(found.high)
     other = protocol.compare_joint({"Food": [run]}, {"Food": [run]}, "oop_joint")
     assert other.difference == 0 and math.isnan(other.p)
+
+
+@pytest.mark.parametrize("lone", ["ip", "oop"])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_one_class_on_a_side_of_a_measure_leaves_no_interval(lone, draws):
+    sizes = (1, 4) if lone == "ip" else (4, 1)
+
+    def runs(seed):
+        return [protocol.joint_scores(*task_of([seed, i], classes=sizes)) for i in range(draws)]
+
+    first, second = {"Food": runs(1)}, {"Food": runs(2)}
+    several = {"oop": "ip", "ip": "oop"}[lone]
+    with_interval = set()
+    for measure in protocol.MEASURES:
+        found = protocol.interval(first, measure)
+        gap = protocol.compare_joint(first, second, measure)
+        ends = np.array([*found[1:], *gap[1:]])
+        assert np.isfinite([found.mean, gap.difference]).all()
+        assert np.isnan(ends).all() or np.isfinite(ends).all()
+        with_interval |= {measure} if np.isfinite(ends).all() else set()
+    assert with_interval == {f"{several}_separate", f"{several}_joint"}
+    table = protocol.protocol_table({"a": first, "b": second}, "a").set_index(["method", "measure"])
+    assert np.isnan(table.loc[("b", f"{lone}_joint"), "p_holm"])
+    assert np.isfinite(table.loc[("b", f"{several}_joint"), "p_holm"])
+    # A domain with several classes on that side is enough.
+    more = {"Attire": [protocol.joint_scores(*task_of(3))] * draws}
+    assert np.isfinite(protocol.interval(first | more, "h_joint")).all()
 
 
 def test_unequal_runs_are_refused():
@@ -417,8 +482,24 @@ def test_scores_survive_a_file(tmp_path):
         assert protocol.value({"a": [back]}, measure) == protocol.value({"a": [run]}, measure)
 
 
+def test_another_bias_moves_accuracies_and_voids_the_calibration_error():
+    task = task_of(1)
+    plain, right = protocol.joint_scores(*task), protocol.joint_scores(*task, bias=1.5)
+    moved = plain._replace(bias=1.5)
+    for measure in protocol.MEASURES:
+        found = protocol.interval({"a": [moved]}, measure)
+        if measure == "ece":
+            assert np.isnan(found).all()
+            assert math.isnan(protocol.compare_joint({"a": [moved]}, {"a": [plain]}, measure).p)
+        else:
+            assert found == protocol.interval({"a": [right]}, measure)
+    back = {"a": [moved._replace(bias=0.0)]}
+    assert protocol.value(back, "ece") == pytest.approx(ev.ece(*task[:2]))
+
+
 def methods():
-    return {"ours": runs_of(1, 2.0), "rival $one$": runs_of(2, 1.2), "fixed": runs_of(3, 0.3, 1)}
+    fixed = {domain: {None: own[0]} for domain, own in runs_of(3, 0.3, 1).items()}
+    return {"ours": runs_of(1, 2.0), "rival $one$": runs_of(2, 1.2), "fixed": fixed}
 
 
 def test_the_table_says_what_the_functions_say():

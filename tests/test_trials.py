@@ -10,7 +10,7 @@ from PIL import Image
 from lbutils import trials
 from lbutils.baselines import RIVALS
 from lbutils.benchmark import Domain, Split, Subset
-from lbutils.protocol import joint_scores, value
+from lbutils.protocol import MEASURES, joint_scores, value
 from lbutils.zeroshot import text_classifier
 
 
@@ -96,3 +96,62 @@ def test_a_failing_fit_is_named(tiny_encoder, shades, monkeypatch):
 
     with pytest.raises(RuntimeError, match="broken failed on Shades, 1 shots, draw 0: no luck"):
         run(tiny_encoder, shades, monkeypatch, {"broken": broken}, shots=[1], draws=[0])
+
+
+def test_a_bias_is_added_to_the_learned_names_of_the_same_fits(tiny_encoder, shades, monkeypatch):
+    made, seen = [], []
+
+    def counted(encoder, **task):
+        made.append(RIVALS["prototypes"](encoder, **task))
+        own = made[-1].joint_logits
+        made[-1].joint_logits = lambda *args: seen.append(own(*args)) or seen[-1]
+        return made[-1]
+
+    methods = {"counted": counted, "zero-shot": RIVALS["zero-shot"]}
+    options = {"shots": [2], "draws": [0, 1], "biases": {"counted": 1.25}}
+    found = run(tiny_encoder, shades, monkeypatch, methods, **options)
+    assert len(seen) == 2
+    assert set(found.calibrated) == {("counted", 2)}
+    assert list(found.at(2, calibrated=True)) == ["counted"] and list(found.at(2)) == list(methods)
+    domain = shades["Shades"]
+    labels = np.concatenate([domain.ip.test.labels, domain.oop.test.labels + 2])
+    for draw, logits in enumerate(seen):
+        moved = logits.numpy() + np.array([0, 0, 1.25, 1.25, 1.25], np.float32)
+        expected = joint_scores(moved, labels, 2)
+        under = found.calibrated["counted", 2]["Shades"][draw]
+        plain = found.scores["counted", 2]["Shades"][draw]
+        assert (plain.bias, under.bias) == (0, 1.25)
+        for measure in MEASURES:
+            exact = value({"Shades": [joint_scores(logits.numpy(), labels, 2)]}, measure)
+            assert value({"Shades": [plain]}, measure) == pytest.approx(exact)
+            exact = value({"Shades": [expected]}, measure)
+            assert value({"Shades": [under]}, measure) == pytest.approx(exact, abs=1e-6)
+    assert not run(tiny_encoder, shades, monkeypatch, methods, shots=[1], draws=[0]).calibrated
+
+
+def test_a_bias_that_cannot_be_used_is_refused(tiny_encoder, shades, monkeypatch):
+    methods = {"zero-shot": RIVALS["zero-shot"]}
+    with pytest.raises(ValueError, match="Did you mean 'zero-shot'"):
+        run(tiny_encoder, shades, monkeypatch, methods, biases={"zeroshot": 1.0})
+    with pytest.raises(ValueError, match="finite"):
+        run(tiny_encoder, shades, monkeypatch, methods, biases={"zero-shot": float("nan")})
+
+
+def test_features_before_the_projection_only_where_a_method_takes_them(
+    tiny_encoder, shades, monkeypatch
+):
+    towers = []
+    plain = trials._features
+    monkeypatch.setattr(
+        trials,
+        "_features",
+        lambda tower, *rest: towers.append(type(tower).__name__) or plain(tower, *rest),
+    )
+    for names in (["prototypes"], ["prototypes", "ProLIP"]):
+        towers.clear()
+        methods = {name: RIVALS[name] for name in names}
+        run(tiny_encoder, shades, monkeypatch, methods, shots=[1], draws=[0])
+        assert len(towers) == len(names) and ("BeforeProjection" in towers) == (len(names) == 2)
+    (task,) = trials.tasks(tiny_encoder, shades, [1], [0], before=False)
+    with pytest.raises(ValueError, match="before=True"):
+        task.fit(RIVALS["ProLIP"], tiny_encoder, "a {name}")
