@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -236,7 +237,10 @@ def run(
     pool = Parallel(1 if alone else workers, return_as="generator_unordered")
     found = pool(one(task, encoder, dict(methods), templates, seed, biases) for task in todo)
     bar = tqdm(found, "tasks", len(todo), disable=not progress, mininterval=2)
-    rows = sorted((row for part in bar for row in part), key=lambda row: row[:4])
+    with warnings.catch_warnings():
+        # A process that has grown is replaced between two tasks, and nothing is lost.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+        rows = sorted((row for part in bar for row in part), key=lambda row: row[:4])
     numbers = list(dict.fromkeys(task.shots for task in todo))
     plain, calibrated = (_empty(own, numbers, benchmark) for own in (methods, biases))
     for method, domain, number, draw, _, scores in rows:
