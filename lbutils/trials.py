@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -200,7 +201,8 @@ def run(
         ``factory(encoder, templates=, hint=, shots=, seed=, ip_names=)`` returns a method that is
         not fitted, such as those of `lbutils.baselines.RIVALS`.
     shots, draws : iterable of int
-        Images a class, and numbers of few-shot draws; all methods get the same.
+        Images a class, and numbers of few-shot draws; all methods get the same. The environment
+        variable ``LBUTILS_MAX_DRAWS`` makes do with fewer, with a warning: tests set it.
     templates : str or sequence of str
         Templates of the names.
     views, seed : int
@@ -227,7 +229,7 @@ def run(
             raise ValueError(suggest(name, methods, "method"))
         if not np.isfinite(bias):
             raise ValueError(f"the bias {bias} of {name} must be a finite number")
-    shots, draws = list(shots), list(draws)
+    shots, draws = list(shots), _capped(list(draws))
     before = _takes_before(encoder, benchmark, methods, templates, shots)
     todo = list(tasks(encoder, benchmark, shots, draws, views, seed, before))
     # Tasks take a time about proportional to their images; long ones first waste least at the end.
@@ -272,6 +274,14 @@ def _takes_before(
                 if hasattr(factory(encoder, templates=templates, seed=0, **task), "images_from"):
                     return True
     return False
+
+
+def _capped(draws: list[int]) -> list[int]:
+    """The draws that the environment allows."""
+    most = int(os.environ.get("LBUTILS_MAX_DRAWS") or len(draws))
+    if most < len(draws):
+        warnings.warn(f"LBUTILS_MAX_DRAWS: {most} of {len(draws)} draws are run", stacklevel=3)
+    return draws[:most]
 
 
 def _run_task(

@@ -55,6 +55,11 @@ def run(encoder, shades, monkeypatch, methods, **options):
     return trials.run(encoder, shades, methods, **{**given, **options})
 
 
+@pytest.fixture(autouse=True)
+def all_draws(monkeypatch):
+    monkeypatch.delenv("LBUTILS_MAX_DRAWS", raising=False)
+
+
 def test_every_method_meets_every_task(tiny_encoder, shades, monkeypatch):
     methods = {name: RIVALS[name] for name in ("zero-shot", "prototypes", "ProLIP")}
     found = run(tiny_encoder, shades, monkeypatch, methods)
@@ -155,3 +160,11 @@ def test_features_before_the_projection_only_where_a_method_takes_them(
     (task,) = trials.tasks(tiny_encoder, shades, [1], [0], before=False)
     with pytest.raises(ValueError, match="before=True"):
         task.fit(RIVALS["ProLIP"], tiny_encoder, "a {name}")
+
+
+def test_fewer_draws_by_the_environment_are_said(tiny_encoder, shades, monkeypatch):
+    monkeypatch.setenv("LBUTILS_MAX_DRAWS", "1")
+    methods = {"prototypes": RIVALS["prototypes"]}
+    with pytest.warns(UserWarning, match="1 of 2 draws"):
+        found = run(tiny_encoder, shades, monkeypatch, methods)
+    assert set(found.scores["prototypes", 1]["Shades"]) == {0}
