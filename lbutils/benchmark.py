@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lbutils.vocabulary import suggest
+from lbutils.words import suggest
 
 SCALES = {"mini": ("small", "medium", "large"), "laion_beyond": ("400m", "2b", "5b")}
 SPLITS = ("train", "val", "test")

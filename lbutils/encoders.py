@@ -25,7 +25,7 @@ from torchvision import transforms
 
 from lbutils import mini
 from lbutils.benchmark import data_dir, mini_file
-from lbutils.vocabulary import suggest
+from lbutils.words import suggest
 
 LOCAL = "local-dir:"
 HUB = "hf-hub:"

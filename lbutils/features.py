@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
 
 import torch
 from PIL import Image
@@ -17,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+
+from lbutils.atomic import replacing
 
 if TYPE_CHECKING:
     from lbutils.benchmark import Split
@@ -200,18 +201,13 @@ def _sha256(features: Tensor) -> str:
 
 def _write(path: Path, features: Tensor, description: str, ids: tuple[str, ...]) -> None:
     """Write features with the table of their ids, and move the file into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     metadata = {
         "description": description,
         "ids": json.dumps(ids),
         "sha256": _sha256(features),
     }
-    try:
+    with replacing(path) as temporary:
         save_file({"features": features.contiguous()}, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path, description: str, ids: tuple[str, ...]) -> Tensor | None:

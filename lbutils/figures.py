@@ -22,10 +22,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from lbutils.vocabulary import suggest
+from lbutils.atomic import replacing
+from lbutils.words import suggest
 
 OKABE_ITO = {
     "black": "#000000",
@@ -583,17 +584,11 @@ def save(
         Such as "png", "pdf", "svg".
     """
     stem = Path(path)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix in formats:
         target = stem.with_name(f"{stem.name}.{suffix}")
-        draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            with plt.rc_context(_STYLE):
-                figure.savefig(draft, format=suffix, bbox_inches="tight", pad_inches=0.04)
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(target) as draft, plt.rc_context(_STYLE):
+            figure.savefig(draft, format=suffix, bbox_inches="tight", pad_inches=0.04)
         written.append(target)
     return written
 
@@ -1337,3 +1332,39 @@ def preview(figure: Figure, dpi: int = 100) -> Image.Image:
         figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.04)
     # Without dithering, flat colours stay flat and compress.
     return Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+
+
+@_styled
+def frequency_curve(table: pd.DataFrame) -> Figure:
+    """Captions that name each concept, by rank, a curve a corpus, both axes logarithmic.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``scale`` and ``captions``, a row per concept and corpus. Concepts that no caption names
+        have no place on the curve; the legend has their number.
+    """
+    _require(table, "scale", "captions")
+    figure, axis = plt.subplots(figsize=(7.2, 2.9))
+    looks = zip(("blue", "green", "vermillion", "purple", "black"), _MARKERS, strict=False)
+    for scale, (colour, marker) in zip(dict.fromkeys(table["scale"]), looks, strict=False):
+        counts = table.loc[table["scale"] == scale, "captions"].to_numpy()
+        seen = np.sort(counts[counts > 0])[::-1]
+        axis.plot(
+            np.arange(1, len(seen) + 1),
+            seen,
+            color=OKABE_ITO[colour],
+            marker=marker,
+            markevery=0.08,
+            markersize=4,
+            linewidth=1.3,
+            label=_plain(f"{scale} ({len(counts) - len(seen):,} in no caption)"),
+        )
+    axis.set(xscale="log", yscale="log", xlabel="rank of the name", ylabel="captions that hold it")
+    for ruler in (axis.xaxis, axis.yaxis):
+        ruler.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        ruler.set_major_formatter("{x:,.0f}")
+        ruler.set_minor_formatter(NullFormatter())
+    axis.grid(axis="y")
+    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.4)
+    return figure

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lbutils.atomic import replacing
 from lbutils.installing import (
     WordTokenizer,
     add_words,
@@ -306,7 +307,6 @@ class Names(Mapping[str, Tensor]):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Path of the safetensors file, written whole or not at all."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         about = {
             "format": "lbutils names",
             "names": json.dumps(list(self), ensure_ascii=False),
@@ -315,14 +315,10 @@ class Names(Mapping[str, Tensor]):
             "tokenizer": self.tokenizer,
             "table": self.table,
         }
-        draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            # Numbered keys: a name may be anything, "__metadata__" included.
-            tensors = {f"name.{i}": rows.contiguous() for i, rows in enumerate(self.values())}
+        # Numbered keys: a name may be anything, "__metadata__" included.
+        tensors = {f"name.{i}": rows.contiguous() for i, rows in enumerate(self.values())}
+        with replacing(target) as draft:
             save_file(tensors, draft, metadata=about)
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
         return target
 
     @classmethod

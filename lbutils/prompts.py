@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbutils.benchmark import data_dir, read_hints
-from lbutils.vocabulary import canonical, suggest
+from lbutils.words import canonical, suggest
 
 
 class Slots(NamedTuple):

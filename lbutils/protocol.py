@@ -24,7 +24,7 @@ from lbutils.evaluation import (
     interval_of,
     joint_margins,
 )
-from lbutils.vocabulary import suggest
+from lbutils.words import suggest
 
 
 class JointScores(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from lbutils.benchmark import data_dir
-from lbutils.vocabulary import suggest
+from lbutils.words import suggest
 
 # Domains of the miniature that stand for one of the paper's under another name.
 COUNTERPARTS = {"Insects": "Insects_Spiders", "Plants": "Plants_Fungi", "Creatures": "Pokemon"}

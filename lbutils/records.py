@@ -9,9 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lbutils.vocabulary import suggest
+from lbutils.atomic import replacing, write_text
+from lbutils.words import suggest
 
 KEY = ("method", "encoder", "benchmark", "domain", "vocabulary", "shots", "seed", "metric")
 VALUES = ("value", "low", "high")
@@ -213,7 +212,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
     if place.suffix == ".csv":
         write_text(place, table.to_csv(index=False))
     elif place.suffix == ".parquet":
-        with _replacing(place) as temporary:
+        with replacing(place) as temporary:
             table.to_parquet(temporary, index=False)
     else:
         raise ValueError(suggest(place.suffix, [".csv", ".parquet"], "table format"))
@@ -309,24 +308,3 @@ def _plain(value: Any) -> Any:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-@contextmanager
-def _replacing(place: Path) -> Iterator[Path]:
-    """A temporary path beside `place` that takes its place when the block ends well."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(place: Path, text: str) -> None:
-    """Write a text to a temporary file and move it into place; folders are made as needed."""
-    with _replacing(place) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        # Without this a machine that loses power may keep the new name and not the content.
-        os.fsync(file.fileno())

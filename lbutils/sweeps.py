@@ -28,8 +28,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from lbutils import published, records
+from lbutils.atomic import write_text
 from lbutils.benchmark import load_benchmark
-from lbutils.vocabulary import suggest
+from lbutils.words import suggest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_RUN = "not run"
@@ -275,7 +276,7 @@ def run(
         outcomes.append(outcome)
     table = claims_table(out)
     records.write_table(table, out / "claims.csv")
-    records.write_text(out / "index.html", index_page(outcomes, table, out, given))
+    write_text(out / "index.html", index_page(outcomes, table, out, given))
     found = records.collect(out)
     records.write_table(found, out / "records.csv")
     records.write_table(found, out / "records.parquet")
@@ -326,7 +327,7 @@ def _page(executed: Path, out: Path) -> Path:
     exporter = HTMLExporter(embed_images=True)
     body, _ = exporter.from_filename(str(executed))
     page = out / f"{executed.stem}.html"
-    records.write_text(page, body)
+    write_text(page, body)
     return page
 
 
@@ -641,7 +642,7 @@ def _grid_run(notebook: Path, point: Mapping[str, Any], folder: Path) -> dict[st
     status = "failed" if outcome.error else "finished"
     state = {"status": status, "seconds": round(outcome.seconds, 3), "error": outcome.error}
     described = {"notebook": notebook.name, "parameters": dict(point), **state}
-    records.write_text(marker, json.dumps(described, indent=1, default=str))
+    write_text(marker, json.dumps(described, indent=1, default=str))
     return {**state, "folder": str(folder)}
 
 

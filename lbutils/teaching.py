@@ -32,7 +32,7 @@ from torch import Tensor
 from lbutils.benchmark import Split
 from lbutils.features import image_features
 from lbutils.prompts import pieces, take_out
-from lbutils.vocabulary import canonical
+from lbutils.words import canonical
 from lbutils.zeroshot import text_classifier
 
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}

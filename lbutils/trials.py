@@ -22,7 +22,7 @@ from lbutils.adapters import BeforeProjection
 from lbutils.benchmark import join
 from lbutils.features import image_features
 from lbutils.protocol import JointScores, joint_scores
-from lbutils.vocabulary import suggest
+from lbutils.words import suggest
 from lbutils.zeroshot import training_features
 
 # factory(encoder, templates=, hint=, shots=, seed=, ip_names=) of a method that is not fitted

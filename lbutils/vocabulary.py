@@ -1,103 +1,50 @@
-"""Canonical text, and the screening of concept names against pre-training captions.
+"""Screening of concept names against pre-training captions, from a list to LAION-5B.
 
 A concept is in pre-training (IP) when its name occurs in the captions at word boundaries,
-and out of pre-training (OOP) otherwise.
+and out of pre-training (OOP) otherwise. What else may count as an occurrence is a level of its
+own, and reported apart.
 """
 
 from __future__ import annotations
 
-import difflib
+import hashlib
+import json
 import os
-import re
-import unicodedata
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-# Captions held in memory at once: large enough that building the automaton is cheap beside
-# running it, small enough for LAION-sized files on a laptop.
+from lbutils import corpora
+from lbutils.counting import LEVELS, UNSPACED, CaptionCounter, Query, Tally, make_query
+from lbutils.words import canonical, suggest
+
+__all__ = [
+    "LEVELS",
+    "UNSPACED",
+    "Survey",
+    "canonical",
+    "level_column",
+    "mentions",
+    "screen",
+    "suggest",
+    "survey",
+]
+
+# Captions in one batch: enough that what is done once a batch costs little beside the rest.
 BATCH = 65_536
-
-_APOSTROPHES = dict.fromkeys(map(ord, "'`\u00b4\u2018\u2019\u201b\u02b9\u02bb\u02bc\u02bd\u2032"))
-# Joiners, soft hyphens and variation selectors change how a word looks, not which word it is.
-_INVISIBLE = dict.fromkeys(
-    [
-        0x00AD,
-        0x034F,
-        0x200C,
-        0x200D,
-        0x2060,
-        0xFEFF,
-        *range(0xFE00, 0xFE10),
-        *range(0xE0100, 0xE01F0),
-    ]
-)
-_DROPPED = {**_APOSTROPHES, **_INVISIBLE}
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-
-
-def suggest(word: object, options: Iterable[object], what: str) -> str:
-    """One line for an unknown name: what it should be, the valid options, the nearest match.
-
-    Parameters
-    ----------
-    word : object
-        The name that was given.
-    options : iterable
-        The valid names, printed in this order.
-    what : str
-        What the name stands for, such as ``"domain"``.
-    """
-    valid = [str(option) for option in options]
-    folded = {option.casefold(): option for option in reversed(valid)}
-    near = difflib.get_close_matches(str(word).casefold(), list(folded), n=1, cutoff=0.5)
-    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
-    return f"unknown {what} {str(word)!r}: choose from {', '.join(valid) or '(none)'}.{hint}"
-
-
-@cache
-def _word_pattern() -> re.Pattern[str]:
-    r"""A word: letters and digits of any script, with the combining marks that follow them.
-
-    Python's ``\w`` has no combining marks, without which Indic words fall to pieces.
-    """
-    marks = [chr(c) for c in range(0x300, 0x1F000) if unicodedata.category(chr(c))[0] == "M"]
-    return re.compile(rf"[^\W_](?:[^\W_]|[{''.join(marks)}])*")
-
-
-def canonical(text: str) -> str:
-    """The text as its words: NFKC, case-folded, one space between words.
-
-    Apostrophes and invisible joiners are dropped (``"Pig's ear"`` is ``"pigs ear"``); every
-    other run of characters that are not letters, digits or combining marks becomes one space.
-    The result is a fixed point: ``canonical(canonical(x)) == canonical(x)``. It may be empty.
-
-    Scripts written without spaces (Chinese, Japanese, Thai, ...) are not segmented: a run of
-    their letters counts as one word.
-    """
-    if text.isascii():
-        return " ".join(re.findall("[a-z0-9]+", text.lower().replace("'", "").replace("`", "")))
-    while True:
-        folded = unicodedata.normalize("NFKC", text.translate(_DROPPED)).casefold()
-        folded = unicodedata.normalize("NFKC", folded).translate(_DROPPED)
-        folded = " ".join(_word_pattern().findall(folded))
-        # Dropping a character may let its neighbours compose, which a second round settles.
-        if folded == text:
-            return folded
-        text = folded
 
 
 def screen(
@@ -105,29 +52,35 @@ def screen(
     captions: Any,
     *,
     tokenize: Callable[[str], Sequence[int]] | None = None,
-    column: str = "caption",
+    column: str | None = None,
     progress: bool = False,
+    **options: Any,
 ) -> pd.DataFrame:
     """One row per concept, in order: does its name occur in the captions, and how often.
 
-    Names and captions are compared in canonical form (see `canonical`) and at word
-    boundaries, so "ant" is found in "an ant, an ant" (one caption) and not in "elephant".
+    Names and captions are compared in canonical form (see `lbutils.words.canonical`) and at
+    word boundaries, so "ant" is found in "an ant, an ant" (one caption) and not in "elephant".
     Counts are exact. Captions are streamed; memory does not grow with their number.
 
     Parameters
     ----------
     concepts : iterable of str
         Names, taken literally; they may repeat, overlap or contain one another.
-    captions : str or path, or iterable of str
-        A Parquet file or a folder of them (read in batches), or captions as a list, an
-        iterator, or a Polars, Arrow or pandas column. Nulls are skipped.
+    captions : str or path, or iterable of str, or column or table of captions
+        Parquet or CSV files: a path, folder, pattern or URL (see `lbutils.corpora.find_urls`), a
+        list of `pathlib.Path`, or `lbutils.corpora.Sources`. Or captions: a list, an iterator, a
+        Polars, Arrow or pandas column, a Polars or Arrow table. Nulls are skipped.
     tokenize : callable, optional
         ``str -> ids`` without start and end tokens. Adds the token level: which pieces of
-        a name occur in any caption. Without it `pieces` and `pieces_seen` are 0.
-    column : str
-        Column of captions in Parquet input: strings, or lists of strings.
+        a name occur in any caption. Without it `pieces` and `pieces_seen` are 0. It reads every
+        caption as long as a piece is missing, which takes far longer than the rest.
+    column : str, optional
+        Column of captions in files and tables: strings, or lists of strings. Default:
+        ``caption``, or ``TEXT`` as in LAION.
     progress : bool
-        Show a progress bar over captions.
+        Show a progress bar with captions per second and the time left.
+    **options
+        `layout`, `levels`, `synonyms`, `unspaced`, `workers`, `scheduler`, `state`, as in `survey`.
 
     Returns
     -------
@@ -135,13 +88,14 @@ def screen(
         ``name``; ``phrase`` (canonical); ``captions`` (number of captions with the phrase);
         ``words``, ``words_seen``, ``pieces``, ``pieces_seen`` (number of the name's words and
         pieces, and how many of them occur in captions); ``subset`` ("ip" or "oop");
-        ``compositional`` (OOP, but all pieces occur; without `tokenize`, all words).
+        ``compositional`` (OOP, but all pieces occur; without `tokenize`, all words); then
+        ``captions_<level>`` for each further level: captions at this level or a stricter one.
 
     Raises
     ------
     ValueError
-        If a concept has no letter or digit, if a file is not readable Parquet or lacks
-        `column`.
+        If a concept has no letter or digit, if a file is unreadable, truncated or lacks
+        `column`, or if an option is unknown.
     FileNotFoundError
         If `captions` names a path that does not exist.
     TypeError
@@ -150,159 +104,515 @@ def screen(
     Warns
     -----
     UserWarning
-        For names in scripts written without spaces: they are found only where they stand
-        between spaces or punctuation, so OOP is not proven for them.
+        For names in scripts written without spaces, unless `unspaced` says what to do: they are
+        found only where they stand between spaces or punctuation, so OOP is not proven for them.
 
     Notes
     -----
     Source: vocabulary screening, section 3 of the paper, made exact: word boundaries in
     place of substrings, and the token level.
     """
-    names = list(concepts)
-    phrases = [canonical(name) for name in names]
-    for name, phrase in zip(names, phrases, strict=True):
-        if not phrase:
-            raise ValueError(f"concept {name!r} has no letter or digit, so it cannot be screened")
-    unspaced = [
-        name for name, phrase in zip(names, phrases, strict=True) if _UNSPACED.search(phrase)
-    ]
-    if unspaced:
-        warnings.warn(
-            f"scripts without spaces are not segmented: {', '.join(map(repr, unspaced[:5]))}"
-            f"{' and others' if len(unspaced) > 5 else ''} found only where they stand alone",
-            stacklevel=2,
-        )
-    pieces = [list(tokenize(name)) if tokenize else [] for name in names]
-    counts: Counter[str] = Counter()
-    unseen_words = {word for phrase in phrases for word in phrase.split()}
-    unseen_pieces = {piece for ids in pieces for piece in ids}
-    total, batches = _batches(captions, column)
-    with tqdm(total=total, unit=" captions", disable=not progress, desc="screening") as bar:
-        for batch in batches if names else ():
-            found = _occurrences(batch, {*phrases, *unseen_words})
-            counts.update(found)
-            unseen_words -= found.keys()
-            if tokenize and unseen_pieces:
-                _strike_out(unseen_pieces, batch, tokenize)
-            bar.update(len(batch))
-    return _table(names, phrases, pieces, counts, unseen_words, unseen_pieces)
+    # A table has no place for the files' hashes, which take time, nor for a file's error.
+    options = {"hashes": options.get("state") is not None, "on_error": "raise", **options}
+    found = survey(
+        concepts, captions, tokenize=tokenize, column=column, progress=progress, **options
+    )
+    for error in found.files["error"]:
+        if error:
+            raise ValueError(error)
+    return found.table
 
 
-def _table(
-    names: list[str],
-    phrases: list[str],
-    pieces: list[list[int]],
-    counts: Counter[str],
-    unseen_words: set[str],
-    unseen_pieces: set[int],
+def survey(
+    concepts: Iterable[str],
+    captions: Any,
+    *,
+    tokenize: Callable[[str], Sequence[int]] | None = None,
+    column: str | None = None,
+    layout: str | None = None,
+    levels: Sequence[str] = (),
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    unspaced: str = "alone",
+    examples: int = 0,
+    workers: int = 1,
+    scheduler: Any = None,
+    state: str | os.PathLike[str] | None = None,
+    hashes: bool = True,
+    on_error: str = "report",
+    progress: bool = False,
+) -> Survey:
+    """What `screen` finds, with its evidence: counts by level, examples, and the files read.
+
+    A file that cannot be read does not stop the others: it is named in the result, none of its
+    captions is counted, and `Survey.complete` is False.
+
+    Parameters
+    ----------
+    concepts, captions, tokenize, column, progress
+        As in `screen`.
+    layout : str, optional
+        A corpus of `lbutils.corpora.LAYOUTS`: gives the column and the number of files that
+        make it complete.
+    levels : sequence of str
+        Of ``"inflections"`` (number, possessive, words joined or apart: see
+        `lbutils.words.inflections`), ``"diacritics"`` (letters without their marks, in name and
+        caption) and ``"synonyms"``, beyond the phrase itself.
+    synonyms : mapping, optional
+        Name to other names of the same concept; adds the level ``"synonyms"``.
+    unspaced : {"alone", "substring", "refuse"}
+        Names in scripts written without spaces: find them only where they stand alone, and
+        warn; or anywhere in a run of such letters, so that none found proves OOP; or raise.
+    examples : int
+        Captions kept for each concept and level, the first ones.
+    workers : int
+        Threads, each on a file of its own. Ignored with `scheduler`.
+    scheduler : str or distributed.Client, optional
+        Address of a Dask scheduler, or a client: files are spread over its workers, which must
+        see them under the same paths. Files of a worker that dies are counted by another.
+    state : path, optional
+        Folder for the counts of each file once it is finished, keyed by its content and by all
+        that matters here: a run that was interrupted takes up where it stopped.
+    hashes : bool
+        Compute each file's fingerprint (see `lbutils.corpora.fingerprint`), which certificates
+        and `state` need.
+    on_error : {"report", "raise"}
+        "raise" stops at a file that cannot be opened, before any is read.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, TypeError
+        As `screen`, but not for a file that is unreadable among others.
+    """
+    query = make_query(concepts, tokenize, levels, synonyms, unspaced, examples)
+    sources = _sources(captions)
+    if sources is not None:
+        wanted = corpora.LAYOUTS.get(layout) if layout else None
+        if layout and wanted is None:
+            raise ValueError(suggest(layout, corpora.LAYOUTS, "layout"))
+        urls = [url for source in sources for url in corpora.find_urls(source)]
+        column = column or (wanted.column if wanted else None)
+        files = [corpora.inspect(url, column) for url in urls]
+        if on_error == "raise" and (faults := [file.error for file in files if file.error]):
+            raise ValueError(faults[0])
+        counted = _over_files(query, files, workers, scheduler, state, hashes, progress)
+        return Survey(query, *counted, expected=wanted.files if wanted else None)
+    if state or scheduler or layout:
+        raise ValueError("state, scheduler and layout are for files: pass their folder or pattern")
+    return Survey(query, [_in_memory(query, captions, column, progress)], _NO_FILES.copy())
+
+
+def level_column(level: str) -> str:
+    """The column of a table that has the captions at this level or a stricter one."""
+    return "captions" if level == LEVELS[0] else f"captions_{level}"
+
+
+def mentions(
+    concepts: Iterable[str],
+    captions: Any,
+    *,
+    column: str | None = None,
+    levels: Sequence[str] = (),
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    unspaced: str = "alone",
 ) -> pd.DataFrame:
+    """Which captions name which concepts: a row for every such pair, with `caption` and `concept`.
+
+    Parameters
+    ----------
+    concepts, captions, column, levels, synonyms, unspaced
+        As in `survey`. Memory grows with the number of mentions, not with that of captions.
+
+    Returns
+    -------
+    DataFrame
+        ``caption``: number of the caption's row, counted through all files; ``concept``: place
+        in `concepts`. Sorted by caption.
+    """
+    query = make_query(concepts, None, levels, synonyms, unspaced, 0)
+    found: list[np.ndarray] = [np.empty((2, 0), np.int64)]
+    counter = CaptionCounter(query, lambda rows, names: found.append(np.stack([rows, names])))
+    start = 0
+    for texts, rows, read in _all_batches(captions, column):
+        counter.add(texts, rows + start, "")
+        start += read
+    caption, concept = np.concatenate(found, axis=1)
+    return pd.DataFrame({"caption": caption, "concept": concept})
+
+
+def _all_batches(
+    captions: Any, column: str | None
+) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+    """Batches of captions in memory or of files, with rows that start at 0 in each."""
+    sources = _sources(captions)
+    if sources is None:
+        yield from _batches(captions, column)[1]
+        return
+    for source in sources:
+        for url in corpora.find_urls(source):
+            file = corpora.inspect(url, column)
+            if file.error:
+                raise ValueError(file.error)
+            start = 0
+            for texts, rows, read in corpora.read(file, BATCH):
+                yield texts, rows - start, read
+                start += read
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Result of `survey`.
+
+    Parameters
+    ----------
+    query : Query
+        The names and rules.
+    tallies : list of Tally
+        Counts of each file that was read, or of the captions in memory.
+    files : DataFrame
+        ``file``, ``fingerprint``, ``rows``, ``captions``, ``error`` (empty if none).
+    expected : int, optional
+        Number of files of a known layout.
+    """
+
+    query: Query
+    tallies: list[Tally]
+    files: pd.DataFrame
+    expected: int | None = None
+
+    @cached_property
+    def total(self) -> Tally:
+        """The counts over all files that could be read."""
+        total = Tally.empty(self.query)
+        for tally in self.tallies:
+            total.merge(tally, self.query.examples)
+        return total
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels that were looked at, the strictest first."""
+        return self.query.levels
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file was read, and all files of a known layout were there."""
+        whole = self.expected is None or len(self.files) == self.expected
+        return whole and not self.files["error"].astype(bool).any()
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per concept, with the columns that `screen` describes."""
+        return _table(self.query, self.total)
+
+    @property
+    def examples(self) -> pd.DataFrame:
+        """Captions that name a concept.
+
+        ``name``, ``level``, ``form`` (as it was found), ``file``, ``row`` (of the file, from 0) and
+        ``caption``, cut at 400 letters.
+        """
+        columns = ["name", "level", "form", "file", "row", "caption"]
+        rows = [
+            (self.query.names[k], self.levels[level], *example)
+            for (k, level), kept in sorted(self.total.examples.items())
+            for example in kept
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+
+def _table(query: Query, tally: Tally) -> pd.DataFrame:
     rows = []
-    for name, phrase, ids in zip(names, phrases, pieces, strict=True):
+    cumulative = tally.counts.cumsum(axis=1)
+    for k, (name, phrase, ids) in enumerate(
+        zip(query.names, query.phrases, query.pieces, strict=True)
+    ):
         words = phrase.split()
-        words_seen = sum(word not in unseen_words for word in words)
-        pieces_seen = sum(piece not in unseen_pieces for piece in ids)
+        words_seen = sum(word not in tally.unseen for word in words)
+        pieces_seen = sum(piece not in tally.unseen_pieces for piece in ids)
         all_seen = pieces_seen == len(ids) if ids else words_seen == len(words)
-        oop = counts[phrase] == 0
+        oop = cumulative[k, 0] == 0
+        counted = (cumulative[k, 0], len(words), words_seen, len(ids), pieces_seen)
         subset = "oop" if oop else "ip"
-        counted = (counts[phrase], len(words), words_seen, len(ids), pieces_seen)
-        rows.append((name, phrase, *counted, subset, oop and all_seen))
+        rows.append((name, phrase, *counted, subset, oop and all_seen, *cumulative[k, 1:]))
     columns = "name phrase captions words words_seen pieces pieces_seen subset compositional"
-    table = pd.DataFrame(rows, columns=columns.split())
-    integers = ["captions", "words", "words_seen", "pieces", "pieces_seen"]
+    further = [level_column(level) for level in query.levels[1:]]
+    table = pd.DataFrame(rows, columns=[*columns.split(), *further])
+    integers = ["captions", "words", "words_seen", "pieces", "pieces_seen", *further]
     return table.astype({**dict.fromkeys(integers, "int64"), "compositional": bool})
 
 
-def _occurrences(captions: pl.Series, phrases: set[str]) -> Counter[str]:
-    """Number of captions in which each canonical phrase occurs at word boundaries."""
-    ascii_only = captions.str.len_bytes() == captions.str.len_chars()
-    # `canonical` for ASCII, in Polars; the equality of the two is tested.
-    plain = captions.filter(ascii_only).str.to_lowercase().str.replace_all("['`]", "")
-    plain = plain.str.replace_all("[^a-z0-9]+", " ").str.strip_chars(" ")
-    other = pl.Series([canonical(text) for text in captions.filter(~ascii_only)], dtype=pl.String)
-    padded = (
-        pl.concat([plain, other])
-        .rename("caption")
-        .to_frame()
-        .select(pl.format(" {} ", pl.col("caption")))
-        .to_series()
-    )
-    # Neighbouring words share a space and names contain names, hence overlapping matches.
-    patterns = [f" {phrase} " for phrase in sorted(phrases)]
-    matches = padded.str.extract_many(patterns, overlapping=True)
-    hits = matches.list.unique().explode().drop_nulls().value_counts(name="count")
-    return Counter({phrase[1:-1]: count for phrase, count in hits.iter_rows()})
+# --- captions in memory ---------------------------------------------------------------------
 
 
-def _strike_out(
-    unseen: set[int], captions: pl.Series, tokenize: Callable[[str], Sequence[int]]
-) -> None:
-    """Remove from `unseen` the pieces that occur in the captions, in place."""
-    for caption in captions.unique(maintain_order=True):
-        unseen.difference_update(tokenize(caption))
-        if not unseen:
-            return
+def _in_memory(query: Query, captions: Any, column: str | None, progress: bool) -> Tally:
+    counter = CaptionCounter(query)
+    total, batches = _batches(captions, column)
+    start = 0
+    with tqdm(total=total, unit=" captions", disable=not progress, desc="screening") as bar:
+        for texts, rows, read in batches:
+            counter.add(texts, rows + start, "")
+            start += read
+            bar.update(read)
+    counter.tally.rows = start
+    return counter.tally
 
 
-def _batches(captions: Any, column: str) -> tuple[int | None, Iterator[pl.Series]]:
-    """Number of rows where it is known, and the captions in batches without nulls."""
-    if isinstance(captions, (str, os.PathLike)):
-        files = _parquet_files(Path(captions), column)
-        return sum(rows for _, rows in files), _read_parquet([path for path, _ in files], column)
+def _batches(
+    captions: Any, column: str | None
+) -> tuple[int | None, Iterator[tuple[pa.StringArray, np.ndarray, int]]]:
+    """Number of rows where it is known; captions without nulls, their rows, and rows read."""
+    if isinstance(captions, (pl.DataFrame, pa.Table)):
+        names = captions.columns if isinstance(captions, pl.DataFrame) else captions.column_names
+        wanted = column or corpora.default_column(names)
+        if wanted not in names:
+            raise ValueError(suggest(wanted, names, "column"))
+        captions = captions[wanted]
+    if isinstance(captions, pd.DataFrame):
+        raise TypeError("pass one column of captions, for example captions['caption']")
+    if isinstance(captions, pl.Series):
+        captions = captions.to_arrow()
     if isinstance(captions, (pa.Array, pa.ChunkedArray)):
-        captions = pl.Series(captions)
-    if isinstance(captions, (pl.DataFrame, pd.DataFrame, pa.Table)):
-        raise TypeError(f"pass one column of captions, for example captions[{column!r}]")
+        return len(captions), _read_arrow(captions)
     total = len(captions) if hasattr(captions, "__len__") else None
     return total, _read_iterable(iter(captions))
 
 
-def _read_iterable(captions: Iterator[Any]) -> Iterator[pl.Series]:
+def _read_arrow(captions: Any) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+    for chunk in captions.chunks if isinstance(captions, pa.ChunkedArray) else [captions]:
+        rows = _fitting(len(chunk), chunk.nbytes)
+        for k in range(0, len(chunk), rows):
+            part = chunk.slice(k, rows)
+            if not corpora.is_text(part.type):
+                raise TypeError(f"captions must be strings, not {part.type}")
+            yield *corpora.flatten(part), len(part)
+
+
+def _read_iterable(captions: Iterator[Any]) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
     while block := list(islice(captions, BATCH)):
-        kept = [text for text in block if not _is_null(text)]
+        rows = [k for k, text in enumerate(block) if not _is_null(text)]
+        kept = [block[k] for k in rows]
         wrong = next((text for text in kept if not isinstance(text, str)), None)
         if wrong is not None:
             raise TypeError(f"captions must be strings, not {type(wrong).__name__}: {wrong!r:.80}")
         # Lone surrogates have no UTF-8 form, and no name can match them.
-        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in kept]
-        yield pl.Series(clean, dtype=pl.String)
+        clean = [text.encode("utf-8", "replace") for text in kept]
+        size = _fitting(len(clean), sum(map(len, clean)))
+        for k in range(0, len(clean), size):
+            part = pa.array(clean[k : k + size], pa.string())
+            yield part, np.array(rows[k : k + size], np.int64), 0
+        # The rows of a block are numbered together, so they count as read once it is done.
+        yield pa.array([], pa.string()), np.empty(0, np.int64), len(block)
+
+
+def _fitting(rows: int, size: int) -> int:
+    """Rows in a batch of captions, of so many that take so many bytes."""
+    return max(1, min(BATCH, rows * corpora.BATCH_BYTES // max(size, 1)))
 
 
 def _is_null(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and value != value)
 
 
-def _parquet_files(path: Path, column: str) -> list[tuple[Path, int]]:
-    """The Parquet files at `path` with their number of rows, checked before anything is read."""
-    if not path.exists():
-        raise FileNotFoundError(f"no Parquet file or folder of captions at {path}")
-    paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not paths:
-        raise FileNotFoundError(f"no *.parquet file in {path}")
-    files = []
-    for file in paths:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{file} is not a readable Parquet file: {error}") from error
-        if column not in schema.names:
-            raise ValueError(f"{file}: {suggest(column, schema.names, 'column')}")
-        kind = schema.field(column).type
-        kind = kind.value_type if hasattr(kind, "value_type") else kind
-        if kind not in (pa.string(), pa.large_string(), pa.string_view()):
-            raise ValueError(f"{file}: column {column!r} holds {kind}, not captions")
-        files.append((file, rows))
-    return files
+# --- captions in files ----------------------------------------------------------------------
+
+_FILE_COLUMNS = ["file", "fingerprint", "rows", "captions", "error"]
+_NO_FILES = pd.DataFrame(columns=_FILE_COLUMNS).astype({"error": str})
 
 
-def _read_parquet(paths: list[Path], column: str) -> Iterator[pl.Series]:
-    for path in paths:
+def _sources(captions: Any) -> corpora.Sources | None:
+    """The files that are meant, or None if these are the captions themselves."""
+    if isinstance(captions, (str, os.PathLike)):
+        return corpora.Sources([os.fspath(captions)])
+    if isinstance(captions, (list, tuple)) and captions:
+        if isinstance(captions, corpora.Sources):
+            return captions
+        if all(isinstance(item, os.PathLike) for item in captions):
+            return corpora.Sources(map(os.fspath, captions))
+    return None
+
+
+def count_file(
+    query: Query,
+    file: corpora.File,
+    state: str | None = None,
+    hashes: bool = True,
+    tick: Callable[[int], object] | None = None,
+) -> tuple[str, Tally]:
+    """Fingerprint and counts of one file, from `state` where they are stored, else stored there.
+
+    Parameters
+    ----------
+    query : Query
+    file : File
+    state : str, optional
+        Folder or URL of stored counts.
+    hashes : bool
+        Without `state`, whether to compute the fingerprint, which is empty otherwise.
+    tick : callable, optional
+        Called with the number of rows as they are read.
+
+    Raises
+    ------
+    ValueError
+        If the file is unreadable, truncated or corrupt; nothing is stored.
+    """
+    if file.error:
+        raise ValueError(file.error)
+    try:
+        fingerprint = corpora.fingerprint(file.url) if hashes or state else ""
+    except OSError as error:
+        raise ValueError(f"{file.url} cannot be read: {error}") from error
+    name = hashlib.sha256(f"{query.key} {file.column} {fingerprint}".encode()).hexdigest()[:32]
+    place = f"{state}/{name}.json" if state else None
+    stored = _load(place, query) if place else None
+    if stored is not None:
+        if tick:
+            tick(stored.rows)
+        return fingerprint, stored
+    counter = CaptionCounter(query)
+    for captions, rows, read in corpora.read(file, BATCH):
+        counter.add(captions, rows, file.name)
+        counter.tally.rows += read
+        if tick:
+            tick(read)
+    if place:
+        _store(place, counter.tally)
+    return fingerprint, counter.tally
+
+
+def _load(place: str, query: Query) -> Tally | None:
+    system, path = fsspec.core.url_to_fs(place)
+    if not system.exists(path):
+        return None
+    try:
+        with system.open(path, "rb") as file:
+            return Tally.from_json(json.loads(file.read()), query)
+    except (ValueError, KeyError, TypeError):
+        # Not ours, or damaged since: it is counted again and replaced.
+        return None
+
+
+def _store(place: str, tally: Tally) -> None:
+    """Write the counts to a temporary file and move it into place, so that none is half there."""
+    system, path = fsspec.core.url_to_fs(place)
+    folder, _, name = path.rpartition("/")
+    system.makedirs(folder, exist_ok=True)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+    with system.open(temporary, "wb") as file:
+        file.write(json.dumps(tally.to_json(), ensure_ascii=False).encode())
+        if "file" in system.protocol:
+            # Without this a machine that loses power may keep the new name and not the content.
+            file.flush()
+            os.fsync(file.fileno())
+    system.mv(temporary, path)
+
+
+def _over_files(
+    query: Query,
+    files: Sequence[corpora.File],
+    workers: int,
+    scheduler: Any,
+    state: str | os.PathLike[str] | None,
+    hashes: bool,
+    progress: bool,
+) -> tuple[list[Tally], pd.DataFrame]:
+    """Counts of the readable files, and a row for every file, in the order of the files."""
+    folder = None if state is None else os.fspath(state)
+    if folder and "://" not in folder:
+        folder = str(Path(folder).absolute())  # workers of a cluster may have another folder
+    known = [file.rows for file in files if not file.error]
+    total = None if None in known else sum(rows for rows in known if rows)
+    lock = threading.Lock()
+    with tqdm(total=total, unit=" captions", unit_scale=True, disable=not progress) as bar:
+        bar.set_description("screening")
+
+        def tick(rows: int) -> None:
+            with lock:
+                bar.update(rows)
+
+        if scheduler is not None:
+            outcomes = _on_cluster(query, files, scheduler, folder, hashes, tick)
+        else:
+            outcomes = _in_threads(query, files, workers, folder, hashes, tick)
+    rows = [
+        (file.name, found[0], found[1].rows, found[1].captions, "")
+        if not isinstance(found, str)
+        else (file.name, "", 0, 0, found)
+        for file, found in zip(files, outcomes, strict=True)
+    ]
+    tallies = [found[1] for found in outcomes if not isinstance(found, str)]
+    return tallies, pd.DataFrame(rows, columns=_FILE_COLUMNS)
+
+
+_Outcome = str | tuple[str, Tally]
+
+
+def _in_threads(
+    query: Query,
+    files: Sequence[corpora.File],
+    workers: int,
+    state: str | None,
+    hashes: bool,
+    tick: Callable[[int], object],
+) -> list[_Outcome]:
+    stopped = threading.Event()
+
+    def read(rows: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError("another file's thread was stopped")
+        tick(rows)
+
+    def count(file: corpora.File) -> _Outcome:
         try:
-            with pq.ParquetFile(path) as parquet:
-                for batch in parquet.iter_batches(batch_size=BATCH, columns=[column]):
-                    series = pl.Series(batch.column(0))
-                    while isinstance(series.dtype, pl.List):
-                        series = series.explode()
-                    yield series.cast(pl.String).drop_nulls()
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is truncated or corrupt: {error}") from error
+            return count_file(query, file, state, hashes, read)
+        except ValueError as error:
+            return str(error)
+
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    if workers == 1:
+        return [count(file) for file in files]
+    pool = ThreadPoolExecutor(workers)
+    try:
+        return list(pool.map(count, files))
+    finally:
+        # On Ctrl-C: begin no other file, and end those begun at their next batch.
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _on_cluster(
+    query: Query,
+    files: Sequence[corpora.File],
+    scheduler: Any,
+    state: str | None,
+    hashes: bool,
+    tick: Callable[[int], object],
+) -> list[_Outcome]:
+    """The same over the workers of a Dask cluster; a file is counted anew if its worker dies."""
+    try:
+        from distributed import Client, as_completed
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Dask is not installed: python -m pip install 'lbutils[cluster]'"
+        ) from error
+    client = scheduler if isinstance(scheduler, Client) else Client(scheduler)
+    outcomes: list[_Outcome] = [""] * len(files)
+    try:
+        sent = client.scatter(query, broadcast=True, hash=False)
+        number = {
+            client.submit(count_file, sent, file, state, hashes, pure=False): k
+            for k, file in enumerate(files)
+        }
+        for future in as_completed(number):
+            k = number.pop(future)
+            try:
+                fingerprint, tally = future.result()
+            except ValueError as error:
+                outcomes[k] = str(error)
+            else:
+                outcomes[k] = fingerprint, tally
+                tick(tally.rows)
+    finally:
+        if client is not scheduler:
+            client.close()
+    return outcomes

@@ -12,12 +12,20 @@ import lbutils
 ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from those before it.
 ORDER = (
-    "vocabulary benchmark mini encoders features prompts zeroshot clustering textforward "
+    "atomic words matching counting corpora vocabulary certificates screening "
+    "benchmark mini encoders features prompts zeroshot clustering textforward "
     "installing names fewshot prompting adapters baselines teaching evaluation protocol trials "
     "records published figures sweeps"
 ).split()
 WITHOUT_TORCH = (
+    "atomic",
+    "words",
+    "matching",
+    "counting",
+    "corpora",
     "vocabulary",
+    "certificates",
+    "screening",
     "benchmark",
     "evaluation",
     "protocol",

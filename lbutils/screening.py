@@ -1,0 +1,219 @@
+"""Screen a list of names from a shell, and choose classes by how often they are named.
+
+    python -m lbutils.screening names.txt "captions/*.parquet" --out certificate.json
+
+Exit status: 0 if all files were read, 1 if some could not be (their names are printed, the others
+are counted), 2 if the arguments are wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lbutils import corpora
+from lbutils.certificates import certify, to_table, write_certificate
+from lbutils.vocabulary import LEVELS, UNSPACED, Survey, level_column, mentions, survey
+from lbutils.words import suggest
+
+
+def frequencies(found: Survey, level: str = "phrase") -> pd.DataFrame:
+    """How often every candidate is named, the commonest first, to draw accuracy against.
+
+    Parameters
+    ----------
+    found : Survey
+    level : str
+        Count captions at this level and the stricter ones.
+
+    Returns
+    -------
+    DataFrame
+        ``name``, ``captions``, ``per_million`` (captions in a million), ``decade``: the order of
+        magnitude of the count, -1 for none, by which results may be binned.
+
+    Notes
+    -----
+    Source: accuracy against concept frequency, as in Udandarao et al., NeurIPS 2024.
+    """
+    if level not in found.levels:
+        raise ValueError(suggest(level, found.levels, "level"))
+    table = found.table[["name", level_column(level)]].set_axis(["name", "captions"], axis=1)
+    counts = table["captions"].to_numpy()
+    table["per_million"] = counts * 1e6 / max(found.total.captions, 1)
+    table["decade"] = [len(str(count)) - 1 if count else -1 for count in counts]
+    return table.sort_values("captions", ascending=False, kind="stable", ignore_index=True)
+
+
+def choose_classes(
+    candidates: pd.DataFrame,
+    captions: Any,
+    *,
+    oop: int,
+    ip: int,
+    least: int = 1,
+    **options: Any,
+) -> pd.DataFrame:
+    """An OOP and an IP set for each domain, with the smallest collateral.
+
+    To make a name OOP, every caption that holds it is withheld. The collateral of a set is the
+    number of captions withheld: nothing for a name that no caption holds, and less for names
+    that share their captions. OOP names are taken one by one, across domains, each time the one
+    that costs fewest further captions; then the IP names that are left in most captions.
+
+    Parameters
+    ----------
+    candidates : DataFrame
+        ``domain`` and ``name``, in order of preference: the first wins a tie.
+    captions : any
+        As in `lbutils.vocabulary.screen`.
+    oop, ip : int
+        Names of either kind for each domain.
+    least : int
+        Captions that an IP name must keep.
+    **options
+        `column`, `levels`, `synonyms`, `unspaced`, as in `lbutils.vocabulary.mentions`. With
+        inflections, captions with the plural are withheld as well.
+
+    Returns
+    -------
+    DataFrame
+        ``domain``, ``name``, ``subset`` ("oop", "ip", or "" if not chosen), ``captions`` (that name
+        it), ``withheld`` (captions lost to the corpus when this name was taken, in that order),
+        ``kept`` (captions that name it and are left).
+
+    Raises
+    ------
+    ValueError
+        If a name is twice in a domain, or a domain has too few candidates; the message says
+        which.
+
+    Notes
+    -----
+    Greedy choice: exact for names that share no caption. The cheapest set in general is a
+    minimum-weight cover, which is NP-hard.
+    """
+    names = list(candidates["name"])
+    domains = list(candidates["domain"])
+    twice = candidates[candidates.duplicated(["domain", "name"])]
+    if len(twice):
+        raise ValueError(f"candidate {twice['name'].iloc[0]!r} is twice in its domain")
+    pairs = mentions(names, captions, **options)
+    where = [np.empty(0, np.int64)] * len(names)
+    for concept, rows in pairs.groupby("concept")["caption"]:
+        where[int(concept)] = rows.to_numpy()
+    gone = np.zeros(int(pairs["caption"].max()) + 1 if len(pairs) else 0, bool)
+    subset, withheld = [""] * len(names), [0] * len(names)
+    left = dict.fromkeys(domains, oop)
+    while any(left.values()):
+        open_ = [k for k, d in enumerate(domains) if left[d] and not subset[k]]
+        if missing := {d for d in left if left[d]} - {domains[k] for k in open_}:
+            raise ValueError(f"domain {sorted(missing)[0]!r} has fewer than {oop} candidates")
+        best = min(open_, key=lambda k: (int((~gone[where[k]]).sum()), k))
+        withheld[best] = int((~gone[where[best]]).sum())
+        gone[where[best]] = True
+        subset[best] = "oop"
+        left[domains[best]] -= 1
+    kept = [int((~gone[rows]).sum()) for rows in where]
+    for domain in left:
+        free = [k for k, d in enumerate(domains) if d == domain and not subset[k]]
+        free = sorted((k for k in free if kept[k] >= least), key=lambda k: (-kept[k], k))
+        if len(free) < ip:
+            raise ValueError(
+                f"domain {domain!r}: {len(free)} names are left in {least} captions or more, "
+                f"{ip} are wanted"
+            )
+        for k in free[:ip]:
+            subset[k] = "ip"
+    counts = [len(rows) for rows in where]
+    chosen = {"subset": subset, "captions": counts, "withheld": withheld, "kept": kept}
+    return candidates[["domain", "name"]].reset_index(drop=True).assign(**chosen)
+
+
+def read_names(path: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Names and their synonyms, from a text file (a name a line) or a CSV file.
+
+    A CSV file has a column ``name``, and may have ``synonyms``, separated by semicolons.
+    """
+    if not path.endswith(".csv"):
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip()], {}
+    table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    if "name" not in table:
+        raise ValueError(f"{path} has no column 'name', only {', '.join(table.columns)}")
+    synonyms = {}
+    for name, others in zip(table["name"], table.get("synonyms", []), strict=False):
+        if parts := [part.strip() for part in others.split(";") if part.strip()]:
+            synonyms[name] = parts
+    return list(table["name"]), synonyms
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lbutils.screening",
+        description="Do these names occur in these captions? Writes a certificate.",
+    )
+    parser.add_argument("names", help="text file, a name a line, or CSV with a column name")
+    parser.add_argument("captions", nargs="+", help="files, folders, patterns or URLs")
+    parser.add_argument("--out", help="certificate to write (.json, and a .csv beside it)")
+    parser.add_argument("--corpus", default="captions", help="name of the corpus")
+    parser.add_argument("--corpus-version", default="", help="its release or date")
+    parser.add_argument("--scale", help="scale of the corpus, such as 400m")
+    parser.add_argument("--layout", choices=sorted(corpora.LAYOUTS), help="a published corpus")
+    parser.add_argument("--column", help="column of captions; default: caption or TEXT")
+    parser.add_argument("--levels", nargs="*", default=list(LEVELS[1:3]), choices=LEVELS)
+    parser.add_argument("--unspaced", default="substring", choices=UNSPACED)
+    parser.add_argument("--examples", type=int, default=10, help="captions kept a name and level")
+    parser.add_argument("--workers", type=int, default=1, help="threads, a file each")
+    parser.add_argument("--scheduler", help="address of a Dask scheduler, for a cluster")
+    parser.add_argument("--state", help="folder of finished counts, to resume from")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status of the command line: 0, 1 if a file could not be read, 2 on wrong arguments."""
+    given = _parser().parse_args(arguments)
+    try:
+        names, synonyms = read_names(given.names)
+        found = survey(
+            names,
+            corpora.Sources(given.captions),
+            column=given.column,
+            layout=given.layout,
+            levels=given.levels,
+            synonyms=synonyms,
+            unspaced=given.unspaced,
+            examples=given.examples,
+            workers=given.workers,
+            scheduler=given.scheduler,
+            state=given.state,
+            progress=not given.quiet,
+        )
+        scale = given.scale or (corpora.LAYOUTS[given.layout].scale if given.layout else "all")
+        certificate = certify(
+            {scale: found}, corpus=given.corpus, corpus_version=given.corpus_version
+        )
+        if given.out:
+            write_certificate(certificate, given.out)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    table = to_table(certificate).drop(columns=["phrase", "example"])
+    print(table.to_string(index=False))
+    print(f"{found.total.captions:,} captions in {len(found.files):,} files")
+    for fault in filter(None, found.files["error"]):
+        print(f"not counted: {fault}", file=sys.stderr)
+    if found.expected is not None and found.expected != len(found.files):
+        print(f"not complete: {len(found.files)} of {found.expected} files", file=sys.stderr)
+    return 0 if found.complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""Canonical text, and the forms under which a name may stand in a caption.
+
+Everything here works on names and captions alone; nothing is read from disk.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+_APOSTROPHES = "'`\u00b4\u2018\u2019\u201b\u02b9\u02bb\u02bc\u02bd\u2032"
+# Joiners, soft hyphens and variation selectors change how a word looks, not which word it is.
+_INVISIBLE = "\u00ad\u034f\u200c\u200d\u2060\ufeff\ufe00-\ufe0f"
+_DROPPED = re.compile(f"[{_APOSTROPHES}{_INVISIBLE}]+")
+_DROPPED_TAGS = re.compile("[\U000e0100-\U000e01ef]+")  # apart, as they slow the rest down
+UNSPACED_LETTERS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_UNSPACED = re.compile(f"[{UNSPACED_LETTERS}]")
+# Latin to Arabic, punctuation and symbols, kana, ideographs, Hangul, emoji: see `_fold`.
+_SIMPLE_RANGES = [
+    (0x0080, 0x06FF),
+    (0x1E00, 0x2BFF),
+    (0x3000, 0x3029),
+    (0x3041, 0x3096),
+    (0x30A1, 0x30FA),
+    (0x4E00, 0x9FFF),
+    (0xAC00, 0xD7A3),
+    (0x1F000, 0x1FAFF),
+]
+_DIACRITICS = re.compile("[\u0300-\u036f]+")
+# Letters that differ from a plain one by a stroke, which Unicode does not decompose.
+_STROKES = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae"})
+_STROKES |= str.maketrans({"œ": "oe", "þ": "th"})
+_IRREGULAR = {
+    "child": "children",
+    "foot": "feet",
+    "goose": "geese",
+    "louse": "lice",
+    "man": "men",
+    "mouse": "mice",
+    "ox": "oxen",
+    "person": "people",
+    "tooth": "teeth",
+    "woman": "women",
+}
+_SINGULAR = {plural: singular for singular, plural in _IRREGULAR.items()}
+# A part of a word this short is too often a word of its own.
+_SHORTEST_PART = 3
+
+
+def suggest(word: object, options: Iterable[object], what: str) -> str:
+    """One line for an unknown name: what it should be, the valid options, the nearest match.
+
+    Parameters
+    ----------
+    word : object
+        The name that was given.
+    options : iterable
+        The valid names, printed in this order.
+    what : str
+        What the name stands for, such as ``"domain"``.
+    """
+    valid = [str(option) for option in options]
+    folded = {option.casefold(): option for option in reversed(valid)}
+    near = difflib.get_close_matches(str(word).casefold(), list(folded), n=1, cutoff=0.5)
+    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
+    return f"unknown {what} {str(word)!r}: choose from {', '.join(valid) or '(none)'}.{hint}"
+
+
+@cache
+def _word_pattern() -> re.Pattern[str]:
+    r"""A word: letters and digits of any script, with the combining marks that follow them.
+
+    Python's ``\w`` has no combining marks, without which Indic words fall to pieces. A line
+    break is kept beside the words, so that many captions can be read at once.
+    """
+    marks = {c for c in range(0x300, 0x1F000) if unicodedata.category(chr(c))[0] == "M"}
+    starts = sorted(c for c in marks if c - 1 not in marks)
+    ends = sorted(c for c in marks if c + 1 not in marks)
+    mark = "".join(f"{chr(low)}-{chr(high)}" for low, high in zip(starts, ends, strict=True))
+    # The long class is tested only where a word is not followed by ASCII, as most are.
+    return re.compile(rf"[^\W_]+(?:(?=[^\x00-\x7f])[{mark}]+[^\W_]*)*|\n")
+
+
+def canonical(text: str) -> str:
+    """The text as its words: NFKC, case-folded, one space between words.
+
+    Apostrophes and invisible joiners are dropped (``"Pig's ear"`` is ``"pigs ear"``); every
+    other run of characters that are not letters, digits or combining marks becomes one space.
+    The result is a fixed point: ``canonical(canonical(x)) == canonical(x)``. It may be empty.
+
+    Scripts written without spaces (Chinese, Japanese, Thai, ...) are not segmented: a run of
+    their letters counts as one word.
+    """
+    if text.isascii():
+        return " ".join(re.findall("[a-z0-9]+", text.lower().replace("'", "").replace("`", "")))
+    return canonical_lines([text])[0]
+
+
+def canonical_lines(texts: Sequence[str]) -> list[str]:
+    """`canonical` of each text, computed on all of them at once, which is faster."""
+    if not texts:
+        return []
+    joined = "\n".join(text.replace("\n", " ") for text in texts)
+    while True:
+        folded = unicodedata.normalize("NFKC", _without_dropped(joined)).casefold()
+        folded = _without_dropped(unicodedata.normalize("NFKC", folded))
+        lines = " ".join(_word_pattern().findall(folded)).split("\n")
+        lines = [line.strip(" ") for line in lines]
+        folded = "\n".join(lines)
+        # Dropping a character may let its neighbours compose, which a second round settles.
+        if folded == joined:
+            return lines
+        joined = folded
+
+
+def _without_dropped(text: str) -> str:
+    return _DROPPED_TAGS.sub("", _DROPPED.sub("", text))
+
+
+def without_diacritics(text: str) -> str:
+    """Canonical text with Latin, Greek and Cyrillic letters stripped of their diacritics.
+
+    ``"café"`` becomes ``"cafe"``, ``"smørrebrød"`` becomes ``"smorrebrod"``. Vowel signs of
+    Indic and other scripts are letters in all but name, and stay.
+    """
+    plain = _DIACRITICS.sub("", unicodedata.normalize("NFKD", text)).translate(_STROKES)
+    return unicodedata.normalize("NFKC", plain)
+
+
+@cache
+def _fold(char: str) -> tuple[str, str] | None:
+    """What a character becomes, with and without diacritics; None if its neighbours matter.
+
+    A character folds alike in any company if neither it nor what it becomes is a mark or a
+    letter that could join with the one before it.
+    """
+    if not any(low <= ord(char) <= high for low, high in _SIMPLE_RANGES):
+        return None
+    text = unicodedata.normalize("NFKC", _without_dropped(char)).casefold()
+    text = _without_dropped(unicodedata.normalize("NFKC", text))
+    if any(unicodedata.category(c)[0] == "M" for c in char + text):
+        return None
+    folded = "".join(c if c.isalnum() else " " for c in text)
+    return folded, without_diacritics(folded)
+
+
+def loosely_canonical(texts: pa.StringArray, *, bare: bool = False) -> pa.StringArray:
+    """Texts whose words are those of their canonical form, but for case and signs of ASCII.
+
+    Characters that fold alike in any company, which are most, are replaced in Polars; only
+    texts with others take the path of `canonical_lines`.
+
+    Parameters
+    ----------
+    texts : StringArray
+        Without nulls.
+    bare : bool
+        Take off diacritics as well.
+    """
+    letters = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+    beyond = set(letters[letters > 127].tobytes().decode())
+    folds = {char: _fold(char) for char in beyond}
+    table = {"'": "", "`": "", **{c: fold[bare] for c, fold in folds.items() if fold}}
+    series = pl.Series(texts, dtype=pl.String)
+    done = series.str.replace_many(list(table), list(table.values()))
+    others = [char for char, fold in folds.items() if fold is None]
+    if others:
+        hard = series.str.contains_any(others)
+        lines = canonical_lines(series.filter(hard).to_list())
+        lines = without_diacritics("\n".join(lines)).split("\n") if bare else lines
+        done = done.scatter(hard.arg_true(), lines)
+    return done.to_arrow().cast(pa.string())
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether the text has a letter of a script that is written without spaces."""
+    return bool(_UNSPACED.search(text))
+
+
+def inflections(phrase: str) -> list[str]:
+    """Other forms of a canonical phrase: number, possessive, and words joined or apart.
+
+    English number and possessive of the last word, and of the head of "... of ..."; neighbours
+    written as one word (a hyphen is a space in canonical text); a single word written as two.
+    The rules are generous, as a form too many makes a verdict of absence only safer.
+
+    Parameters
+    ----------
+    phrase : str
+        In canonical form.
+    """
+    head, of, tail = phrase.partition(" of ")
+    first, _, last = head.rpartition(" ")
+    first += " " if first else ""
+    forms = [phrase, *(f"{first}{other}{of}{tail}" for other in _other_number(last))]
+    if of:
+        before, _, last = tail.rpartition(" ")
+        lead = f"{head} of {before} " if before else f"{head} of "
+        forms += [f"{lead}{other}" for other in _other_number(last)]
+    forms += [respaced for form in forms for respaced in _respaced(form)]
+    return [form for form in dict.fromkeys(forms) if form != phrase]
+
+
+def _other_number(word: str) -> Iterator[str]:
+    """Plurals, possessives and singulars of an English word, by the spelling rules."""
+    if not word.isascii() or not word.isalpha():
+        return
+    yield f"{word}s"  # also "fox's", whose apostrophe canonical text drops
+    if word.endswith(("s", "x", "z", "ch", "sh", "o")):
+        yield f"{word}es"
+    for ending, others in {"y": ["ies"], "f": ["ves"], "fe": ["ves"], "us": ["i"]}.items():
+        if word.endswith(ending) and len(word) > len(ending) + 1:
+            yield from (word.removesuffix(ending) + other for other in others)
+    for table in (_IRREGULAR, _SINGULAR):
+        for known, other in table.items():
+            if word == known or (len(known) > 2 and word.endswith(known)):
+                yield word.removesuffix(known) + other
+    if word.endswith("ies") and len(word) > 4:
+        yield f"{word[:-3]}y"
+    if word.endswith("ves") and len(word) > 4:
+        yield from (f"{word[:-3]}f", f"{word[:-3]}fe")
+    if word.endswith(("ses", "xes", "zes", "ches", "shes", "oes")) and len(word) > 4:
+        yield word[:-2]
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
+        yield word[:-1]
+
+
+def _respaced(phrase: str) -> Iterator[str]:
+    """The phrase with one space, or all, taken out; a single word with one space put in."""
+    words = phrase.split()
+    for i in range(len(words) - 1):
+        yield " ".join([*words[:i], words[i] + words[i + 1], *words[i + 2 :]])
+    if len(words) > 2:
+        yield "".join(words)
+    if len(words) == 1 and not is_unspaced(phrase):
+        for i in range(_SHORTEST_PART, len(phrase) - _SHORTEST_PART + 1):
+            # A combining mark belongs to the letter before it.
+            if phrase[i].isalnum():
+                yield f"{phrase[:i]} {phrase[i:]}"
+        # "tshirt" and "email", but not "a corn": articles and pronouns are no prefixes.
+        if len(phrase) > _SHORTEST_PART and phrase[0] not in "ai" and phrase[1].isalnum():
+            yield f"{phrase[0]} {phrase[1:]}"

@@ -1,0 +1,573 @@
+"""Screening of files: levels, resumption, damage, clusters, against plain readings of the rules."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import unicodedata
+import warnings
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lbutils import corpora, screening, vocabulary, words
+from lbutils.matching import PhraseIndex, joined, special_rows
+from lbutils.vocabulary import canonical, mentions, screen, survey
+from lbutils.words import canonical_lines, inflections, loosely_canonical, without_diacritics
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ["ant", "Fire", "ants", "fire ant", "é", "e\u0301", "caf", "ß", "ﬁ", "x2", "İ", "猫", "हि"]
+PARTS += [" ", "  ", "-", "'", "’", "\u00ad", "\n", "“", "…", "™", "½", "\u0301", "🐜", "한", "ж"]
+texts = st.one_of(st.lists(st.sampled_from(PARTS), max_size=9).map("".join), st.text(max_size=14))
+names = texts.filter(canonical)
+MEETING = ["ant", "fire ant", "fire ant hill", "ant hill", "hill ant", "été", "x2", "naïveté"]
+
+
+def holds(caption, phrase):
+    """Whether the words of the phrase stand in a row among those of the caption."""
+    own, seen = phrase.split(), caption.split()
+    return any(seen[i : i + len(own)] == own for i in range(len(seen) - len(own) + 1))
+
+
+def quietly(call, *args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return call(*args, **kwargs)
+
+
+def write(path, captions, column="caption", **options):
+    pq.write_table(pa.table({column: pa.array(captions, pa.string())}), path, **options)
+    return path
+
+
+def caption_list(seed, count=400):
+    draw = random.Random(seed)
+    fill = ["a", "red", "ants", "elephant", "the", "of", "hills", "Fire", "naive", "—", "cat's"]
+    return [
+        draw.choice([" ", "-", ", "]).join(draw.choices(MEETING + fill, k=draw.randint(0, 7)))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five files of captions."""
+    place = tmp_path / "captions"
+    place.mkdir()
+    for k in range(5):
+        write(place / f"{k}.parquet", caption_list(k), row_group_size=90)
+    return place
+
+
+# --- text -------------------------------------------------------------------------------------
+
+
+@given(st.lists(texts, max_size=6))
+def test_many_texts_fold_as_each_alone(many):
+    assert canonical_lines(many) == [canonical(text + " 。") for text in many]
+
+
+@settings(deadline=None)
+@given(st.lists(texts, max_size=6))
+@example(["5℃", "a\u0301", "½ x", "e\u0301", "ö\u0301", "'’`"])
+def test_loosely_canonical_texts_have_the_words_of_canonical_ones(many):
+    column = pa.array(many, pa.string())
+    for bare, exact in ((False, canonical), (True, lambda t: without_diacritics(canonical(t)))):
+        loose = loosely_canonical(column, bare=bare).to_pylist()
+        assert [canonical(text).split() for text in loose] == [exact(t).split() for t in many]
+        # What is beyond ASCII must be final, for matching does not look at it again.
+        assert all(
+            c in exact(text) for t, text in zip(loose, many, strict=True) for c in t if c > "\x7f"
+        )
+
+
+def test_every_simple_character_folds_alike_in_company():
+    every = (c for low, high in words._SIMPLE_RANGES for c in map(chr, range(low, high + 1)))
+    simple = [c for c in every if words._fold(c) is not None]
+    assert len(simple) > 20_000
+    loose = loosely_canonical(pa.array([f"e{c}b" for c in simple])).to_pylist()
+    wrong = [
+        c
+        for c, text in zip(simple, loose, strict=True)
+        if " ".join(text.split()) != canonical(f"e{c}b")
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("café", "cafe"), ("smørrebrød", "smorrebrod"), ("naïve", "naive"), ("हिन्दी", "हिन्दी")],
+)
+def test_without_diacritics(text, expected):
+    assert without_diacritics(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [
+        ("fox", {"foxs", "foxes"}),
+        ("berry", {"berries", "berrys"}),
+        ("berries", {"berry"}),
+        ("wolf", {"wolves"}),
+        ("knives", {"knife"}),
+        ("cactus", {"cacti", "cactuses"}),
+        ("fireman", {"firemen"}),
+        ("mice", {"mouse"}),
+        ("hot dog", {"hot dogs", "hotdog", "hotdogs"}),
+        ("hotdog", {"hot dog", "hotdogs"}),
+        ("t shirt", {"tshirt", "t shirts"}),
+        ("tshirt", {"t shirt"}),
+        ("bird of paradise", {"birds of paradise", "birdofparadise"}),
+        ("jack o lantern", {"jack o lanterns", "jackolantern", "jack olantern"}),
+    ],
+)
+def test_inflections(name, forms):
+    found = inflections(name)
+    assert forms <= set(found)
+    assert name not in found and len(found) == len(set(found))
+    assert all(canonical(form) == form for form in found)
+
+
+def test_no_inflection_splits_off_an_article():
+    assert "a corn" not in inflections("acorn") and "an t" not in inflections("ant")
+
+
+# --- matching ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(names, min_size=1, max_size=6), st.lists(texts, max_size=8))
+def test_index_finds_what_comparing_words_finds(some, many):
+    phrases = list(dict.fromkeys(map(canonical, some)))
+    lines = [canonical(text) for text in many]
+    index = PhraseIndex(phrases)
+    row, phrase = index.find(*joined(pa.array(lines, pa.string())))
+    expected = {(i, k) for i, t in enumerate(lines) for k, p in enumerate(phrases) if holds(t, p)}
+    assert set(zip(row.tolist(), phrase.tolist(), strict=True)) == expected
+    assert len(row) == len(expected)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 16, 17, 24, 25, 60])
+def test_long_words_are_compared_to_the_last_letter(length):
+    word = ("abcdefgh" * 8)[:length]
+    near = [word[:-1] + "z", word + "z", word[:-1], "z" + word, word[: length // 2] + " " + word]
+    captions = [word, *near, f"x {word}", f"{word} x", word.upper() + "!"]
+    found = screen([word], [text for text in captions if text])["captions"].item()
+    assert found == sum(holds(canonical(text), word) for text in captions)
+
+
+def test_phrases_do_not_reach_over_captions_but_over_line_breaks():
+    assert screen(["fire ant"], ["fire", "ant", "a fire\nant", "fire\r\n\tant"])[
+        "captions"
+    ].item() == (2)
+
+
+def test_words_at_the_borders_of_captions_do_not_join():
+    captions = ["ant", "fire", "ant", "", "antfire", "fireant"]
+    assert screen(["ant", "fire"], captions)["captions"].tolist() == [2, 1]
+
+
+@given(st.lists(st.text("a'é` ", max_size=12), min_size=1, max_size=20))
+def test_special_rows_are_all_found(many):
+    rows = special_rows(*joined(pa.array(many, pa.string())))
+    special = [k for k, text in enumerate(many) if set(text) & set("'`é")]
+    assert set(special) <= set(rows.tolist())
+    assert sorted(set(rows.tolist())) == rows.tolist()
+    if not special:
+        assert not len(rows)
+
+
+def test_sliced_columns_and_captions_of_a_megabyte():
+    long = "elephant " * 120_000 + "fire ant"
+    assert len(long) > 1_000_000
+    column = pa.array(["ant", long, None, long.upper(), "fire", "ant"])
+    table = screen(["fire ant", "ant", "elephant"], column.slice(1, 4))
+    assert table["captions"].tolist() == [2, 2, 2]
+
+
+def test_captions_of_a_megabyte_in_a_file_are_read_in_small_batches(tmp_path):
+    long = "elephant " * 120_000
+    path = write(tmp_path / "long.parquet", [f"{long} {k} ant" for k in range(60)])
+    sizes = [len(captions) for captions, _, _ in corpora.read(corpora.inspect(str(path)), 16_384)]
+    assert sum(sizes) == 60 and max(sizes) < 60
+    assert screen(["ant"], path)["captions"].item() == 60
+
+
+def test_captions_of_a_megabyte_in_memory_are_taken_in_small_batches(monkeypatch):
+    monkeypatch.setattr(corpora, "BATCH_BYTES", 3_000_000)
+    long = "elephant " * 120_000
+    captions = [None, *(f"{long} {k} ant" for k in range(8)), "ant"]
+    sizes = [len(texts) for texts, _, _ in vocabulary._batches(captions, None)[1]]
+    assert sum(sizes) == 9 and max(sizes) <= 3
+    for column in (captions, pa.array(captions), pl.Series(captions)):
+        assert mentions(["ant"], column)["caption"].tolist() == list(range(1, 10))
+
+
+# --- levels -----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(names, min_size=1, max_size=4),
+    st.lists(st.one_of(st.none(), texts), max_size=8),
+    st.integers(1, 3),
+)
+def test_levels_equal_the_oracle(some, many, batch):
+    synonyms = {some[0]: ["fire ant", "é"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "BATCH", batch)
+        levels = ["inflections", "diacritics"]
+        table = quietly(screen, some, many, levels=levels, synonyms=synonyms)
+    lines = [canonical(text) for text in many if text is not None]
+    for row in table.itertuples():
+        forms = {row.phrase}
+        counts = [sum(any(holds(line, f) for f in forms) for line in lines)]
+        forms |= set(inflections(row.phrase))
+        counts.append(sum(any(holds(line, f) for f in forms) for line in lines))
+        bare = {without_diacritics(form) for form in forms}
+
+        def found(line, forms=forms, bare=bare):
+            plain = without_diacritics(line)
+            return any(holds(line, f) for f in forms) or any(holds(plain, f) for f in bare)
+
+        counts.append(sum(map(found, lines)))
+        more = {canonical(s) for s in synonyms.get(row.name, ())}
+        plain = {without_diacritics(s) for s in more}
+        counts.append(
+            sum(
+                found(line)
+                or any(holds(line, s) for s in more)
+                or any(holds(without_diacritics(line), s) for s in plain)
+                for line in lines
+            )
+        )
+        assert [
+            row.captions,
+            row.captions_inflections,
+            row.captions_diacritics,
+            row.captions_synonyms,
+        ] == counts
+
+
+def test_a_caption_counts_at_its_strictest_level_only():
+    table = screen(["fox"], ["fox foxes", "foxes", "fox's", "a cat"], levels=["inflections"])
+    assert table[["captions", "captions_inflections"]].values.tolist() == [[1, 3]]
+    pd.testing.assert_frame_equal(
+        screen(["fox"], ["fox foxes", "foxes", "fox's"], levels="inflections"), table
+    )
+
+
+def test_unknown_options_name_the_valid_ones():
+    for options, message in [
+        ({"levels": ["plurals"]}, "unknown level 'plurals': choose from phrase, inflections"),
+        ({"synonyms": {"fix": ["a"]}}, "unknown concept 'fix'.* Did you mean 'fox'"),
+        ({"unspaced": "sub"}, "choose from alone, substring, refuse"),
+        ({"state": "x"}, "for files"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            screen(["fox"], ["fox"], **options)
+    with pytest.raises(ValueError, match="Did you mean 'laion400m'"):
+        survey(["fox"], ".", layout="laion400")
+
+
+def test_scripts_without_spaces_are_found_anywhere_or_refused():
+    captions = ["黒い猫です", "猫, ant", "犬", "ant猫ant", "solid gold", "แมวดำ"]
+    table = screen(["猫", "ant 猫", "แมว", "ant"], captions, unspaced="substring")
+    expected = [
+        sum("猫" in text for text in captions),
+        0,
+        sum("แมว" in text for text in captions),
+        1,
+    ]
+    assert table["captions"].tolist() == expected
+    with pytest.raises(ValueError, match='unspaced="substring"'):
+        screen(["猫"], captions, unspaced="refuse")
+    with pytest.warns(UserWarning, match="猫") as caught:
+        screen(["猫"], captions)
+    assert caught[0].filename == __file__
+
+
+def test_tables_are_taken_with_their_column():
+    frame = pl.DataFrame({"TEXT": ["ant", None, "an ant"], "n": [1, 2, 3]})
+    assert screen(["ant"], frame)["captions"].item() == 2
+    assert screen(["ant"], frame.to_arrow(), column="TEXT")["captions"].item() == 2
+    with pytest.raises(ValueError, match="Did you mean 'TEXT'"):
+        screen(["ant"], frame, column="text")
+
+
+def test_mentions_are_the_pairs():
+    captions = ["fire ant", None, "ant", "cat", "Ant and Fire-Ant"]
+    pairs = mentions(["ant", "fire ant"], captions)
+    assert pairs.values.tolist() == [[0, 0], [0, 1], [2, 0], [4, 0], [4, 1]]
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def counts_of(folder, **options):
+    return quietly(survey, MEETING, folder, levels=["inflections"], examples=3, **options)
+
+
+def expected_counts(folder):
+    captions = [
+        text
+        for file in sorted(folder.glob("*.parquet"))
+        for text in pl.read_parquet(file)["caption"]
+    ]
+    return screen(MEETING, captions, levels=["inflections"])
+
+
+def test_files_threads_and_memory_agree(folder):
+    expected = expected_counts(folder)
+    for workers in (1, 3):
+        found = counts_of(folder, workers=workers)
+        pd.testing.assert_frame_equal(found.table, expected)
+        assert found.complete and found.files["captions"].tolist() == [400] * 5
+        files = found.files["file"].tolist()
+        for row in found.examples.itertuples():
+            stored = pl.read_parquet(folder / files[files.index(row.file)])["caption"][row.row]
+            assert stored == row.caption and holds(canonical(stored), row.form)
+    assert (found.examples.groupby(["name", "level"]).size() <= 3).all()
+
+
+def test_layout_tells_what_is_missing(folder):
+    found = counts_of(folder, layout="relaion2B-en")
+    assert found.table["captions"].sum() > 0 and not found.complete
+    found = counts_of(folder, layout="laion400m")
+    assert found.files["error"].str.contains("unknown column 'TEXT'").all()
+
+
+def test_csv_and_compressed_tables(tmp_path):
+    captions = ["an ant", 'fire "ant", hill', "two\nlines of ant", "NA", "null", "1", "café"]
+    table = pd.DataFrame({"id": range(7), "TEXT": captions})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_csv(tmp_path / "b.tsv.gz", index=False, sep="\t")
+    found = survey(["ant", "na", "null", "1", "café"], tmp_path, column="TEXT")
+    assert found.table["captions"].tolist() == [6, 2, 2, 2, 2]
+    assert found.files["rows"].tolist() == [7, 7]
+    broken = (tmp_path / "b.tsv.gz").read_bytes()
+    (tmp_path / "b.tsv.gz").write_bytes(broken[: len(broken) // 2])
+    found = survey(["ant"], tmp_path, column="TEXT")
+    assert found.table["captions"].item() == 3 and "b.tsv.gz" in found.files["error"][1]
+    assert gzip.decompress(broken).count(b"\n") == 9
+
+
+def test_patterns_numbers_and_protocols(folder):
+    every = corpora.find_urls(folder)
+    assert [Path(url).name for url in every] == [f"{k}.parquet" for k in range(5)]
+    assert corpora.find_urls(f"{folder}/[0-2].parquet") == every[:3]
+    assert corpora.find_urls(f"{folder}/{{1..3}}.parquet") == every[1:4]
+    assert corpora.find_urls(f"file://{folder}/*.parquet") == [f"file://{url}" for url in every]
+    with pytest.raises(FileNotFoundError, match="no file of captions matches"):
+        corpora.find_urls(f"{folder}/x*.parquet")
+    store = fsspec.filesystem("memory")
+    for url in every:
+        store.pipe(f"/corpus/{Path(url).name}", Path(url).read_bytes())
+    found = counts_of("memory://corpus/*.parquet")
+    pd.testing.assert_frame_equal(found.table, expected_counts(folder))
+    assert found.files["fingerprint"].tolist() == counts_of(folder).files["fingerprint"].tolist()
+
+
+def test_a_truncated_file_among_good_ones_is_reported_and_the_others_counted(folder, capsys):
+    good = expected_counts(folder)
+    bad = folder / "2.parquet"
+    without = [p for p in sorted(folder.glob("*.parquet")) if p != bad]
+    content = bad.read_bytes()
+    damaged = bytearray(content)
+    damaged[4:600] = bytes(596)
+    for broken in (b"", content[:3], content[: len(content) // 2], content[:-1], bytes(damaged)):
+        bad.write_bytes(broken)
+        found = counts_of(folder, workers=2)
+        pd.testing.assert_frame_equal(found.table, counts_of(without).table)
+        assert not found.complete
+        assert ["2.parquet" in error for error in found.files["error"]] == [0, 0, 1, 0, 0]
+        with pytest.raises(ValueError, match=r"2\.parquet"):
+            screen(MEETING, folder)
+    listed = folder.parent / "names.txt"
+    listed.write_text("\n".join(MEETING), encoding="utf-8")
+    out = folder.parent / "out.json"
+    arguments = [str(listed), str(folder), "--out", str(out), "--quiet"]
+    assert screening.main(arguments) == 1
+    assert "not counted" in capsys.readouterr().err and out.exists()
+    bad.write_bytes(content)
+    assert screening.main(arguments) == 0
+    assert capsys.readouterr().err == ""
+    assert screening.main([str(listed), str(folder / "nowhere")]) == 2
+    assert len(good) == len(MEETING)
+
+
+def test_resumed_counts_equal_uninterrupted_ones(folder, tmp_path, monkeypatch):
+    expected = counts_of(folder)
+    state = tmp_path / "state"
+    read = corpora.read
+
+    def stops(file, rows):
+        if file.name == "3.parquet":
+            raise KeyboardInterrupt
+        yield from read(file, rows)
+
+    monkeypatch.setattr(corpora, "read", stops)
+    with pytest.raises(KeyboardInterrupt):
+        counts_of(folder, state=state)
+    assert len(list(state.glob("*.json"))) == 3
+    opened = []
+    monkeypatch.setattr(
+        corpora, "read", lambda file, rows: opened.append(file.name) or read(file, rows)
+    )
+    resumed = counts_of(folder, state=state)
+    assert opened == ["3.parquet", "4.parquet"]
+    pd.testing.assert_frame_equal(resumed.table, expected.table)
+    pd.testing.assert_frame_equal(resumed.examples, expected.examples)
+    pd.testing.assert_frame_equal(resumed.files, expected.files)
+
+
+def test_state_is_keyed_by_content_and_query(folder, tmp_path):
+    state = tmp_path / "state"
+    counts_of(folder, state=state)
+    (folder / "0.parquet").rename(folder / "9.parquet")
+    counts_of(folder, state=state)
+    assert len(list(state.iterdir())) == 5
+    write(folder / "1.parquet", ["ant"])
+    found = counts_of(folder, state=state)
+    assert len(list(state.iterdir())) == 6
+    pd.testing.assert_frame_equal(found.table, expected_counts(folder))
+    survey(["ant"], folder, state=state)
+    assert len(list(state.iterdir())) == 11
+    for place in state.iterdir():
+        place.write_text(place.read_text()[:20])
+    pd.testing.assert_frame_equal(counts_of(folder, state=state).table, expected_counts(folder))
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_whole_states_and_resumes(folder, tmp_path):
+    write(folder / "4.parquet", caption_list(4, 150_000))
+    state = tmp_path / "state"
+    script = (
+        "from lbutils.vocabulary import survey\n"
+        f"survey({MEETING!r}, {str(folder)!r}, levels=['inflections'], examples=3, "
+        f"state={str(state)!r})\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    deadline = time.monotonic() + 60
+    while len(list(state.glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    for place in state.glob("*.json"):
+        json.loads(place.read_text())
+    pd.testing.assert_frame_equal(counts_of(folder, state=state).table, expected_counts(folder))
+
+
+@pytest.mark.slow
+def test_counts_stay_exact_when_a_dask_worker_is_killed(folder, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    for k in range(4):
+        write(folder / f"{k}.parquet", caption_list(k, 60_000))
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        victim = next(iter(client.run(os.getpid).values()))
+        done = threading.Event()
+
+        def kill():
+            # Once one file is counted, so that both workers are at work.
+            while not done.is_set() and not list((tmp_path / "state").glob("*.json")):
+                time.sleep(0.01)
+            os.kill(victim, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        found = counts_of(folder, scheduler=client, state=tmp_path / "state")
+        done.set()
+        killer.join()
+        assert victim not in client.run(os.getpid).values()
+    assert found.complete
+    pd.testing.assert_frame_equal(found.table, expected_counts(folder))
+
+
+def test_progress_counts_rows(folder, capsys):
+    counts_of(folder, progress=True)
+    shown = capsys.readouterr().err
+    assert "2.00k/2.00k" in shown and "captions/s" in shown
+
+
+# --- inverse tools ----------------------------------------------------------------------------
+
+
+def test_frequencies_are_sorted_counts():
+    found = survey(["ant", "cat", "dog"], ["ant"] * 12 + ["dog ant"] * 3 + ["x"] * 85)
+    table = screening.frequencies(found)
+    assert table["name"].tolist() == ["ant", "dog", "cat"]
+    assert table["captions"].tolist() == [15, 3, 0]
+    assert table["per_million"].tolist() == [150_000, 30_000, 0]
+    assert table["decade"].tolist() == [1, 0, -1]
+
+
+def test_chosen_classes_cost_least():
+    captions = ["ant bee"] * 3 + ["ant"] * 5 + ["bee"] * 4 + ["cat"] * 9 + ["oak"] * 2 + ["elm"]
+    candidates = pd.DataFrame(
+        {
+            "domain": ["a", "a", "a", "p", "p", "p"],
+            "name": ["ant", "bee", "cat", "oak", "elm", "fir"],
+        }
+    )
+    chosen = screening.choose_classes(candidates, captions, oop=1, ip=1)
+    by_name = chosen.set_index("name")
+    assert by_name["subset"].to_dict() == {
+        "ant": "",
+        "bee": "oop",
+        "cat": "ip",
+        "oak": "ip",
+        "elm": "",
+        "fir": "oop",
+    }
+    assert by_name.loc["bee", ["captions", "withheld", "kept"]].tolist() == [7, 7, 0]
+    assert by_name.loc["ant", ["captions", "withheld", "kept"]].tolist() == [8, 0, 5]
+    # The cheapest single name of each domain is found by trying all.
+    table = screen(candidates["name"], captions).set_index("name")["captions"]
+    for domain, rows in candidates.groupby("domain"):
+        least = min(table[name] for name in rows["name"])
+        own = chosen[chosen["domain"] == domain]
+        assert own.query("subset == 'oop'")["withheld"].item() == least
+    two = screening.choose_classes(candidates.head(3), captions, oop=2, ip=1)
+    assert two["withheld"].sum() == len([c for c in captions if "ant" in c or "bee" in c])
+    with pytest.raises(ValueError, match="fewer than 4"):
+        screening.choose_classes(candidates, captions, oop=4, ip=0)
+    with pytest.raises(ValueError, match="1 names are left in 6 captions or more, 2"):
+        screening.choose_classes(candidates.head(3), captions, oop=1, ip=2, least=6)
+
+
+def test_names_are_read_from_text_and_csv(tmp_path):
+    (tmp_path / "a.txt").write_text("ant\n\n fire ant \n", encoding="utf-8")
+    assert screening.read_names(str(tmp_path / "a.txt")) == (["ant", "fire ant"], {})
+    (tmp_path / "a.csv").write_text("name,synonyms\nnull,zero; nil\nant,\n", encoding="utf-8")
+    names = screening.read_names(str(tmp_path / "a.csv"))
+    assert names == (["null", "ant"], {"null": ["zero", "nil"]})
+
+
+def test_nothing_is_lost_between_batches_of_any_size(monkeypatch):
+    captions = caption_list(7, 300)
+    expected = [sum(holds(canonical(c), canonical(n)) for c in captions) for n in MEETING]
+    for batch in (1, 2, 3, 64, 1000):
+        monkeypatch.setattr(vocabulary, "BATCH", batch)
+        assert screen(MEETING, captions)["captions"].tolist() == expected
+    assert np.sum(expected) > 100
+    assert unicodedata.is_normalized("NFC", "".join(MEETING))
