@@ -17,34 +17,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 
+from lbutils import downloads, layout
+from lbutils.layout import SPLITS, SUBSETS, data_dir, read_hints
 from lbutils.words import suggest
 
 SCALES = {"mini": ("small", "medium", "large"), "laion_beyond": ("400m", "2b", "5b")}
-SPLITS = ("train", "val", "test")
-SUBSETS = ("ip", "oop")
-# Spellings met in the released files, after `_plain`, that are not the paper's.
-ALIASES = {"plantsfugi": "Plants_Fungi"}
+
+# Refused before they are decoded: 50 megapixels take 200 MB of memory in each of eight threads.
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 64_000_000
+# Not all that Pillow reads: some of its formats start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 Finding = tuple[str, str, str]  # kind, where, detail
 
-_LAYOUT = "{Domain}{n_classes}_{OOP|IP}/ with split_Xin_*.json and images/<class>/<file> in it"
-_FOLDER = re.compile(r"(?P<domain>.+?)(?P<classes>\d*)_(?P<kind>oop|ip)", re.IGNORECASE)
 # What Pillow raises for content that it cannot decode.
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _verified: dict[Path, tuple[int, int]] = {}
-
-
-def data_dir() -> Path:
-    """The folder of committed data: ``data/`` of the repository, or ``$LBUTILS_DATA``."""
-    override = os.environ.get("LBUTILS_DATA")
-    return Path(override) if override else Path(__file__).resolve().parents[1] / "data"
 
 
 def mini_file(name: str) -> Path:
@@ -103,15 +99,6 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_hints(benchmark: str) -> dict[str, str]:
-    """The hint of every domain of a benchmark, such as "animal", from ``prompts/hints.csv``."""
-    table = pd.read_csv(data_dir() / "prompts" / "hints.csv", keep_default_na=False)
-    rows = table[table["benchmark"] == benchmark]
-    if rows.empty:
-        raise ValueError(suggest(benchmark, table["benchmark"].unique(), "benchmark"))
-    return dict(zip(rows["domain"], rows["hint"], strict=True))
-
-
 class ImageSource(Protocol):
     """Where the images of a split come from."""
 
@@ -162,7 +149,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Files:
-    """Images as files under a root; an id is a path relative to it."""
+    """Images as files under a root, which is not left; an id is a path relative to it."""
 
     root: Path
 
@@ -172,16 +159,33 @@ class Files:
         return "download it again; Benchmark.report() lists all such files"
 
     def read(self, image_id: str) -> bytes:
-        """The bytes of an image file."""
-        return self._existing(image_id).read_bytes()
+        """The bytes of an image file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it lies outside of the root, links followed, or is larger than images are.
+        """
+        path = self._existing(image_id)
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"image {str(path)!r} has {size:,} bytes: {self.advice}")
+        return path.read_bytes()
 
     def stamp(self, image_id: str) -> str:
         """Size and time of the file: hashing the 15 GB of the benchmark would take minutes."""
         state = self._existing(image_id).stat()
         return f"{state.st_size}:{state.st_mtime_ns}"
 
+    @cached_property
+    def _places(self) -> tuple[Path, ...]:
+        return layout.places(self.root)
+
     def _existing(self, image_id: str) -> Path:
         path = self.root / image_id
+        if not layout.is_inside(path, self._places):
+            raise ValueError(f"image {str(path)!r} leads out of {self.root}: {self.advice}")
         if not path.is_file():
             raise FileNotFoundError(f"image {str(path)!r} is missing: {self.advice}")
         return path
@@ -232,12 +236,16 @@ class Split:
         Raises
         ------
         FileNotFoundError, ValueError
-            If the image is missing or cannot be decoded, with its name and what to do.
+            If the image is missing, cannot be decoded or is a decompression bomb (few bytes that
+            would fill memory with pixels), with its name and what to do.
         """
         image_id = self.ids[index]
         content = self.source.read(image_id)
         try:
             return _decode(content)
+        except Image.DecompressionBombError as error:
+            what = f"image {image_id!r} is refused as a decompression bomb"
+            raise ValueError(f"{what}, {error}: {self.source.advice}") from error
         except _UNREADABLE as error:
             raise ValueError(f"image {image_id!r} is unreadable: {self.source.advice}") from error
 
@@ -265,7 +273,12 @@ class Split:
 
 
 def _decode(content: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError(
+                f"{width} x {height} pixels where {MAX_PIXELS:,} are admitted"
+            )
         if image.mode == "RGB":
             return image.copy()
         rgba = image.convert("RGBA")
@@ -373,6 +386,8 @@ class Benchmark(Mapping[str, Domain]):
         "mini" or "laion_beyond".
     scale : str
         The pre-training corpus that IP and OOP refer to.
+    inspect : callable
+        What the files themselves disagree on, for `report`.
     """
 
     def __init__(
@@ -385,7 +400,7 @@ class Benchmark(Mapping[str, Domain]):
         self.name = name
         self.scale = scale
         self._domains = {domain.name: domain for domain in domains}
-        self._inspect = inspect
+        self.inspect = inspect
 
     def __getitem__(self, name: str) -> Domain:
         try:
@@ -443,14 +458,13 @@ class Benchmark(Mapping[str, Domain]):
     def report(self) -> pd.DataFrame:
         """The integrity report: one row a defect, with columns kind, where and detail.
 
-        Reads every image. Kinds: "missing file", "unreadable file", "label and name",
-        "empty class" (no image), "one-image class", "no train image" (OOP), "no test image",
-        "same image in two splits", "same image in two classes" (equal bytes), "no captions",
-        "name in ip and oop", and for a folder "folder name", "no folder", "number of
-        classes" and "unlisted file"; for the miniature "few-shot draw" and "test image in
-        pairs".
+        Reads every image. Kinds: "missing file", "unreadable file" (or refused), "empty class"
+        (no image), "one-image class", "no train image" (OOP), "no test image", "same image in
+        two splits", "same image in two classes" (equal bytes), "no captions", "name in ip and
+        oop", and for a folder "folder name", "no folder", "number of classes" and "unlisted
+        file"; for the miniature "label and name", "few-shot draw" and "test image in pairs".
         """
-        rows = [*self._inspect(), *_class_defects(self), *_image_defects(self)]
+        rows = [*self.inspect(), *_class_defects(self), *_image_defects(self)]
         return pd.DataFrame(rows, columns=["kind", "where", "detail"]).astype("str")
 
 
@@ -513,6 +527,8 @@ def _digest(split: Split, index: int) -> tuple[str | None, str, str]:
         return None, "missing file", image_id
     except OSError as error:
         return None, "unreadable file", f"{image_id}: {error.strerror}"
+    except ValueError as error:
+        return None, "unreadable file", str(error)
     try:
         _decode(content)
     except _UNREADABLE as error:
@@ -527,16 +543,17 @@ def load_benchmark(
     scale: str | None = None,
     domains: str | Sequence[str] | None = None,
 ) -> Benchmark:
-    """The miniature, or LAION-Beyond from the folder that it was downloaded to.
+    """The miniature, or LAION-Beyond: downloaded, or from the folder that holds it.
 
     Parameters
     ----------
     name : str or path
-        "mini", or the folder that holds ``{Domain}{n_classes}_{OOP|IP}`` folders.
+        "mini"; "laion-beyond", which downloads what is not yet in the hub's cache (see
+        `lbutils.downloads`); or the folder that holds ``{Domain}{n_classes}_{OOP|IP}`` folders.
     scale : str, optional
         The pre-training corpus: "small" (default), "medium" or "large" for the miniature,
-        whose IP and OOP follow from it; "400m" (default), "2b" or "5b" for LAION-Beyond, where
-        it only says what the folder holds.
+        whose IP and OOP follow from it; "400m" (default), "2b" or "5b" for LAION-Beyond. Of a
+        folder it only says what it holds; an exported benchmark says so itself.
     domains : str or sequence of str, optional
         Which domains to load, and their order; all by default.
 
@@ -544,22 +561,30 @@ def load_benchmark(
     ------
     ValueError
         For an unknown name, scale or domain (with the valid ones and the nearest), a corrupt
-        file of the miniature, or a split file that does not follow the released layout.
+        file of the miniature, or a split file that does not follow the released layout or
+        leads out of the folder, with the entry that does.
     FileNotFoundError
         For a missing file of the miniature or a folder without a split file.
+    ConnectionError
+        If LAION-Beyond has to be downloaded, and the hub cannot be reached.
     """
-    mini = str(name) == "mini"
-    key = "mini" if mini else "laion_beyond"
-    if not mini and not Path(name).is_dir():
-        valid = ["mini", "a folder of LAION-Beyond"]
+    known = str(name) in ("mini", downloads.NAME)
+    if not known and not Path(name).is_dir():
+        valid = ["mini", downloads.NAME, "a folder of LAION-Beyond"]
         raise ValueError(suggest(name, valid, "benchmark"))
-    scale = SCALES[key][0] if scale is None else scale
-    if scale not in SCALES[key]:
-        raise ValueError(suggest(scale, SCALES[key], f"scale of {key}"))
+    manifest = None if known else layout.read_manifest(Path(name))
+    key = "mini" if str(name) == "mini" else "laion_beyond"
+    scales = SCALES[key] if manifest is None else (manifest.scale,)
+    scale = scales[0] if scale is None else scale
+    if scale not in scales:
+        raise ValueError(suggest(scale, scales, f"scale of {manifest.name if manifest else key}"))
     wanted = [domains] if isinstance(domains, str) else None if domains is None else list(domains)
     if wanted is not None and not wanted:
         raise ValueError("domains is empty: name at least one, or leave it out for all")
-    return _load_mini(scale, wanted) if mini else _load_folder(Path(name), scale, wanted)
+    if key == "mini":
+        return _load_mini(scale, wanted)
+    root = downloads.download(wanted, scale=scale) if known else Path(name)
+    return _load_folder(root, scale, wanted, manifest)
 
 
 def _select(wanted: list[str] | None, available: Sequence[str]) -> list[str]:
@@ -648,155 +673,84 @@ def _mini_findings(
         yield "test image in pairs", f"pairs.parquet: {place[image_id][0]}", image_id
 
 
-class _Row(NamedTuple):
-    """One image of a released split file."""
-
-    split: str
-    label: int
-    name: str
-    image_id: str
-    caption: str | None
-
-
-def _plain(name: str) -> str:
-    return re.sub("[^a-z]", "", name.lower())
-
-
-def _load_folder(root: Path, scale: str, wanted: list[str] | None) -> Benchmark:
-    hints = read_hints("laion_beyond")
-    folders = _find_folders(root, list(hints))
+def _load_folder(
+    root: Path, scale: str, wanted: list[str] | None, manifest: layout.Manifest | None
+) -> Benchmark:
+    hints = manifest.hints if manifest else read_hints("laion_beyond")
+    folders = layout.find_folders(root, list(hints), scale)
     if wanted is not None:
-        wanted = [ALIASES.get(_plain(name), name) for name in wanted]
+        wanted = [layout.ALIASES.get(layout.plain(name), name) for name in wanted]
     domains = []
-    rows: dict[Path, list[_Row]] = {}
+    rows: dict[Path, list[layout.Row]] = {}
     for name in _select(wanted, list(dict.fromkeys(domain for domain, _ in folders))):
+        compositional = set(manifest.compositional.get(name, ())) if manifest else set()
         subsets = {}
         for kind in SUBSETS:
-            if folder := folders.get((name, kind)):
-                rows[folder] = _read_split_file(_split_file(folder), folder.name)
-            subsets[kind] = _folder_subset(name, kind, rows.get(folder, []) if folder else [], root)
+            folder = folders.get((name, kind))
+            if folder is not None:
+                rows[folder] = layout.read_rows(folder, root)
+            own = compositional if kind == "oop" else set()
+            subsets[kind] = _folder_subset(name, kind, folder, rows, root, own)
         domains.append(Domain(name, hints.get(name, name.replace("_", " ").lower()), **subsets))
     inspect = partial(_folder_findings, domains, folders, rows, list(hints))
-    return Benchmark("laion_beyond", scale, domains, inspect)
+    return Benchmark(manifest.name if manifest else "laion_beyond", scale, domains, inspect)
 
 
-def _find_folders(root: Path, known: Sequence[str]) -> dict[tuple[str, str], Path]:
-    """Folder of each (domain, kind), domains in the paper's order, then by name."""
-    spellings = {_plain(name): name for name in known} | ALIASES
-    folders: dict[tuple[str, str], Path] = {}
-    for path in sorted(path for path in root.iterdir() if path.is_dir()):
-        if match := _FOLDER.fullmatch(path.name):
-            name = spellings.get(_plain(match["domain"]), match["domain"])
-            key = (name, match["kind"].lower())
-            if key in folders:
-                raise ValueError(f"{folders[key]} and {path} hold the same subset: keep only one")
-            folders[key] = path
-    if not folders:
-        raise ValueError(f"{root} has no folder of LAION-Beyond: expected {_LAYOUT}")
-    order = {name: i for i, name in enumerate(known)}
-    return dict(sorted(folders.items(), key=lambda item: (order.get(item[0][0], 99), item[0])))
-
-
-def _split_file(folder: Path) -> Path:
-    files = sorted(folder.glob("split_Xin_*.json")) or sorted(folder.glob("split*.json"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no split_Xin_*.json: expected {_LAYOUT}")
-    if len(files) > 1:
-        found = ", ".join(file.name for file in files)
-        raise ValueError(f"{folder} has several split files ({found}): keep only one")
-    return files[0]
-
-
-def _read_split_file(file: Path, folder: str) -> list[_Row]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not readable JSON, download it again: {error}") from error
-    if not isinstance(content, dict) or not set(SPLITS) & set(content):
-        raise ValueError(f"{file} must be an object with the keys train, val and test")
-    rows = []
-    for split in SPLITS:
-        entries = content.get(split) or {}
-        for key, entry in entries.items() if isinstance(entries, dict) else enumerate(entries):
-            try:
-                rows.append(_row(folder, split, entry))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(
-                    f"{file}: entry {key!r} of {split} needs classname, image_name and label "
-                    f"({type(error).__name__}: {error})"
-                ) from error
-    return rows
-
-
-def _row(folder: str, split: str, entry: Mapping[str, Any]) -> _Row:
-    name, image_name = str(entry["classname"]), str(entry["image_name"])
-    if Path(image_name).is_absolute() or ".." in (*Path(name).parts, *Path(image_name).parts):
-        raise ValueError(f"{image_name!r} leaves the folder of images")
-    if not image_name.startswith(f"{name}/"):
-        image_name = f"{name}/{image_name}"
-    caption = (entry.get("INFO") or {}).get("Refined_caption3")
-    caption = caption if isinstance(caption, str) and caption.strip() else None
-    return _Row(split, int(entry["label"]), name, f"{folder}/images/{image_name}", caption)
-
-
-def _folder_subset(domain: str, kind: str, rows: Sequence[_Row], root: Path) -> Subset:
-    # A class is its name, which is also its folder; where numbers disagree, the report says so.
-    names = tuple(dict.fromkeys(name for _, name in sorted({(r.label, r.name) for r in rows})))
+def _folder_subset(
+    domain: str,
+    kind: str,
+    folder: Path | None,
+    rows: Mapping[Path, Sequence[layout.Row]],
+    root: Path,
+    compositional: set[str],
+) -> Subset:
+    own = rows[folder] if folder else []
+    names = tuple(name for _, name in sorted({(row.label, row.name) for row in own}))
     index = {name: label for label, name in enumerate(names)}
     train, val, test = (
         _split(
-            [(r.image_id, index[r.name], r.caption) for r in rows if r.split == split],
+            [(r.image_id, index[r.name], r.caption) for r in own if r.split == split],
             names,
             Files(root),
         )
         for split in SPLITS
     )
-    return Subset(domain, kind, names, np.zeros(len(names), bool), train, val, test)
+    found = layout.read_draws(folder, root, own) if folder else {}
+    draws = {
+        draw: {index[name]: images for name, images in classes.items()}
+        for draw, classes in found.items()
+    }
+    marked = np.array([name in compositional for name in names], bool)
+    return Subset(domain, kind, names, marked, train, val, test, draws or None)
 
 
 def _folder_findings(
     domains: Sequence[Domain],
     folders: Mapping[tuple[str, str], Path],
-    rows: Mapping[Path, Sequence[_Row]],
+    rows: Mapping[Path, Sequence[layout.Row]],
     known: Sequence[str],
 ) -> Iterator[Finding]:
-    """What folder names, numbers of classes, labels and files on disk disagree on."""
+    """What folder names, numbers of classes and files on disk disagree on."""
     for domain, kind in ((domain, kind) for domain in domains for kind in SUBSETS):
         folder = folders.get((domain.name, kind))
         if folder is None:
             yield "no folder", f"{domain.name} {kind}", f"no {domain.name}*_{kind.upper()}"
             continue
-        match = _FOLDER.fullmatch(folder.name)
-        written, number = match.group("domain", "classes") if match else ("", "")
+        name = layout.parse_folder(folder.name, known)
         if domain.name not in known:
-            yield "folder name", folder.name, suggest(written, known, "domain")
-        elif domain.name != written:
+            yield "folder name", folder.name, suggest(domain.name, known, "domain")
+        elif name and domain.name != name.written:
             yield "folder name", folder.name, f"read as {domain.name}"
         names = {row.name for row in rows[folder]}
-        if number and int(number) != len(names):
+        if name and name.classes is not None and name.classes != len(names):
             yield "number of classes", folder.name, f"{len(names)} classes have images"
-        yield from _label_findings(folder.name, rows[folder])
         yield from _disk_findings(folder, names, {row.image_id for row in rows[folder]})
-
-
-def _label_findings(where: str, rows: Sequence[_Row]) -> Iterator[Finding]:
-    names: dict[int, set[str]] = defaultdict(set)
-    labels: dict[str, set[int]] = defaultdict(set)
-    for row in rows:
-        names[row.label].add(row.name)
-        labels[row.name].add(row.label)
-    for label, several in sorted(names.items()):
-        if len(several) > 1:
-            yield "label and name", where, f"label {label} stands for {sorted(several)}"
-    for name, numbers in sorted(labels.items()):
-        if len(numbers) > 1:
-            yield "label and name", where, f"{name!r} has labels {sorted(numbers)}"
 
 
 def _disk_findings(folder: Path, names: set[str], listed: set[str]) -> Iterator[Finding]:
     images = folder / "images"
     for path in sorted(path for path in images.glob("*") if path.is_dir()):
-        if not any(name == path.name or name.startswith(f"{path.name}/") for name in names):
+        if path.name not in names:
             yield "empty class", f"{folder.name}: {path.name}", "no image in the split file"
     for file in sorted(path for path in images.rglob("*") if path.is_file()):
         image_id = f"{folder.name}/{file.relative_to(folder).as_posix()}"

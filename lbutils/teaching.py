@@ -29,8 +29,9 @@ from PIL import Image, ImageOps
 from scipy.stats import binom
 from torch import Tensor
 
-from lbutils.benchmark import Split
+from lbutils.benchmark import MAX_BYTES, MAX_PIXELS, Split
 from lbutils.features import image_features
+from lbutils.layout import leads_out
 from lbutils.prompts import pieces, take_out
 from lbutils.words import canonical
 from lbutils.zeroshot import text_classifier
@@ -38,9 +39,6 @@ from lbutils.zeroshot import text_classifier
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 SEVERITIES = ("error", "warning", "note")
 
-# Refused before they are decoded: 50 megapixels take 200 MB of memory in each of eight threads.
-MAX_PIXELS = 50_000_000
-MAX_BYTES = 64_000_000
 MAX_CAPTION_BYTES = 10_000
 # No encoder sees more than 600 pixels a side; the smallest random crop (8 % of the area) of a
 # side of 1024 still has 290.
@@ -168,14 +166,6 @@ class FolderImages:
 
     def _refusal(self, image_id: str, reason: str) -> ValueError:
         return ValueError(f"image {image_id!r}: {reason}: {self.advice}")
-
-
-def leads_out(path: Path, root: Path) -> bool:
-    """Whether a path, its links followed, lies outside of a resolved root, or nowhere."""
-    try:
-        return not path.resolve().is_relative_to(root)
-    except (OSError, RuntimeError):  # a loop of links
-        return True
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from those before it.
 ORDER = (
     "atomic words matching counting corpora vocabulary certificates screening "
-    "benchmark mini encoders features prompts zeroshot clustering textforward "
+    "layout downloads benchmark mini encoders features prompts zeroshot clustering textforward "
     "installing names fewshot prompting adapters baselines teaching evaluation protocol trials "
-    "records published figures sweeps"
+    "records published laion_beyond figures sweeps"
 ).split()
 WITHOUT_TORCH = (
     "atomic",
@@ -26,11 +26,14 @@ WITHOUT_TORCH = (
     "vocabulary",
     "certificates",
     "screening",
+    "layout",
+    "downloads",
     "benchmark",
     "evaluation",
     "protocol",
     "records",
     "published",
+    "laion_beyond",
     "figures",
     "sweeps",
 )
