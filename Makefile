@@ -8,6 +8,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 p
 	"$$p" -c '$(CHECK)' >/dev/null 2>&1 && echo "$$p" && break; done)
 # Options of the sweep, for example ARGS="-p seed=1 --out runs/other".
 ARGS ?=
+# Domains of LAION-Beyond for `make data`, all nine if empty; DATA_ARGS="--to /data/LAION-Beyond".
+DOMAINS ?=
+DATA_ARGS ?=
 # Options of pytest, for example PYTEST_ARGS="-k clustering".
 PYTEST_ARGS ?=
 NOTEBOOKS = $(wildcard notebooks/[0-9]*.ipynb)
@@ -21,7 +24,7 @@ export OMP_WAIT_POLICY ?= passive
 export PYTHONWARNINGS ?= ignore:IProgress not found
 
 .DEFAULT_GOAL := help
-.PHONY: env run test bench clean distclean help
+.PHONY: env run test bench data clean distclean help
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 | \2/p' Makefile | awk -F '|' '{printf "%-16s%s\n", $$1, $$2}'
@@ -43,6 +46,10 @@ test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
 # The files are not called test_*, so that `make test` leaves them out.
 bench: env ## speed: name tuning beside the plain procedure, the table of rivals, screening of 20 million captions (some ten minutes)
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-columns=min,median,rounds $(PYTEST_ARGS)
+
+# Never part of another target: 15 GB, unless DOMAINS="Animals Pokemon" names some.
+data: env ## download LAION-Beyond, or DOMAINS="Animals Pokemon" of it, and check it
+	@$(BIN)/python -m lbutils.laion_beyond download $(DOMAINS) $(DATA_ARGS)
 
 clean: ## remove the miniature's results, caches and build files
 	rm -rf runs/mini runs/cache build lbutils.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

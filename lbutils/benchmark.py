@@ -149,9 +149,13 @@ class Shards:
 
 @dataclass(frozen=True)
 class Files:
-    """Images as files under a root, which is not left; an id is a path relative to it."""
+    """Images as files under a root, which is not left.
+
+    An id is a path relative to the root, unless `paths` has one for it.
+    """
 
     root: Path
+    paths: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def advice(self) -> str:
@@ -168,22 +172,23 @@ class Files:
         ValueError
             If it lies outside of the root, links followed, or is larger than images are.
         """
-        path = self._existing(image_id)
+        path = self.path(image_id)
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ValueError(f"image {str(path)!r} has {size:,} bytes: {self.advice}")
         return path.read_bytes()
 
     def stamp(self, image_id: str) -> str:
         """Size and time of the file: hashing the 15 GB of the benchmark would take minutes."""
-        state = self._existing(image_id).stat()
+        state = self.path(image_id).stat()
         return f"{state.st_size}:{state.st_mtime_ns}"
 
     @cached_property
     def _places(self) -> tuple[Path, ...]:
         return layout.places(self.root)
 
-    def _existing(self, image_id: str) -> Path:
-        path = self.root / image_id
+    def path(self, image_id: str) -> Path:
+        """The file of an image. Raises as `read`, but for its size."""
+        path = self.root / self.paths.get(image_id, image_id)
         if not layout.is_inside(path, self._places):
             raise ValueError(f"image {str(path)!r} leads out of {self.root}: {self.advice}")
         if not path.is_file():
@@ -682,6 +687,8 @@ def _load_folder(
         wanted = [layout.ALIASES.get(layout.plain(name), name) for name in wanted]
     domains = []
     rows: dict[Path, list[layout.Row]] = {}
+    paths: dict[str, str] = {}
+    source = Files(root, paths)
     for name in _select(wanted, list(dict.fromkeys(domain for domain, _ in folders))):
         compositional = set(manifest.compositional.get(name, ())) if manifest else set()
         subsets = {}
@@ -689,11 +696,19 @@ def _load_folder(
             folder = folders.get((name, kind))
             if folder is not None:
                 rows[folder] = layout.read_rows(folder, root)
+                _note_paths(folder, rows[folder], paths)
             own = compositional if kind == "oop" else set()
-            subsets[kind] = _folder_subset(name, kind, folder, rows, root, own)
+            subsets[kind] = _folder_subset(name, kind, folder, rows, source, own)
         domains.append(Domain(name, hints.get(name, name.replace("_", " ").lower()), **subsets))
     inspect = partial(_folder_findings, domains, folders, rows, list(hints))
     return Benchmark(manifest.name if manifest else "laion_beyond", scale, domains, inspect)
+
+
+def _note_paths(folder: Path, rows: Sequence[layout.Row], paths: dict[str, str]) -> None:
+    """Add the files of images that have ids of their own; an id stands for one file only."""
+    for row in rows:
+        if row.image_id != row.path and paths.setdefault(row.image_id, row.path) != row.path:
+            raise ValueError(f"{folder}: {row.path} has the id of {paths[row.image_id]}")
 
 
 def _folder_subset(
@@ -701,7 +716,7 @@ def _folder_subset(
     kind: str,
     folder: Path | None,
     rows: Mapping[Path, Sequence[layout.Row]],
-    root: Path,
+    source: Files,
     compositional: set[str],
 ) -> Subset:
     own = rows[folder] if folder else []
@@ -711,11 +726,11 @@ def _folder_subset(
         _split(
             [(r.image_id, index[r.name], r.caption) for r in own if r.split == split],
             names,
-            Files(root),
+            source,
         )
         for split in SPLITS
     )
-    found = layout.read_draws(folder, root, own) if folder else {}
+    found = layout.read_draws(folder, source.root, own) if folder else {}
     draws = {
         draw: {index[name]: images for name, images in classes.items()}
         for draw, classes in found.items()
@@ -744,7 +759,7 @@ def _folder_findings(
         names = {row.name for row in rows[folder]}
         if name and name.classes is not None and name.classes != len(names):
             yield "number of classes", folder.name, f"{len(names)} classes have images"
-        yield from _disk_findings(folder, names, {row.image_id for row in rows[folder]})
+        yield from _disk_findings(folder, names, {row.path for row in rows[folder]})
 
 
 def _disk_findings(folder: Path, names: set[str], listed: set[str]) -> Iterator[Finding]:
@@ -753,6 +768,6 @@ def _disk_findings(folder: Path, names: set[str], listed: set[str]) -> Iterator[
         if path.name not in names:
             yield "empty class", f"{folder.name}: {path.name}", "no image in the split file"
     for file in sorted(path for path in images.rglob("*") if path.is_file()):
-        image_id = f"{folder.name}/{file.relative_to(folder).as_posix()}"
-        if image_id not in listed:
-            yield "unlisted file", folder.name, image_id
+        path_in_root = f"{folder.name}/{file.relative_to(folder).as_posix()}"
+        if path_in_root not in listed:
+            yield "unlisted file", folder.name, path_in_root

@@ -25,7 +25,11 @@ from typing import Any, cast
 
 import huggingface_hub as hub
 import pandas as pd
-from huggingface_hub.errors import CachedRepoTreeNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    HfHubHTTPError,
+    RevisionResolutionError,
+)
 from huggingface_hub.file_download import repo_folder_name
 
 from lbutils import layout
@@ -62,7 +66,7 @@ class Source:
 
 def source(name: str = NAME) -> Source:
     """Where a benchmark is downloaded from. Raises ValueError for a name that is not listed."""
-    table = pd.read_csv(layout.data_dir() / "downloads.csv", keep_default_na=False)
+    table = pd.read_csv(layout.data_dir() / "downloads.csv", keep_default_na=False, dtype=str)
     rows = table[table["name"] == name]
     if rows.empty:
         raise ValueError(suggest(name, table["name"], "download"))
@@ -130,7 +134,8 @@ def download(
     _verify(root, chosen, files)
     _unpack(root, chosen)
     # Read again: another process may have finished other domains meanwhile.
-    folders = place.read().get("folders", {}) | _record_of(chosen)
+    names = [PurePosixPath(folder).name for folder in chosen]
+    folders = place.read().get("folders", {}) | dict.fromkeys(names, scale)
     place.write({"commit": commit, "asked": asked, "prefix": prefix, "folders": folders})
     return root / prefix
 
@@ -197,6 +202,8 @@ class _Place:
                 local_dir=self.to,
                 allow_patterns=patterns,
                 ignore_patterns=[f"*{suffix}" for suffix in _UNWANTED],
+                # Else the client tries every file that lacks, and then names none.
+                local_files_only=hub.constants.HF_HUB_OFFLINE,
             )
         )
 
@@ -238,7 +245,7 @@ def _told(place: _Place, wanted: Sequence[str]) -> Iterator[None]:
     """Say in one line what to do when the hub cannot be reached."""
     try:
         yield
-    except (OSError, _HTTPError) as error:
+    except (OSError, RevisionResolutionError, _HTTPError) as error:
         if getattr(error, "errno", None) in _LOCAL:
             raise
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -261,10 +268,9 @@ def _is_complete(place: _Place, record: Mapping[str, Any], domain: str, scale: s
     if not record:
         return False
     root = place.root(record["commit"]) / record["prefix"]
-    here = [name for name in record["folders"] if (root / name).is_dir()]
-    names = (layout.parse_folder(name, [domain]) for name in here)
-    own = {name.kind for name in names if name and name.domain == domain and _fits(name, scale)}
-    return _kinds(domain, scale) <= own
+    of_scale = [name for name, known_as in record["folders"].items() if known_as == scale]
+    names = [layout.parse_folder(name, [domain]) for name in of_scale if (root / name).is_dir()]
+    return _kinds(domain, scale) <= {name.kind for name in names if name and name.domain == domain}
 
 
 # --- what to take --------------------------------------------------------------------------
@@ -329,15 +335,6 @@ def _kinds(domain: str, scale: str) -> set[str]:
     return {kind for kind in layout.SUBSETS if published.get((domain, kind), 1)}
 
 
-def _fits(name: layout.FolderName, scale: str) -> bool:
-    """Whether a folder may be the one at a scale, by its number of classes."""
-    if name.classes == layout.published_classes(scale).get((name.domain, name.kind)):
-        return True
-    # The authors' code counts 54 classes of Attire where the paper counts 53, so that at the
-    # scale of the release a folder is taken by its name.
-    return scale == "400m"
-
-
 def _best(
     names: Mapping[tuple[str, ...], layout.FolderName],
     domain: str,
@@ -345,12 +342,13 @@ def _best(
     scale: str,
     files: Sequence[str],
 ) -> tuple[str, ...]:
-    published = layout.published_classes(scale).get((domain, kind))
     own = {key: name for key, name in names.items() if (name.domain, name.kind) == (domain, kind)}
-    fit = [key for key, name in own.items() if _fits(name, scale)]
-    fit = [key for key in fit if own[key].classes == published] or fit
+    fit = [key for key, name in own.items() if layout.is_published(name, scale)]
+    if not fit and scale == "400m":  # that of the release, whose folders need no telling apart
+        fit = list(own)
     if len(fit) == 1:
         return fit[0]
+    published = layout.published_classes(scale).get((domain, kind))
     what = f"{domain} {kind.upper()} at scale {scale} ({published} classes in the paper)"
     if fit:
         shown = ", ".join("/".join(key) for key in fit)
@@ -380,10 +378,6 @@ def _prefix(chosen: Iterable[str]) -> str:
     if len(parents) > 1:
         raise ValueError(f"domains lie in several folders: {', '.join(sorted(parents))}")
     return parents.pop().removeprefix(".")
-
-
-def _record_of(chosen: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    return {PurePosixPath(folder).name: len(paths) for folder, paths in chosen.items()}
 
 
 def _announce(

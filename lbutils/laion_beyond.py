@@ -170,11 +170,12 @@ def _both(ip: Subset, moved: Subset) -> Subset:
 def export(bench: Benchmark, folder: str | os.PathLike[str]) -> Path:
     """The folder that now holds a benchmark in the released layout; `load_benchmark` reads it.
 
-    The authors' code reads it too. Images are copied byte by byte, so that features and all that
-    is made from them are the same. What the layout has no place for lies beside it:
-    ``benchmark.json`` (name, scale, hints, compositional names) and, in each folder whose draws
-    are committed, ``few_shot.json``: image files by rank, of each draw and class. Where draws are
-    computed instead, they follow from class names and image ids, of which the latter change.
+    The authors' code reads it too. Images are copied byte by byte and keep their ids, so that
+    features, augmented views and few-shot draws, and all that is made from them, are the same.
+    What the layout has no place for is added: ``id`` to each entry of a split file;
+    ``benchmark.json`` with name, scale, hints and compositional names; and in each folder whose
+    draws are committed ``few_shot.json``, the image files by rank, of each draw and class. Where
+    draws are computed, as for LAION-Beyond, they follow from class names and ids.
 
     Parameters
     ----------
@@ -246,9 +247,8 @@ def _exported(subset: Subset, hint: str, files: dict[str, str]) -> Iterator[layo
             suffix = _suffix(content, image_id)
             files[image_id] = stem if stem.endswith(suffix) else f"{stem}{suffix}"
             name = subset.names[label]
-            yield layout.Entry(
-                split_name, int(label), name, files[image_id], content, caption, hint
-            )
+            file = files[image_id]
+            yield layout.Entry(split_name, int(label), name, file, content, caption, hint, image_id)
 
 
 def _suffix(content: bytes, image_id: str) -> str:
@@ -284,8 +284,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("check", help="a folder against the paper's counts, every image")
     inspect.add_argument("folder")
     inspect.set_defaults(call=lambda given: _check(given.folder, given))
+    fetch.add_argument("--scale", default="400m", choices=SCALES["laion_beyond"])
+    inspect.add_argument("--scale", help="default: 400m, or what an exported folder says")
     for command in (fetch, inspect):
-        command.add_argument("--scale", default="400m", choices=SCALES["laion_beyond"])
         command.add_argument("--report", help="write all findings to this CSV file")
         command.add_argument("--counts-only", action="store_true", help="do not read the images")
     write = commands.add_parser("export", help="the miniature in the layout of LAION-Beyond")

@@ -131,6 +131,15 @@ def parse_folder(name: str, known: Iterable[str]) -> FolderName | None:
     return FolderName(domain, written, classes, match["kind"].lower())
 
 
+def is_published(name: FolderName, scale: str) -> bool:
+    """Whether a folder has the paper's number of classes at a scale, to one.
+
+    The authors' code counts 54 OOP classes of Attire where the paper counts 53.
+    """
+    published = published_classes(scale).get((name.domain, name.kind))
+    return published is not None and name.classes is not None and abs(name.classes - published) <= 1
+
+
 def find_folders(
     root: Path, known: Sequence[str], scale: str | None = None
 ) -> dict[tuple[str, str], Path]:
@@ -164,9 +173,8 @@ def _only(
 ) -> Path:
     """The one of several folders whose number of classes is the published one."""
     if len(paths) > 1 and scale is not None:
-        count = published_classes(scale).get(key)
         names = {path: parse_folder(path.name, known) for path in paths}
-        paths = [p for p, name in names.items() if name and name.classes == count] or paths
+        paths = [p for p, name in names.items() if name and is_published(name, scale)] or paths
     if len(paths) > 1:
         shown = " and ".join(str(path) for path in paths)
         raise ValueError(f"{shown} hold the same subset: keep only one")
@@ -177,12 +185,17 @@ def _only(
 
 
 class Row(NamedTuple):
-    """One image of a released split file; `image_id` is its path under the benchmark's folder."""
+    """One image of a split file; `path` leads to it from the benchmark's folder.
+
+    So does `image_id` in what the authors release. An exported benchmark keeps the ids that its
+    images had, by which augmented views and few-shot draws are computed.
+    """
 
     split: str
     label: int
     name: str
     image_id: str
+    path: str
     caption: str | None
 
 
@@ -294,13 +307,11 @@ class _Reader:
         image_name = _image_name(entry["image_name"], name)
         label = _label(entry["label"])
         self._agree(name, label, where)
-        return Row(
-            split,
-            label,
-            name,
-            f"{self.folder.name}/images/{image_name}",
-            _caption(entry.get("INFO")),
-        )
+        path = f"{self.folder.name}/images/{image_name}"
+        image_id = entry.get("id", path)
+        if not isinstance(image_id, str) or not image_id or not _is_text(image_id):
+            raise ValueError(f"has an id that is no text: {_short(image_id)}")
+        return Row(split, label, name, image_id, path, _caption(entry.get("INFO")))
 
     def _agree(self, name: str, label: int, where: str) -> None:
         known = name in self.labels
@@ -382,7 +393,7 @@ def read_draws(folder: Path, root: Path, rows: Iterable[Row]) -> dict[int, dict[
     train: dict[str, dict[str, str]] = {}
     for row in rows:
         if row.split == "train":
-            short = PurePosixPath(row.image_id).name
+            short = PurePosixPath(row.path).name
             train.setdefault(row.name, {})[short] = row.image_id
     content = read_json(file, root)
     draws: dict[int, dict[str, list[str]]] = {}
@@ -440,6 +451,7 @@ class Entry(NamedTuple):
     content: bytes
     caption: str | None
     superclass: str = ""
+    image_id: str | None = None  # where it is not to be its path
 
 
 def write_folder(folder: Path, entries: Iterable[Entry]) -> None:
@@ -475,6 +487,7 @@ def write_folder(folder: Path, entries: Iterable[Entry]) -> None:
             "superclass": entry.superclass,
             "s_label": 0,
             **({"INFO": {"Refined_caption3": entry.caption}} if entry.caption else {}),
+            **({"id": entry.image_id} if entry.image_id else {}),
         }
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, ensure_ascii=False, indent=1)

@@ -85,6 +85,8 @@ HOSTILE = {
     "label is huge": ({"label": 10**30}, "label that is no whole number"),
     "label of another class": ({"label": 2}, "gives 'animal oop 0' label 2, but entry '0' of"),
     "class of another label": ({"classname": "other"}, "gives label 0 to 'other', but entry '0'"),
+    "id is a number": ({"id": 7}, "id that is no text"),
+    "id is empty": ({"id": ""}, "id that is no text"),
     "INFO is a text": ({"INFO": "caption"}, "INFO that is no object"),
     "INFO is a list": ({"INFO": ["caption"]}, "INFO that is no object"),
     "caption is a number": ({"INFO": {"Refined_caption3": 3}}, "Refined_caption3 that is no text"),
@@ -100,6 +102,22 @@ def test_hostile_entries_are_refused_by_their_index(root, split_file, fields, me
     text = str(caught.value)
     assert f"{split_file}: entry '1' of val" in text
     assert "\n" not in text and len(text) < 400
+
+
+def test_an_id_of_two_images_is_refused(root, split_file):
+    change(split_file, "val", "0", id="same")
+    assert load_benchmark(root)["Animals"].oop.val.image(0).size == (32, 32)
+    change(split_file, "test", "1", id="same")
+    with pytest.raises(ValueError, match="has the id of Animals3_OOP/images/animal oop 0"):
+        load_benchmark(root)
+
+
+def test_an_id_may_be_anything_and_leads_nowhere(root, split_file, secret):
+    change(split_file, "val", "0", id=str(secret))
+    split = load_benchmark(root)["Animals"].oop.val
+    assert split.ids[0] == str(secret)
+    inside = root / "Animals3_OOP" / "images"
+    assert split.source.path(split.ids[0]).is_relative_to(inside)
 
 
 def test_labels_may_be_written_as_the_authors_code_reads_them(root, split_file):
@@ -170,7 +188,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=6,
 )
-fields = st.sampled_from(["classname", "image_name", "label", "INFO", "superclass", "s_label"])
+fields = st.sampled_from(["classname", "image_name", "label", "INFO", "superclass", "s_label", "x"])
 
 
 @LOOSE
@@ -194,7 +212,6 @@ def test_no_entry_makes_the_loader_leave_its_folder(root, split_file, data):
         for image_id in found.ids:
             if image_id.startswith("Animals3_OOP"):
                 assert (root / image_id).resolve().is_relative_to(images)
-                assert ".." not in image_id.split("/")
 
 
 @pytest.fixture(autouse=True)
@@ -385,8 +402,8 @@ def test_the_papers_number_of_classes_decides_between_folders(tmp_path):
     (tmp_path / "43" / "Animals43_OOP").rename(root / "Animals43_OOP")
     assert len(load_benchmark(root)["Animals"].oop.names) == 92
     assert len(load_benchmark(root, scale="2b")["Animals"].oop.names) == 43
-    (root / "Animals92_OOP").rename(root / "Animals91_OOP")
-    with pytest.raises(ValueError, match="Animals43_OOP and .*Animals91_OOP hold the same subset"):
+    (root / "Animals92_OOP").rename(root / "Animals80_OOP")
+    with pytest.raises(ValueError, match="Animals43_OOP and .*Animals80_OOP hold the same subset"):
         load_benchmark(root)
 
 

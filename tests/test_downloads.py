@@ -1,0 +1,625 @@
+"""LAION-Beyond from a hub on this machine: by the client's own code, cut short, altered, packed.
+
+The server speaks as much of the hub's protocol as the client asks for: revisions, listings in
+pages, files in git, and large files by a redirect to another host that answers ranges.
+"""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import numpy as np
+import pytest
+from PIL import Image
+
+from lbutils import downloads, laion_beyond, layout
+from lbutils.benchmark import load_benchmark
+
+ROOT = Path(__file__).resolve().parents[1]
+REPOSITORY = "MHuangX/LAION-Beyond"
+PAGE = 25
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+class Hub:
+    """A repository of `files` at some commits, and what goes wrong with it."""
+
+    def __init__(self, files):
+        self.commits = {FIRST: files}
+        self.branch = FIRST
+        self.log = []  # (method, path of a file)
+        self.cuts = {}  # path: bytes after which the connection breaks, once
+        self.altered = {}  # path: other bytes of the same size
+        self.stop_after = None  # files to serve until all further ones hang
+        self.hanging = threading.Event()
+        self.release = threading.Event()
+
+    def fetched(self):
+        """Data files that were sent, without the one by which the client gets the listing."""
+        paths = [path for method, path in self.log if method == "GET"]
+        return [path for path in paths if path != ".gitattributes"]
+
+
+def is_large(path):
+    return path.endswith((".jpg", ".zip", ".gz", ".tar"))
+
+
+def blob_id(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        parts = urlsplit(self.path)
+        path = unquote(parts.path)
+        if path.startswith(f"/api/datasets/{REPOSITORY}"):
+            return self.api(path.removeprefix(f"/api/datasets/{REPOSITORY}"), parts.query)
+        if path.startswith(f"/datasets/{REPOSITORY}/resolve/"):
+            commit, _, name = path.removeprefix(f"/datasets/{REPOSITORY}/resolve/").partition("/")
+            return self.file(commit, name, at_store=False)
+        if path.startswith("/store/"):
+            commit, _, name = path.removeprefix("/store/").partition("/")
+            return self.file(commit, name, at_store=True)
+        return self.answer(404, b"")
+
+    def api(self, path, query):
+        kind, _, commit = path.strip("/").partition("/")
+        if kind in ("", "revision"):
+            found = commit if commit in self.hub.commits else self.hub.branch
+            if commit not in ("", "main", *self.hub.commits):
+                return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            return self.answer(200, json.dumps({"id": REPOSITORY, "sha": found}).encode())
+        files = sorted(self.hub.commits[commit].items())
+        start = int(query.partition("from=")[2] or 0)
+        rows = []
+        for name, content in files[start : start + PAGE]:
+            row = {"type": "file", "path": name, "size": len(content), "oid": blob_id(content)}
+            if is_large(name):
+                digest = hashlib.sha256(content).hexdigest()
+                row["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
+            rows.append(row)
+        more = {}
+        if start + PAGE < len(files):
+            own = f"http://{self.headers['Host']}{self.path.partition('?')[0]}"
+            more = {"Link": f'<{own}?from={start + PAGE}>; rel="next"'}
+        return self.answer(200, json.dumps(rows).encode(), more)
+
+    def file(self, commit, name, at_store):
+        content = self.hub.commits.get(commit, {}).get(name)
+        if content is None:
+            return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        content = self.hub.altered.get(name, content)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{blob_id(content)}"'}
+        if is_large(name) and not at_store:
+            true = self.hub.commits[commit][name]
+            port = self.server.server_address[1]
+            headers["X-Linked-ETag"] = f'"{hashlib.sha256(true).hexdigest()}"'
+            headers["X-Linked-Size"] = str(len(true))
+            headers["Location"] = f"http://localhost:{port}/store/{commit}/{name}"
+            return self.answer(302, b"", headers)
+        if self.command == "GET":
+            self.hub.log.append(("GET", name))
+            limit = self.hub.stop_after
+            if limit is not None and len(self.hub.fetched()) > limit:
+                self.hub.hanging.set()
+                self.hub.release.wait(60)
+        start = 0
+        if (wanted := self.headers.get("Range")) and at_store:
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self.hub.log.append(("RANGE", name))
+        body = content[start:]
+        if self.command == "GET" and name in self.hub.cuts:
+            self.answer(206 if start else 200, body[: self.hub.cuts.pop(name)], headers, len(body))
+            self.close_connection = True
+            return None
+        return self.answer(206 if start else 200, body, headers)
+
+    def answer(self, status, body, headers=None, length=None):
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        pass  # a client that was killed
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory):
+    """The files of a small repository, by path: three domains, a card, the authors' pickles."""
+    root = tmp_path_factory.mktemp("released")
+    layout.generate(root, ["Animals", "Food", "Plants_Fungi"], images=(3, 1, 2), side=8)
+    files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    files |= {"README.md": b"# LAION-Beyond\n", ".gitattributes": b"*.jpg filter=lfs\n"}
+    files["Animals3_OOP/split_fewshot/shot_1-seed_1.pkl"] = b"\x80\x04N."
+    return files
+
+
+@pytest.fixture
+def fake(released, monkeypatch, tmp_path):
+    """A hub with these files, to which the client is pointed, and an empty cache."""
+    hub = Hub(dict(released))
+    server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.cache = tmp_path / "cache"
+    hub.server = server
+    constants = huggingface_hub.constants
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # Between attempts the client waits for longer than a test should last.
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    yield hub
+    hub.release.set()
+    server.shutdown()
+    server.server_close()
+
+
+def offline(monkeypatch, how):
+    """No connection: by the switch of the client, or because nobody answers."""
+    constants = huggingface_hub.constants
+    if how == "switch":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:
+        nobody = "http://127.0.0.1:9"
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, nobody)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", nobody)
+
+
+def pixels(split):
+    return [split.image(i).tobytes() for i in range(len(split))]
+
+
+# --- what is taken -------------------------------------------------------------------------
+
+
+def test_one_domain_is_downloaded_and_loaded(fake, tmp_path, capsys):
+    bench = load_benchmark("laion-beyond", domains="Plants_Fungi")
+    assert bench.domains == ["Plants_Fungi"] and bench.scale == "400m"
+    expected = load_benchmark(
+        layout.generate(
+            tmp_path / "again", ["Animals", "Food", "Plants_Fungi"], images=(3, 1, 2), side=8
+        )
+    )["Plants_Fungi"]
+    found = bench["Plants_Fungi"]
+    assert found.oop.train.ids == expected.oop.train.ids
+    assert pixels(found.oop.test) == pixels(expected.oop.test)
+    assert found.oop.train.captions == expected.oop.train.captions
+    assert {path.split("/")[0] for path in fake.fetched()} <= {
+        "Plants_Fugi3_OOP",
+        "Plants_Fugi2_IP",
+    }
+    said = capsys.readouterr().out
+    assert f"{REPOSITORY} at commit {FIRST} (CC BY-SA 4.0): 24 files" in said
+    assert "Plants_Fugi3_OOP" in said
+    assert set(bench.report()["kind"]) == {"folder name", "no captions"}
+
+
+def test_what_is_there_is_not_asked_for_again(fake, monkeypatch):
+    first = load_benchmark("laion-beyond", domains=["Animals"])
+    requests = len(fake.log)
+    offline(monkeypatch, "nobody")
+    again = load_benchmark("laion-beyond", domains=["Animals"])
+    assert len(fake.log) == requests
+    assert again["Animals"].oop.train.key == first["Animals"].oop.train.key
+
+
+def test_a_second_domain_fetches_no_file_twice(fake):
+    load_benchmark("laion-beyond", domains=["Animals"])
+    load_benchmark("laion-beyond", domains=["Food", "Animals"])
+    fetched = fake.fetched()
+    assert len(fetched) == len(set(fetched)) == 48
+    record = json.loads(next(fake.cache.glob(f"*/{downloads.RECORD}")).read_text())
+    assert record["commit"] == FIRST and record["asked"] == "main"
+    assert set(record["folders"]) == {"Animals3_OOP", "Animals2_IP", "Food3_OOP", "Food2_IP"}
+
+
+def test_no_pickle_is_downloaded(fake, tmp_path):
+    root = downloads.download(["Animals"], to=tmp_path / "mine")
+    assert not list(root.rglob("*.pkl")) and not any(p.endswith(".pkl") for p in fake.fetched())
+
+
+def test_a_folder_of_ones_own(fake, tmp_path, monkeypatch):
+    place = tmp_path / "mine"
+    assert downloads.download(["Animals"], to=place) == place
+    assert not any(path.is_symlink() for path in place.rglob("*"))
+    assert load_benchmark(place)["Animals"].oop.train.image(0).size == (8, 8)
+    offline(monkeypatch, "switch")
+    assert downloads.download(["Animals"], to=place) == place
+    with pytest.raises(ConnectionError, match="Food of laion-beyond"):
+        downloads.download(["Food"], to=place)
+
+
+def test_a_folder_below_the_top_is_found(fake):
+    nested = {f"data/v1/{name}": content for name, content in fake.commits[FIRST].items()}
+    fake.commits[FIRST] = nested
+    bench = load_benchmark("laion-beyond", domains="Animals")
+    assert bench["Animals"].ip.test.image(0).size == (8, 8)
+    assert load_benchmark("laion-beyond", domains="Animals").domains == ["Animals"]
+
+
+@pytest.mark.parametrize("name", ["Animal", "Pokémon"])
+def test_an_unknown_domain_is_named_before_anything_is_asked(fake, name):
+    with pytest.raises(ValueError, match=r"unknown domain .* Did you mean"):
+        load_benchmark("laion-beyond", domains=[name])
+    assert not fake.log
+
+
+def test_a_domain_that_the_repository_lacks(fake):
+    with pytest.raises(ValueError, match=r"no folder for Pokemon IP .* it has .*Animals3_OOP"):
+        load_benchmark("laion-beyond", domains="Pokemon")
+
+
+def test_a_loaded_name_that_is_nearly_right():
+    with pytest.raises(ValueError, match="Did you mean 'laion-beyond'"):
+        load_benchmark("laion-beyon")
+
+
+# --- scales --------------------------------------------------------------------------------
+
+
+def test_beyond_400m_the_number_of_classes_decides(fake):
+    with pytest.raises(ValueError, match=r"Animals IP at scale 2b \(91 classes .*relabel"):
+        load_benchmark("laion-beyond", scale="2b", domains="Animals")
+    files = fake.commits[FIRST]
+    for path in [path for path in files if path.startswith("Animals")]:
+        for old, new in (("Animals3_OOP", "Animals43_OOP"), ("Animals2_IP", "Animals91_IP")):
+            if path.startswith(old):
+                files[path.replace(old, new)] = files[path]
+    fake.commits[SECOND], fake.branch = files, SECOND
+    bench = load_benchmark("laion-beyond", scale="2b", domains="Animals")
+    assert bench.scale == "2b" and bench["Animals"].oop.train.ids[0].startswith("Animals43_OOP/")
+    with pytest.raises(ValueError, match="could be any of Animals2_IP, Animals91_IP"):
+        load_benchmark("laion-beyond", domains="Animals")
+
+
+def test_a_domain_without_oop_classes_at_a_scale_needs_none():
+    known = layout.read_hints("laion_beyond")
+    chosen = downloads.choose(["Food80_IP/images/a/b.jpg", "x"], ["Food"], known, "5b")
+    assert chosen == {"Food80_IP": ["Food80_IP/images/a/b.jpg"]}
+
+
+# --- revisions -----------------------------------------------------------------------------
+
+
+def test_a_branch_that_moves_on_is_not_followed(fake, released):
+    load_benchmark("laion-beyond", domains="Animals")
+    other = {path: content for path, content in released.items() if "images/" in path}
+    fake.commits[SECOND], fake.branch = (
+        {**released, **{k: v[::-1] for k, v in other.items()}},
+        SECOND,
+    )
+    food = load_benchmark("laion-beyond", domains="Food")["Food"]
+    assert food.oop.train.image(0).size == (8, 8)
+    assert not (next(fake.cache.glob("datasets--*")) / "snapshots" / SECOND).exists()
+
+
+@pytest.mark.parametrize("asked", [SECOND, "main"])
+def test_revisions_are_not_mixed(fake, released, tmp_path, asked):
+    downloads.download(["Animals"], to=tmp_path / "mine")
+    fake.commits[SECOND], fake.branch = dict(released), SECOND
+    with pytest.raises(ValueError, match=f"holds revision {FIRST} .* not {SECOND}"):
+        downloads.download(["Food"], to=tmp_path / "mine", revision=asked)
+    downloads.download(["Food"], to=tmp_path / "mine", revision=FIRST)
+    root = downloads.download(["Animals"], to=tmp_path / "other", revision=asked)
+    assert json.loads((root / downloads.RECORD).read_text())["commit"] == SECOND
+
+
+def test_a_pinned_revision_is_taken(fake, released, monkeypatch, tmp_path):
+    fake.commits[SECOND] = dict(released)
+    data = tmp_path / "data"
+    for name in ("prompts/hints.csv", "published/figure2_class_counts.csv", "downloads.csv"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_bytes((layout.data_dir() / name).read_bytes())
+    table = (data / "downloads.csv").read_text()
+    assert ",main," in table
+    (data / "downloads.csv").write_text(table.replace(",main,", f",{SECOND},"))
+    monkeypatch.setenv("LBUTILS_DATA", str(data))
+    root = downloads.download(["Animals"])
+    assert root.name == SECOND
+
+
+def test_a_revision_that_does_not_exist(fake):
+    with pytest.raises(ConnectionError, match="RevisionNotFound"):
+        downloads.download(["Animals"], revision="no-such-branch")
+
+
+def test_the_table_of_downloads():
+    source = downloads.source()
+    assert source.repository == REPOSITORY and source.gigabytes == 15
+    with pytest.raises(ValueError, match="Did you mean 'laion-beyond'"):
+        downloads.source("laion-beyonds")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"commit": "main"}', '{"commit": 1, "folders": 2}'])
+def test_a_damaged_record(fake, tmp_path, text):
+    root = downloads.download(["Animals"], to=tmp_path / "mine")
+    (root / downloads.RECORD).write_text(text)
+    with pytest.raises(ValueError, match="is damaged: remove it"):
+        downloads.download(["Animals"], to=root)
+
+
+# --- no connection -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["switch", "nobody"])
+def test_offline_says_what_to_do(fake, monkeypatch, how):
+    offline(monkeypatch, how)
+    with pytest.raises(ConnectionError) as caught:
+        load_benchmark("laion-beyond", domains=["Animals", "Food"])
+    text = str(caught.value)
+    assert "Animals, Food of laion-beyond could not be downloaded" in text and "\n" not in text
+    assert ("HF_HUB_OFFLINE is set" in text) == (how == "switch")
+    assert "give load_benchmark a folder" in text and 'load_benchmark("mini")' in text
+
+
+@pytest.mark.parametrize("how", ["switch", "nobody"])
+def test_a_cache_that_others_filled_is_used_offline(fake, monkeypatch, how):
+    """As by `hf download MHuangX/LAION-Beyond --repo-type dataset`."""
+    huggingface_hub.snapshot_download(REPOSITORY, repo_type="dataset")
+    requests = len(fake.log)
+    offline(monkeypatch, how)
+    bench = load_benchmark("laion-beyond", domains=["Animals", "Food"])
+    assert bench["Food"].oop.train.image(0).size == (8, 8) and len(fake.log) == requests
+
+
+def test_offline_with_half_of_it_names_what_lacks(fake, monkeypatch):
+    load_benchmark("laion-beyond", domains="Animals")
+    offline(monkeypatch, "switch")
+    with pytest.raises(ConnectionError, match=r"^Food of laion-beyond .* incomplete: 24 file"):
+        load_benchmark("laion-beyond", domains=["Animals", "Food"])
+
+
+# --- cut short, altered --------------------------------------------------------------------
+
+
+def test_a_connection_that_breaks_within_a_file_is_taken_up_there(fake, released, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 32)
+    path = max((p for p in released if p.startswith("Animals3_OOP/images/")), key=str)
+    fake.cuts[path] = 100
+    load_benchmark("laion-beyond", domains="Animals")
+    assert ("RANGE", path) in fake.log
+    root = downloads.download(["Animals"])
+    assert (root / path).read_bytes() == released[path]
+
+
+def test_a_killed_download_is_taken_up_again(fake, released, tmp_path):
+    fake.stop_after = 12
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": fake.endpoint,
+        "HF_HUB_CACHE": str(fake.cache),
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    command = [sys.executable, "-m", "lbutils.laion_beyond", "download", "Animals", "Food"]
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+    assert fake.hanging.wait(60), "the download did not come to the point where it is killed"
+    run.kill()
+    said, _ = run.communicate(timeout=20)
+    assert b"48 files" in said
+    images = [path for path in released if path.endswith((".jpg", ".json"))]
+    before = [p for p in images if list(fake.cache.glob(f"*/snapshots/*/{p}"))]
+    assert 0 < len(before) <= 12
+    fake.stop_after = None
+    fake.release.set()
+    fake.log.clear()
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert not set(fake.fetched()) & set(before)
+    assert len(set(fake.fetched())) == 48 - len(before)
+    assert "integrity report: 2 findings" in again.stdout
+    assert "Animals    oop        3                 92" in again.stdout
+    root = Path(again.stdout.partition("the benchmark is in ")[2].splitlines()[0])
+    for path, content in released.items():
+        if path.startswith(("Animals", "Food")) and not path.endswith(".pkl"):
+            assert (root / path).read_bytes() == content
+
+
+@pytest.mark.parametrize("own_folder", [False, True])
+@pytest.mark.parametrize("suffix", [".jpg", ".json"])
+def test_altered_content_is_found_and_fetched_anew(fake, released, tmp_path, suffix, own_folder):
+    to = tmp_path / "mine" if own_folder else None
+    path = next(p for p in sorted(released) if p.startswith("Animals3") and p.endswith(suffix))
+    content = released[path]
+    fake.altered[path] = content[:-1] + bytes([content[-1] ^ 1])
+    if suffix == ".json":
+        fake.altered[path] = content.replace(b"number 0", b"number 9", 1)
+    if suffix == ".json":  # then the hub itself says what it serves
+        assert len(fake.altered[path]) == len(content)
+    with pytest.raises(
+        ValueError, match=r"1 files differ .* removed, such as Animals3_OOP/.*again"
+    ):
+        downloads.download(["Animals"], to=to)
+    fake.altered.clear()
+    fake.log.clear()
+    root = downloads.download(["Animals"], to=to)
+    assert (root / path).read_bytes() == content and fake.fetched() == [path]
+
+
+# --- archives ------------------------------------------------------------------------------
+
+
+def pack(files, suffix, prefix=""):
+    """An archive of files by path."""
+    packed = io.BytesIO()
+    if suffix == ".zip":
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path, content in files.items():
+                archive.writestr(prefix + path, content)
+    else:
+        with tarfile.open(fileobj=packed, mode="w:gz" if suffix.endswith("gz") else "w") as archive:
+            for path, content in files.items():
+                info = tarfile.TarInfo(prefix + path)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def inside(files, folder):
+    start = f"{folder}/"
+    return {p.removeprefix(start): content for p, content in files.items() if p.startswith(start)}
+
+
+@pytest.mark.parametrize("own_folder", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "form"),
+    [(".zip", "whole"), (".tar.gz", "whole"), (".tar", "bare"), (".zip", "images")],
+)
+def test_packed_domains_are_unpacked(
+    fake, released, monkeypatch, tmp_path, suffix, form, own_folder
+):
+    files = {"README.md": b"#"}
+    for folder in ("Food3_OOP", "Food2_IP"):
+        own = inside(released, folder)
+        if form == "images":
+            files[f"{folder}/images{suffix}"] = pack(inside(own, "images"), suffix, "images/")
+            files[f"{folder}/split_Xin_{folder}.json"] = own[f"split_Xin_{folder}.json"]
+        else:
+            files[f"{folder}{suffix}"] = pack(own, suffix, f"{folder}/" if form == "whole" else "")
+    fake.commits[FIRST] = files
+    to = tmp_path / "mine" if own_folder else None
+    root = downloads.download(["Food"], to=to)
+    bench = load_benchmark(root)
+    assert len(bench["Food"].oop.train) == 9
+    assert not set(bench.report()["kind"]) & {"missing file", "unlisted file", "unreadable file"}
+    for path in ("Food3_OOP", "Food2_IP"):
+        assert inside(released, path) == {
+            p.relative_to(root / path).as_posix(): p.read_bytes()
+            for p in (root / path).rglob("*")
+            if p.is_file() and p.name != f"images{suffix}"
+        }
+    offline(monkeypatch, "switch")
+    assert downloads.download(["Food"], to=to) == root
+
+
+def test_an_archive_of_another_kind_is_refused_with_what_to_do(fake, released):
+    fake.commits[FIRST] = {"Food3_OOP.7z": b"7z", "Food2_IP.7z": b"7z", "README.md": b"#"}
+    with pytest.raises(ValueError, match=r"no folder for Food IP.* unpack Food2_IP\.7z by hand"):
+        downloads.download(["Food"])
+    assert not fake.fetched() or set(fake.fetched()) <= {".gitattributes", "README.md"}
+    files = {p: c for p, c in released.items() if p.startswith("Food") and "images" not in p}
+    files |= {f"{folder}/images.rar": b"Rar!" for folder in ("Food3_OOP", "Food2_IP")}
+    fake.commits[SECOND], fake.branch = files, SECOND
+    with pytest.raises(ValueError, match=r"images\.rar is an archive of a kind .* by hand"):
+        downloads.download(["Food"])
+
+
+def zip_with_link():
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        info = zipfile.ZipInfo("images/link")
+        info.create_system = 3
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    return packed.getvalue()
+
+
+def tar_with(**fields):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        info = tarfile.TarInfo(fields.pop("name", "images/x"))
+        for key, value in fields.items():
+            setattr(info, key, value)
+        archive.addfile(info)
+    return packed.getvalue()
+
+
+HOSTILE = {
+    "zip: up": (".zip", pack({"../../evil.txt": b"x"}, ".zip"), "leads out"),
+    "zip: absolute": (".zip", pack({"/evil.txt": b"x"}, ".zip"), "leads out"),
+    "zip: backslashes": (".zip", pack({"..\\evil.txt": b"x"}, ".zip"), "leads out"),
+    "zip: drive": (".zip", pack({"C:/evil.txt": b"x"}, ".zip"), "leads out"),
+    "zip: link": (".zip", zip_with_link(), "link or a device"),
+    "zip: bomb": (".zip", pack({"a.jpg": bytes(1 << 25)}, ".zip"), "grow to 33,554,432 bytes"),
+    "zip: damaged": (".zip", pack({"a": b"x" * 99}, ".zip")[:-30], "is damaged"),
+    "tar: up": (".tar", pack({"a/../../evil.txt": b"x"}, ".tar"), "leads out"),
+    "tar: absolute": (".tar", pack({"/evil.txt": b"x"}, ".tar"), "leads out"),
+    "tar: link": (
+        ".tar",
+        tar_with(type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        "link or a device",
+    ),
+    "tar: hard link": (
+        ".tar",
+        tar_with(type=tarfile.LNKTYPE, linkname="../../x"),
+        "link or a device",
+    ),
+    "tar: pipe": (".tar", tar_with(type=tarfile.FIFOTYPE), "link or a device"),
+    "tar: bomb": (".tar.gz", pack({"a.jpg": bytes(1 << 25)}, ".tar.gz"), "grow to"),
+    "tar: damaged": (".tar.gz", pack({"a": os.urandom(9999)}, ".tar.gz")[:-500], "is damaged"),
+}
+
+
+@pytest.mark.parametrize(("suffix", "content", "message"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_archives_leave_nothing_behind(tmp_path, suffix, content, message):
+    place = tmp_path / "deep" / "er"
+    place.mkdir(parents=True)
+    archive = place / f"Food3_OOP{suffix}"
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        downloads.unpack(archive, place / "Food3_OOP")
+    assert str(archive) in str(caught.value)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [archive]
+
+
+# --- beside the paper ----------------------------------------------------------------------
+
+
+def test_the_command_line_when_offline(fake, monkeypatch, capsys):
+    offline(monkeypatch, "switch")
+    assert laion_beyond.main(["download", "Animals"]) == 2
+    printed = capsys.readouterr()
+    assert "HF_HUB_OFFLINE is set" in printed.err and printed.err.count("\n") == 1
+
+
+def test_the_command_line_reports_damage(fake, capsys, tmp_path):
+    root = downloads.download(["Animals"], to=tmp_path / "mine")
+    next((root / "Animals3_OOP" / "images").rglob("*.jpg")).write_bytes(b"<html>")
+    report = tmp_path / "report.csv"
+    assert laion_beyond.main(["check", str(root), "--report", str(report)]) == 1
+    said = capsys.readouterr().out
+    assert "1 unreadable file, such as Animals oop: animal oop" in said
+    assert "not an image" in report.read_text()
+    assert laion_beyond.main(["check", str(root), "--counts-only"]) == 0
+    assert "2 of 2 rows are not as in the paper" in capsys.readouterr().out
+
+
+def test_images_are_the_ones_that_were_released(fake, released):
+    """Pixels by way of the hub's cache are those of the files."""
+    oop = load_benchmark("laion-beyond", domains="Animals")["Animals"].oop
+    content = released[oop.train.ids[0]]
+    with Image.open(io.BytesIO(content)) as image:
+        assert np.array_equal(np.asarray(image), np.asarray(oop.train.image(0)))
