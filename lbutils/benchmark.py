@@ -570,7 +570,7 @@ def load_benchmark(
         leads out of the folder, with the entry that does.
     FileNotFoundError
         For a missing file of the miniature or a folder without a split file.
-    ConnectionError
+    Unreachable
         If LAION-Beyond has to be downloaded, and the hub cannot be reached.
     """
     known = str(name) in ("mini", downloads.NAME)

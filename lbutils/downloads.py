@@ -53,6 +53,10 @@ _LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _HTTPError: type[Exception] = cast("type[Exception]", HfHubHTTPError.__mro__[1])
 
 
+class Unreachable(ConnectionError, FileNotFoundError):
+    """LAION-Beyond is not there, and the hub cannot be asked for it."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A dataset of the hub, from ``data/downloads.csv``; `revision` is a commit or a branch."""
@@ -110,7 +114,7 @@ def download(
     ValueError
         For an unknown domain, a commit other than that of what is there, folders that the
         repository does not have at `scale`, or files that differ from their checksums.
-    ConnectionError
+    Unreachable
         If the hub cannot be reached, or the download was cut short.
     """
     known = layout.read_hints("laion_beyond")
@@ -257,7 +261,7 @@ def _told(place: _Place, wanted: Sequence[str]) -> Iterator[None]:
             else "what has arrived is kept, so run it again with a connection, or"
         )
         names = ", ".join(wanted) or place.source.repository
-        raise ConnectionError(
+        raise Unreachable(
             f"{names} of {place.source.name} could not be downloaded ({reason}): {advice} give "
             'load_benchmark a folder copied from elsewhere; load_benchmark("mini") needs none'
         ) from error
@@ -268,9 +272,14 @@ def _is_complete(place: _Place, record: Mapping[str, Any], domain: str, scale: s
     if not record:
         return False
     root = place.root(record["commit"]) / record["prefix"]
-    of_scale = [name for name, known_as in record["folders"].items() if known_as == scale]
-    names = [layout.parse_folder(name, [domain]) for name in of_scale if (root / name).is_dir()]
-    return _kinds(domain, scale) <= {name.kind for name in names if name and name.domain == domain}
+    here = set()
+    for folder, of_scale in record["folders"].items():
+        name = layout.parse_folder(folder, [domain])
+        if not name or name.domain != domain or not (root / folder).is_dir():
+            continue
+        if of_scale == scale or layout.is_published(name, scale):
+            here.add(name.kind)
+    return _kinds(domain, scale) <= here
 
 
 # --- what to take --------------------------------------------------------------------------

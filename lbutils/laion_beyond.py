@@ -194,9 +194,6 @@ def export(bench: Benchmark, folder: str | os.PathLike[str]) -> Path:
     root = Path(folder).expanduser()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} is there already: give a new or empty folder")
-    for domain in bench.values():
-        for subset in (domain.ip, domain.oop):
-            _export_subset(subset, root, domain.hint)
     manifest = {
         "name": bench.name,
         "scale": bench.scale,
@@ -210,7 +207,11 @@ def export(bench: Benchmark, folder: str | os.PathLike[str]) -> Path:
             for domain in bench.values()
         },
     }
+    # First, so that an export that is cut short is known by the folders that it lacks.
     write_text(root / layout.MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1))
+    for domain in bench.values():
+        for subset in (domain.ip, domain.oop):
+            _export_subset(subset, root, domain.hint)
     return root
 
 
@@ -224,16 +225,17 @@ def _export_subset(subset: Subset, root: Path, hint: str) -> None:
             )
     folder = root / f"{subset.domain}{len(subset.names)}_{subset.kind.upper()}"
     files: dict[str, str] = {}
-    layout.write_folder(folder, _exported(subset, hint, files))
-    if subset.draws is not None:
-        draws = {
+
+    def draws() -> dict[str, dict[str, list[str]]]:
+        return {
             str(draw): {
                 subset.names[label]: [files[image_id] for image_id in ids]
                 for label, ids in classes.items()
             }
-            for draw, classes in sorted(subset.draws.items())
+            for draw, classes in sorted((subset.draws or {}).items())
         }
-        write_text(folder / layout.FEW_SHOT, json.dumps(draws, ensure_ascii=False, indent=1))
+
+    layout.write_folder(folder, _exported(subset, hint, files), draws)
 
 
 def _exported(subset: Subset, hint: str, files: dict[str, str]) -> Iterator[layout.Entry]:
@@ -332,6 +334,7 @@ def _check(
         print(f"{others} of {len(counts)} rows are not as in the paper")
     if given.counts_only:
         return 0
+    print("reading every image", flush=True)
     report = bench.report()
     if given.report:
         write_text(Path(given.report), report.to_csv(index=False))

@@ -12,8 +12,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -72,10 +73,7 @@ def published_classes(scale: str) -> dict[tuple[str, str], int]:
 
 def leads_out(path: Path, root: Path) -> bool:
     """Whether a path, its links followed, lies outside of a resolved root, or nowhere."""
-    try:
-        return not path.resolve().is_relative_to(root)
-    except (OSError, RuntimeError):  # a loop of links
-        return True
+    return not is_inside(path, (root,))
 
 
 def places(root: Path) -> tuple[Path, ...]:
@@ -86,8 +84,8 @@ def places(root: Path) -> tuple[Path, ...]:
     """
     real = root.resolve()
     for snapshot in (real, *real.parents):
-        if snapshot.parent.name == "snapshots":
-            repository = snapshot.parent.parent
+        repository = snapshot.parent.parent
+        if snapshot.parent.name == "snapshots" and repository.name.startswith("datasets--"):
             blobs = (repository / "blobs", repository.parent / "blobs")
             return (real, *(folder.resolve() for folder in blobs if folder.is_dir()))
     return (real,)
@@ -95,7 +93,11 @@ def places(root: Path) -> tuple[Path, ...]:
 
 def is_inside(path: Path, admitted: Sequence[Path]) -> bool:
     """Whether a path, its links followed, lies in one of the `places`."""
-    return any(not leads_out(path, place) for place in admitted)
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        return False
+    return any(real.is_relative_to(place) for place in admitted)
 
 
 # --- names of folders ----------------------------------------------------------------------
@@ -115,7 +117,8 @@ def plain(name: str) -> str:
     return re.sub("[^a-z]", "", name.lower())
 
 
-def spellings(known: Iterable[str]) -> dict[str, str]:
+@cache
+def _spellings(known: tuple[str, ...]) -> dict[str, str]:
     """The paper's name of each domain by the `plain` spellings that are met."""
     return {plain(name): name for name in known} | ALIASES
 
@@ -125,7 +128,7 @@ def parse_folder(name: str, known: Iterable[str]) -> FolderName | None:
     if (match := _FOLDER.fullmatch(name)) is None:
         return None
     written = match["domain"]
-    domain = spellings(known).get(plain(written), written)
+    domain = _spellings(tuple(known)).get(plain(written), written)
     number = match["classes"]
     classes = int(number) if number and len(number) < 10 else None
     return FolderName(domain, written, classes, match["kind"].lower())
@@ -216,11 +219,13 @@ def read_json(file: Path, root: Path) -> Any:
     Raises
     ------
     ValueError
-        If the file leads out of `root`, is larger than a split file can be, is cut short or
-        nested beyond what can be read.
+        If it leads out of `root`, is no file or larger than a split file can be, is cut short
+        or nested beyond what can be read.
     """
     if not is_inside(file, places(root)):
         raise ValueError(f"{file} leads out of {root}: put the file itself there")
+    if not file.is_file():
+        raise ValueError(f"{file} is no file: download it again")
     size = file.stat().st_size
     if size > MAX_JSON_BYTES:
         raise ValueError(f"{file} has {size:,} bytes, more than any split file: download it again")
@@ -428,14 +433,22 @@ def read_manifest(root: Path) -> Manifest | None:
         return None
     content = read_json(file, root)
     content = content if isinstance(content, dict) else {}
+    name, scale = content.get("name"), content.get("scale")
     hints, names = content.get("hints"), content.get("compositional")
-    texts = [content.get("name"), content.get("scale")]
-    texts += list(hints.values()) if isinstance(hints, dict) else [None]
-    lists = list(names.values()) if isinstance(names, dict) else [None]
-    sound = all(isinstance(text, str) and text for text in texts)
-    if not sound or not all(isinstance(names, list) for names in lists):
+    if not isinstance(hints, dict) or not isinstance(names, dict):
+        hints, names = {"": None}, {}
+    texts = [name, scale, *hints.values()]
+    for listed in names.values():
+        texts += listed if isinstance(listed, list) else [None]
+    if not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"{file} does not say what the folder holds: export the benchmark again")
-    return Manifest(content["name"], content["scale"], content["hints"], content["compositional"])
+    folders = (parse_folder(path.name, hints) for path in root.iterdir() if path.is_dir())
+    here = {(folder.domain, folder.kind) for folder in folders if folder}
+    for domain in hints:
+        for kind in SUBSETS:
+            if (domain, kind) not in here:
+                raise ValueError(f"{root} lacks {domain} {kind}: export the benchmark again")
+    return Manifest(str(name), str(scale), hints, names)
 
 
 # --- writing -------------------------------------------------------------------------------
@@ -454,8 +467,14 @@ class Entry(NamedTuple):
     image_id: str | None = None  # where it is not to be its path
 
 
-def write_folder(folder: Path, entries: Iterable[Entry]) -> None:
+def write_folder(
+    folder: Path,
+    entries: Iterable[Entry],
+    draws: Callable[[], Mapping[str, Mapping[str, Sequence[str]]]] = dict,
+) -> None:
     """Write a folder of the released layout: its images, and last its split file.
+
+    `draws` gives few-shot draws, if there are any, and is asked once all entries are written.
 
     Raises
     ------
@@ -490,6 +509,8 @@ def write_folder(folder: Path, entries: Iterable[Entry]) -> None:
             **({"id": entry.image_id} if entry.image_id else {}),
         }
     folder.mkdir(parents=True, exist_ok=True)
+    if drawn := draws():
+        write_text(folder / FEW_SHOT, json.dumps(drawn, ensure_ascii=False, indent=1))
     text = json.dumps(content, ensure_ascii=False, indent=1)
     write_text(folder / f"split_Xin_{folder.name}.json", text)
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lbutils import laion_beyond, layout, published
+from lbutils import benchmark, laion_beyond, layout, published
 from lbutils.benchmark import Benchmark, Domain, Files, Split, Subset, load_benchmark
 from lbutils.encoders import load_encoder
 from lbutils.features import image_features
@@ -162,7 +162,23 @@ def tiny(root, names, labels=(0, 1)):
 def test_what_the_layout_cannot_hold_is_refused(tmp_path, names, labels, message):
     with pytest.raises(ValueError, match=message):
         laion_beyond.export(tiny(tmp_path / "images", names, labels), tmp_path / "out")
-    assert not (tmp_path / "out" / layout.MANIFEST).exists()
+    with pytest.raises(ValueError, match="lacks Food|no folder"):
+        load_benchmark(tmp_path / "out")
+
+
+def test_an_export_that_was_cut_short_is_not_taken_for_a_whole_one(original, tmp_path, monkeypatch):
+    read, left = benchmark.Shards.read, iter(range(40))
+
+    def breaks(self, image_id):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return read(self, image_id)
+
+    monkeypatch.setattr(benchmark.Shards, "read", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        laion_beyond.export(original, tmp_path / "out")
+    with pytest.raises((ValueError, FileNotFoundError), match="lacks Creatures oop"):
+        load_benchmark(tmp_path / "out")
 
 
 def test_an_empty_subset_goes_out_and_comes_back(tmp_path):

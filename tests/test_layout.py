@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import struct
 import zlib
 
@@ -155,6 +156,13 @@ def test_json_of_another_make(root, split_file, text):
     with pytest.raises(ValueError) as caught:
         load_benchmark(root)
     assert str(split_file) in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_split_file_that_is_no_file(root, split_file):
+    split_file.unlink()
+    os.mkfifo(split_file)  # to read it would wait for ever
+    with pytest.raises(ValueError, match="is no file"):
+        load_benchmark(root)
 
 
 def test_bytes_that_are_no_text(root, split_file):
@@ -455,12 +463,21 @@ def test_bad_draws_are_refused(root, draws):
         {"name": "mini", "scale": 3, "hints": {}, "compositional": {}},
         {"name": "mini", "scale": "small", "hints": {"Animals": 1}, "compositional": {}},
         {"name": "mini", "scale": "small", "hints": {}, "compositional": {"Animals": "x"}},
+        {"name": "mini", "scale": "small", "hints": {}, "compositional": {"Animals": [["x"]]}},
     ],
     ids=str,
 )
 def test_bad_manifests_are_refused(root, content):
     (root / layout.MANIFEST).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"benchmark\.json does not say"):
+        load_benchmark(root)
+
+
+@pytest.mark.parametrize("domain", ["Food", "../outside", "/etc", "*", "[", ""])
+def test_a_manifest_whose_domains_are_not_there(root, domain):
+    content = {"name": "x", "scale": "y", "hints": {domain: "z"}, "compositional": {}}
+    (root / layout.MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="lacks .*export the benchmark again"):
         load_benchmark(root)
 
 
