@@ -65,7 +65,6 @@ class Source:
     repository: str
     revision: str
     licence: str
-    gigabytes: float
 
 
 def source(name: str = NAME) -> Source:
@@ -80,7 +79,6 @@ def source(name: str = NAME) -> Source:
         repository=row["repository"],
         revision=row["revision"],
         licence=row["licence"],
-        gigabytes=float(row["gigabytes"]),
     )
 
 
@@ -476,9 +474,11 @@ def unpack(archive: Path, target: Path) -> None:
     _admit(archive, members)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        # Checked above; the library's own filter for tar came within a version of Python.
+        # Checked above, and again by the library where its Python is recent enough.
         content = Path(scratch, "content")
-        shutil.unpack_archive(archive, content)
+        is_tar = archive.suffix.lower() != ".zip"
+        strict = {"filter": "data"} if is_tar and hasattr(tarfile, "data_filter") else {}
+        shutil.unpack_archive(archive, content, **strict)
         tops = list(content.iterdir())
         single = len(tops) == 1 and tops[0].name == target.name and tops[0].is_dir()
         _merge(tops[0] if single else content, target)

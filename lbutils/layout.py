@@ -148,8 +148,15 @@ def find_folders(
 ) -> dict[tuple[str, str], Path]:
     """Folder of each (domain, kind), domains in the order of `known`, then by name.
 
-    Where several folders hold one subset, that with the paper's number of classes at `scale`
-    is taken.
+    Parameters
+    ----------
+    root : Path
+        The benchmark's folder.
+    known : sequence of str
+        The paper's names of domains; others are found too.
+    scale : str, optional
+        Where several folders hold one subset, that with the paper's number of classes at this
+        scale is taken.
 
     Raises
     ------

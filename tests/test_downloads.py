@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -231,6 +232,7 @@ def test_what_is_there_is_not_asked_for_again(fake, monkeypatch):
     first = load_benchmark("laion-beyond", domains=["Animals"])
     requests = len(fake.log)
     offline(monkeypatch, "nobody")
+    monkeypatch.setattr(downloads, "_checksum", lambda *_: pytest.fail("read again"))
     again = load_benchmark("laion-beyond", domains=["Animals"])
     assert len(fake.log) == requests
     assert again["Animals"].oop.train.key == first["Animals"].oop.train.key
@@ -358,7 +360,9 @@ def test_a_revision_that_does_not_exist(fake):
 
 def test_the_table_of_downloads():
     source = downloads.source()
-    assert source.repository == REPOSITORY and source.gigabytes == 15
+    assert source.repository == REPOSITORY and source.licence == "CC BY-SA 4.0"
+    # A branch, or a commit in full: a part of one is no pin.
+    assert re.fullmatch("main|[0-9a-f]{40}", source.revision)
     with pytest.raises(ValueError, match="Did you mean 'laion-beyond'"):
         downloads.source("laion-beyonds")
 

@@ -374,10 +374,12 @@ def test_a_file_too_large_for_an_image_is_not_read(root):
         split.image(0)
 
 
-def test_formats_that_start_other_programs_are_no_images(root):
+@pytest.mark.parametrize("form", ["EPS", "PPM"])
+def test_formats_that_are_not_of_the_web_are_no_images(root, form):
+    """EPS would start Ghostscript where there is one."""
     split = load_benchmark(root)["Animals"].oop.train
     picture = io.BytesIO()
-    Image.new("L", (8, 8)).save(picture, "EPS")
+    Image.new("L", (8, 8)).save(picture, form)
     (root / split.ids[0]).write_bytes(picture.getvalue())
     with pytest.raises(ValueError, match="is unreadable"):
         split.image(0)
