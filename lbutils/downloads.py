@@ -131,14 +131,16 @@ def download(
         files = place.listing(commit)
         chosen = choose(files, lacking, known, scale)
         prefix = _prefix(chosen)
+        kept = {"commit": commit, "asked": asked, "prefix": prefix}
+        # Before the first file, so that a download that is cut short stays with its commit.
+        place.write({**kept, "folders": record.get("folders", {})})
         _announce(place, commit, chosen, files)
         root = place.fetch(commit, chosen)
     _verify(root, chosen, files)
     _unpack(root, chosen)
     # Read again: another process may have finished other domains meanwhile.
     names = [PurePosixPath(folder).name for folder in chosen]
-    folders = place.read().get("folders", {}) | dict.fromkeys(names, scale)
-    place.write({"commit": commit, "asked": asked, "prefix": prefix, "folders": folders})
+    place.write({**kept, "folders": place.read()["folders"] | dict.fromkeys(names, scale)})
     return root / prefix
 
 
@@ -477,7 +479,9 @@ def unpack(archive: Path, target: Path) -> None:
         # Checked above, and again by the library where its Python is recent enough.
         content = Path(scratch, "content")
         is_tar = archive.suffix.lower() != ".zip"
-        strict = {"filter": "data"} if is_tar and hasattr(tarfile, "data_filter") else {}
+        strict: dict[str, Any] = (
+            {"filter": "data"} if is_tar and hasattr(tarfile, "data_filter") else {}
+        )
         shutil.unpack_archive(archive, content, **strict)
         tops = list(content.iterdir())
         single = len(tops) == 1 and tops[0].name == target.name and tops[0].is_dir()
