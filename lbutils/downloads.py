@@ -140,7 +140,8 @@ def download(
     _unpack(root, chosen)
     # Read again: another process may have finished other domains meanwhile.
     names = [PurePosixPath(folder).name for folder in chosen]
-    place.write({**kept, "folders": place.read()["folders"] | dict.fromkeys(names, scale)})
+    finished = place.read().get("folders", {}) | dict.fromkeys(names, scale)
+    place.write({**kept, "folders": finished})
     return root / prefix
 
 
@@ -183,14 +184,22 @@ class _Place:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is damaged: remove it and download again") from error
-        sound = isinstance(content, dict) and _COMMIT.fullmatch(str(content.get("commit")))
-        if not sound or not isinstance(content.get("folders"), dict) or "prefix" not in content:
+        content = content if isinstance(content, dict) else {}
+        prefix, folders = content.get("prefix"), content.get("folders")
+        inside = isinstance(prefix, str) and not {"..", "/"} & set(PurePosixPath(prefix).parts)
+        pinned = _COMMIT.fullmatch(str(content.get("commit")))
+        if not pinned or not inside or not isinstance(folders, dict):
             raise ValueError(f"{file} is damaged: remove it and download again")
         return content
 
     def write(self, record: Mapping[str, Any]) -> None:
         content = {"repository": self.source.repository, **record}
-        write_text(self.folder / RECORD, json.dumps(content, indent=1, ensure_ascii=False))
+        try:
+            write_text(self.folder / RECORD, json.dumps(content, indent=1, ensure_ascii=False))
+        except OSError as error:
+            # A cache that others filled may be read-only: then it is checked again next time.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
 
     def fetch(self, commit: str, chosen: Mapping[str, Sequence[str]]) -> Path:
         """The folder of the repository at a commit, once the chosen files are in it."""

@@ -4,6 +4,7 @@ The server speaks as much of the hub's protocol as the client asks for: revision
 pages, files in git, and large files by a redirect to another host that answers ranges.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -367,7 +368,22 @@ def test_the_table_of_downloads():
         downloads.source("laion-beyonds")
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"commit": "main"}', '{"commit": 1, "folders": 2}'])
+def test_a_cache_that_cannot_be_written_to_is_read(fake, monkeypatch):
+    huggingface_hub.snapshot_download(REPOSITORY, repo_type="dataset")
+
+    def refuse(place, text):
+        raise PermissionError(errno.EACCES, "Permission denied", str(place))
+
+    monkeypatch.setattr(downloads, "write_text", refuse)
+    offline(monkeypatch, "switch")
+    assert load_benchmark("laion-beyond", domains="Food")["Food"].oop.val.image(0).size == (8, 8)
+    assert not list(fake.cache.rglob(downloads.RECORD))
+
+
+OUTSIDE = [json.dumps({"commit": FIRST, "folders": {}, "prefix": p}) for p in ("/etc", "a/../..")]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"commit": "main"}', '{"commit": 1}', *OUTSIDE])
 def test_a_damaged_record(fake, tmp_path, text):
     root = downloads.download(["Animals"], to=tmp_path / "mine")
     (root / downloads.RECORD).write_text(text)
