@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections import defaultdict
@@ -33,6 +34,8 @@ SUBSETS = ("ip", "oop")
 ALIASES = {"plantsfugi": "Plants_Fungi"}
 
 Finding = tuple[str, str, str]  # kind, where, detail
+
+MAX_RATIO = 1000  # of an image's sides
 
 _LAYOUT = "{Domain}{n_classes}_{OOP|IP}/ with split_Xin_*.json and images/<class>/<file> in it"
 _FOLDER = re.compile(r"(?P<domain>.+?)(?P<classes>\d*)_(?P<kind>oop|ip)", re.IGNORECASE)
@@ -238,6 +241,8 @@ class Split:
         content = self.source.read(image_id)
         try:
             return _decode(content)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"image {image_id!r} is refused: {error}; shrink it") from error
         except _UNREADABLE as error:
             raise ValueError(f"image {image_id!r} is unreadable: {self.source.advice}") from error
 
@@ -266,6 +271,11 @@ class Split:
 
 def _decode(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(content)) as image:
+        # Pillow lets pass up to twice its limit; and a line one pixel high, which is small until
+        # its shorter side is resized to that of a model's pixels.
+        short, long = sorted(image.size)
+        if short * long > (Image.MAX_IMAGE_PIXELS or math.inf) or long > MAX_RATIO * short:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
         if image.mode == "RGB":
             return image.copy()
         rgba = image.convert("RGBA")

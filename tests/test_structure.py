@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from those before it.
 ORDER = (
     "atomic words matching counting corpora vocabulary certificates screening "
-    "benchmark mini towers encoders features prompts zeroshot clustering textforward "
+    "benchmark mini towers encoders features exchange prompts zeroshot clustering textforward "
     "installing names fewshot prompting adapters baselines teaching evaluation protocol trials "
     "records published figures sweeps"
 ).split()
