@@ -36,6 +36,8 @@ CROP_SCALE = (0.08, 1.0)
 # What decides how an image becomes pixels, among the keys of an open_clip weights tag.
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 _QUICK = "-quickgelu"
+# How the hub's cache names the folder of a repository.
+_CACHED = "models--"
 # What torch raises where a file of weights holds code.
 _UNSAFE = torch.serialization.pickle.UnpicklingError
 _PROBE = "Don't dröp 2 naïve 狐 foxes' names, e.g. O'Brien & <b>Åse</b>!"
@@ -304,15 +306,10 @@ def _mini(scale: str) -> tuple[nn.Module, Any, str]:
 def _bundled(name: str) -> tuple[nn.Module, Any, None]:
     """A model of open_clip whose folder or repository holds configuration and weights alike."""
     if name.startswith(HUB):
-        with _downloading(name, "the hub", 'load_encoder("local-dir:<folder>")'):
+        with _downloading(f"weights {name}", "the hub", 'load_encoder("local-dir:<folder>")'):
             model = open_clip.create_model(name, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(name)
-        for arch, tag in registry.list_pretrained():
-            config = registry.get_pretrained_cfg(arch, tag)
-            if config.get("hf_hub", "").rstrip("/") == name.removeprefix(HUB):
-                call = f'; its settings are those of load_encoder("{arch}", "{tag}")'
-                wanted = {key: config[key] for key in _PREPROCESS_KEYS}
-                _same_preprocessing(name, model.visual.preprocess_cfg, wanted, call)
+        _check_registered(name, name.removeprefix(HUB), model)
         return model, tokenizer, None
     folder = Path(name.removeprefix(LOCAL))
     if not (folder / "open_clip_config.json").is_file():
@@ -324,7 +321,7 @@ def _bundled(name: str) -> tuple[nn.Module, Any, None]:
         )
     with _loading(name, folder):
         model = open_clip.create_model(name, require_pretrained=True)
-    _check_described(folder / "open_clip_config.json", model)
+    _check_described(folder, model)
     pieces = folder / "pieces.json"
     if pieces.is_file():
         kept = json.loads(pieces.read_text(encoding="utf-8"))
@@ -332,17 +329,32 @@ def _bundled(name: str) -> tuple[nn.Module, Any, None]:
     return model, open_clip.get_tokenizer(name), None
 
 
-def _check_described(file: Path, model: nn.Module) -> None:
-    """Raise where a folder's configuration leaves open_clip to guess the preprocessing."""
+def _check_described(folder: Path, model: nn.Module) -> None:
+    """Raise where a folder does not say how images are normalised, or gives a size not its own."""
+    file = folder / "open_clip_config.json"
     described = json.loads(file.read_text(encoding="utf-8")).get("preprocess_cfg", {})
-    absent = [key for key in _PREPROCESS_KEYS if key not in described]
+    absent = [key for key in ("mean", "std") if key not in described]
     if absent:
         raise ValueError(
-            f"{file} does not say how images are prepared: add {', '.join(absent)} of the "
+            f"{file} does not say how images are prepared: add {' and '.join(absent)} of the "
             'pre-training to its "preprocess_cfg"'
         )
     size = {"size": described.get("size", model.visual.image_size)}
     _same_preprocessing(str(file), size, {"size": model.visual.image_size})
+    for part in folder.parts:
+        if part.startswith(_CACHED):
+            _check_registered(str(folder), part.removeprefix(_CACHED).replace("--", "/"), model)
+
+
+def _check_registered(name: str, repository: str, model: nn.Module) -> None:
+    """Raise where a repository that open_clip knows is not prepared for as open_clip does."""
+    for arch, tag in registry.list_pretrained():
+        config = registry.get_pretrained_cfg(arch, tag)
+        own = bool(config.get("quick_gelu")) == _has_quick_gelu(arch)
+        if own and config.get("hf_hub", "").rstrip("/") == repository:
+            call = f'load_encoder("{arch}", "{tag}")'
+            wanted = {key: config[key] for key in _PREPROCESS_KEYS}
+            _same_preprocessing(name, model.visual.preprocess_cfg, wanted, call)
 
 
 def _transformers(name: str) -> tuple[nn.Module, Any, towers.HubPixels]:
@@ -358,7 +370,7 @@ def _transformers(name: str) -> tuple[nn.Module, Any, towers.HubPixels]:
             model, tokenizer, pixels = towers.read(source)
     else:
         call = f'load_encoder("{TRANSFORMERS}<folder>")'
-        with _downloading(name, "the hub", call), _loading(name, source):
+        with _downloading(f"weights {name}", "the hub", call), _loading(name, source):
             model, tokenizer, pixels = towers.read(source)
     try:
         with torch.no_grad():
@@ -388,7 +400,7 @@ def _open_clip(name: str, pretrained: Any, tag: str = "") -> tuple[nn.Module, An
         _check_gelu(name, str(pretrained), config)
         source = config.get("hf_hub") or config.get("url")
         call = f'load_encoder("{name}", "<file>")'
-        with _downloading(f"{pretrained} of {name}", source, call):
+        with _downloading(f"weights {pretrained} of {name}", source, call):
             registry.download_pretrained(config)
     elif Path(pretrained).is_file():
         options = {"force_preprocess_cfg": _preprocessing(name, Path(pretrained), tag)}
@@ -399,7 +411,7 @@ def _open_clip(name: str, pretrained: Any, tag: str = "") -> tuple[nn.Module, An
         model = open_clip.create_model(name, str(pretrained), require_pretrained=True, **options)
         if options:
             _check_size(name, Path(pretrained), model)
-    with _downloading(f"(tokenizer) of {name}", "the hub", "the same again"):
+    with _downloading(f"the tokenizer of {name}", "the hub", "the same with its cache"):
         return model, open_clip.get_tokenizer(name), str(pretrained)
 
 
@@ -464,7 +476,7 @@ def _tags(plain: str, name: str) -> list[str]:
 def _is_copy(file: Path, config: Mapping[str, Any]) -> bool:
     """Whether a file is named like a tag's download, or lies where the hub's cache has it."""
     url, repository = config.get("url", ""), config.get("hf_hub", "").strip("/")
-    cached = f"models--{repository.replace('/', '--')}"
+    cached = _CACHED + repository.replace("/", "--")
     return (bool(url) and file.name == url.rpartition("/")[2]) or cached in file.parts
 
 
@@ -497,14 +509,17 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _same_preprocessing(
-    name: str, given: Mapping[str, Any], wanted: Mapping[str, Any], call: str = ""
+    name: str,
+    given: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    call: str = "leave the preprocessing to them",
 ) -> None:
     """Raise where a preprocessing is not the one that weights were trained with."""
     for key in ("size", *_PREPROCESS_KEYS):
         if key in wanted and _plain(given.get(key)) != _plain(wanted[key]):
             raise ValueError(
                 f"{name}: images would be prepared with {key} {_plain(given.get(key))}, its "
-                f"weights want {_plain(wanted[key])}: leave the preprocessing to them{call}"
+                f"weights want {_plain(wanted[key])}: {call}"
             )
 
 
@@ -517,13 +532,13 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _downloading(weights: str, source: str | None, call: str) -> Iterator[None]:
+def _downloading(what: str, source: str | None, call: str) -> Iterator[None]:
     """Whatever a download fails with becomes one message that says what to do."""
     try:
         yield
     except (OSError, RuntimeError, HTTPException) as error:
         raise RuntimeError(
-            f"weights {weights} could not be downloaded from {source} ({_reason(error)}): fetch "
+            f"{what} could not be downloaded from {source} ({_reason(error)}): fetch "
             f"them where there is a network, then {call}"
         ) from error
 

@@ -336,9 +336,11 @@ def test_a_folder_must_say_how_images_are_prepared(tmp_path):
         return f"local-dir:{folder}"
 
     told = described["preprocess_cfg"]
-    for key in ("mean", "std", "interpolation", "resize_mode"):
+    for key in ("mean", "std"):
         silent = {name: value for name, value in told.items() if name != key}
-        with pytest.raises(ValueError, match=f"does not say how images are prepared: add {key} "):
+        with pytest.raises(
+            ValueError, match=f"does not say how images are prepared: add {key} of "
+        ):
             load_encoder(described_as(silent), device="cpu")
     with pytest.raises(ValueError, match="prepared with size 64, its weights want 32"):
         load_encoder(described_as({**told, "size": 64}), device="cpu")
@@ -354,8 +356,16 @@ def test_a_copy_on_the_hub_must_have_the_registrys_preprocessing(monkeypatch):
     monkeypatch.setattr(encoders.open_clip, "create_model", lambda *_, **__: model)
     monkeypatch.setattr(encoders.open_clip, "get_tokenizer", lambda *_, **__: None)
     right = r'load_encoder\("ViT-L-14", "laion2b_s32b_b82k"\)'
-    with pytest.raises(ValueError, match=rf"weights want \[0\.5, 0\.5, 0\.5\].*{right}"):
+    with pytest.raises(ValueError, match=rf"weights want \[0\.5, 0\.5, 0\.5\]: {right}"):
         load_encoder(name)
+
+
+def test_a_folder_in_the_hubs_cache_must_too(tmp_path):
+    place = tmp_path / "models--apple--DFN5B-CLIP-ViT-H-14" / "snapshots" / "1"
+    folder = write_folder(place)
+    right = r'load_encoder\("ViT-H-14-quickgelu", "dfn5b"\)'
+    with pytest.raises(ValueError, match=f"resize_mode shortest, its weights want squash: {right}"):
+        load_encoder(f"local-dir:{folder}", device="cpu")
 
 
 # --------------------------------------------------------------------------- the table
@@ -391,6 +401,20 @@ def test_a_row_with_weights_at_hand(tmp_path):
         load_encoder("align-base", tmp_path)
 
 
+def test_a_file_of_a_row_gets_the_preprocessing_of_its_tag(architecture, tmp_path, monkeypatch):
+    tagged = open_clip.pretrained._pcfg(hf_hub="me/tiny/", mean=(0.1, 0.2, 0.3), std=(0.5,) * 3)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-test", {"mine": tagged})
+    monkeypatch.setenv("LBUTILS_DATA", str(tmp_path))
+    (tmp_path / "encoders.csv").write_text(
+        "name,library,model,pretrained\ntiny-test:mine,open_clip,tiny-test,mine\n"
+    )
+    file = tmp_path / "weights.safetensors"
+    save_file(open_clip.CLIP(**architecture).state_dict(), file)
+    encoder = load_encoder("tiny-test:mine", file, "cpu")
+    assert (encoder.name, encoder.pretrained) == ("tiny-test", str(file))
+    assert encoder.preprocess_config["mean"] == (0.1, 0.2, 0.3)
+
+
 def test_folders_of_the_two_libraries_are_told_apart(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match='load_encoder."transformers:.*reads one of trans'):
@@ -409,7 +433,7 @@ def save_clip(folder, **crop):
     save_word_pieces(folder, ("[CLS]", "[SEP]"))
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     small |= {"num_attention_heads": 2}
-    texts = {"vocab_size": 256, "max_position_embeddings": 12, "eos_token_id": 2}
+    texts = {"vocab_size": 256, "max_position_embeddings": 12, "eos_token_id": 3}
     config = transformers.CLIPConfig(
         text_config={**small, **texts}, vision_config={**small, "image_size": 32, "patch_size": 8}
     )
@@ -454,9 +478,16 @@ def cached(home, repository, folder):
 OFFLINE = """
 import warnings
 warnings.simplefilter("ignore")
-from lbutils import load_encoder
+from pathlib import Path
+import open_clip
+from open_clip import pretrained as registry
+from lbutils import load_encoder, mini
 print(load_encoder("hf-hub:me/open-clip-tiny", device="cpu").fingerprint)
 print(load_encoder("transformers:me/clip-tiny", device="cpu").fingerprint)
+open_clip.add_model_config(Path("tiny-test.json"))
+tag = registry._pcfg(hf_hub="me/open-clip-tiny/")
+registry._PRETRAINED["tiny-test"] = {"mine": tag}
+print(load_encoder("tiny-test", "mine", device="cpu").fingerprint)
 for name in ("hf-hub:me/absent", "transformers:me/absent", "ViT-B-32:laion2b_s34b_b79k"):
     try:
         load_encoder(name, device="cpu")
@@ -479,16 +510,24 @@ def test_what_was_downloaded_is_found_offline(tmp_path):
         load_encoder(name, device="cpu").fingerprint
         for name in (f"local-dir:{ours}", f"transformers:{theirs}")
     ]
+    (tmp_path / "tiny-test.json").write_text(json.dumps(described["model_cfg"]))
     cached(tmp_path / "home", "me/open-clip-tiny", ours)
     cached(tmp_path / "home", "me/clip-tiny", theirs)
     found = subprocess.run(
-        [sys.executable, "-c", "import lbutils.mini\n" + OFFLINE],
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        cwd=Path(__file__).parents[1],
+        [sys.executable, "-c", OFFLINE],
+        env={
+            **os.environ,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=100,
     )
     lines = found.stdout.splitlines()
-    assert lines[:2] == expected, found.stderr
-    assert len(lines) == 5 and all("could not be downloaded from" in line for line in lines[2:])
+    assert lines[:2] == expected and len(lines) == 6, found.stderr
+    # The tag's own preprocessing, which is white around images in the folder's configuration only.
+    assert lines[2] != expected[0] and len(lines[2]) == 64
+    assert all("could not be downloaded from" in line for line in lines[3:])

@@ -408,6 +408,22 @@ def test_pixels_of_no_one_size_are_refused():
         towers.HubPixels(processor)
 
 
+def test_names_learned_here_are_words_there(tmp_path, pictures):
+    """Installed in a model that transformers loads, with its own tokenizer."""
+    name = build_hub("CLIP", tmp_path)
+    encoder = load_encoder(name, device="cpu")
+    features = image_features(encoder, pictures, cache=False)[None]
+    learner = NameLearner(encoder, templates="the {name}", steps=3).fit(pictures, features)
+    model = transformers.CLIPModel.from_pretrained(tmp_path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    learner.names_.install(model, tokenizer)
+    read = tokenizer([f"the <{own}>" for own in NAMES], padding=True, return_tensors="pt")
+    inputs = {key: read[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        found = model.get_text_features(**inputs).pooler_output
+    assert torch.allclose(F.normalize(found, dim=-1), learner.classifier_, atol=1e-5)
+
+
 def test_padding_is_no_part_of_a_text(tmp_path):
     """Features do not depend on the length that texts are padded to, where padding is masked."""
     encoder = load_encoder(build_hub("BLIP", tmp_path), device="cpu")
