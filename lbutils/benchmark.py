@@ -38,6 +38,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 Finding = tuple[str, str, str]  # kind, where, detail
 
+MAX_RATIO = 1000  # of an image's sides
 # What Pillow raises for content that it cannot decode.
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _verified: dict[Path, tuple[int, int]] = {}
@@ -279,10 +280,12 @@ class Split:
 
 def _decode(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
+        # A line one pixel high is small until its shorter side is resized to a model's pixels.
+        short, long = sorted(image.size)
+        if short * long > MAX_PIXELS or long > MAX_RATIO * short:
             raise Image.DecompressionBombError(
-                f"{width} x {height} pixels where {MAX_PIXELS:,} are admitted"
+                f"{image.width} x {image.height} pixels where {MAX_PIXELS:,} and sides of 1 to "
+                f"{MAX_RATIO} are admitted"
             )
         if image.mode == "RGB":
             return image.copy()

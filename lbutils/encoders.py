@@ -6,32 +6,40 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import open_clip
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from open_clip import pretrained as registry
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torchvision import transforms
 
-from lbutils import mini
+from lbutils import mini, towers
 from lbutils.benchmark import data_dir, mini_file
 from lbutils.words import suggest
 
 LOCAL = "local-dir:"
 HUB = "hf-hub:"
+TRANSFORMERS = "transformers:"
 CROP_SCALE = (0.08, 1.0)
 # What decides how an image becomes pixels, among the keys of an open_clip weights tag.
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
+_QUICK = "-quickgelu"
+# How the hub's cache names the folder of a repository.
+_CACHED = "models--"
+# What torch raises where a file of weights holds code.
+_UNSAFE = torch.serialization.pickle.UnpicklingError
 _PROBE = "Don't dröp 2 naïve 狐 foxes' names, e.g. O'Brien & <b>Åse</b>!"
 
 
@@ -41,12 +49,14 @@ class DualEncoder:
     Parameters
     ----------
     model : nn.Module
-        An open_clip model with `encode_image`, `encode_text` and `logit_scale`. It is moved to
-        the device, put in evaluation mode, and none of its parameters takes a gradient.
+        An open_clip model, or a `towers.HubModel`, with `encode_image`, `encode_text` and
+        `logit_scale`. It is moved to the device, put in evaluation mode, and none of its
+        parameters takes a gradient.
     tokenizer : callable
         From a list of N texts to token ids, int64 (N, context_length).
-    preprocess : mapping, optional
-        open_clip's preprocessing configuration, such as ``{"size": 64}``; by default the one on
+    preprocess : mapping or towers.HubPixels, optional
+        open_clip's preprocessing configuration, such as ``{"size": 64}``, or a function that
+        transformers' image processor is behind; by default the configuration on
         ``model.visual``.
     name, pretrained : str
         What tables and records call the architecture and its weights.
@@ -67,50 +77,66 @@ class DualEncoder:
         Longest text in tokens, start and end of text included.
     logit_scale : float
         Factor of the cosine similarities, the exponential of the model's parameter.
+    logit_bias : float
+        What a model trained with a sigmoid loss, such as SigLIP, adds to the scaled
+        similarities; 0 for others. It changes no ranking and no softmax.
 
     Raises
     ------
     ValueError
-        If no preprocessing is given and the model carries none.
+        If no preprocessing is given and the model carries none, or if it carries another.
     """
 
     def __init__(
         self,
         model: nn.Module,
         tokenizer: Any,
-        preprocess: Mapping[str, Any] | None = None,
+        preprocess: Mapping[str, Any] | towers.HubPixels | None = None,
         *,
         name: str = "custom",
         pretrained: str = "",
         device: str | torch.device | None = None,
         crop_scale: tuple[float, float] = CROP_SCALE,
     ):
-        found = preprocess or getattr(model.visual, "preprocess_cfg", None)
+        carried = getattr(model.visual, "preprocess_cfg", None)
+        found = preprocess or carried
         if found is None:
             raise ValueError(f"the model {name} carries no preprocessing: give preprocess=...")
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = next(model.parameters()).device
         self.tokenizer = tokenizer
         self.name, self.pretrained = name, pretrained
-        config = PreprocessCfg(**found)
-        self.preprocess_config = asdict(config)
-        self.preprocess = image_transform_v2(config, is_train=False)
+        size, finish = self._set_preprocess(found, carried)
         self.augment_config = {"crop_scale": list(crop_scale), "flip": 0.5}
         self.augment = transforms.Compose(
             [
                 transforms.RandomResizedCrop(
-                    config.size,
+                    size,
                     scale=crop_scale,
                     interpolation=transforms.InterpolationMode.BICUBIC,
                 ),
                 transforms.RandomHorizontalFlip(self.augment_config["flip"]),
-                transforms.ToTensor(),
-                transforms.Normalize(config.mean, config.std),
+                *finish,
             ]
         )
         text = getattr(model, "text", model)
         self.context_length = int(getattr(text, "context_length", tokenizer.context_length))
         self.logit_scale = float(model.logit_scale.exp())
+        bias = getattr(model, "logit_bias", None)
+        self.logit_bias = 0.0 if bias is None else float(bias)
+
+    def _set_preprocess(self, found: Any, carried: Any) -> tuple[Any, list[Any]]:
+        """Size of the pixels, and what makes them of an image of that size."""
+        if isinstance(found, towers.HubPixels):
+            self.preprocess: Callable[[Any], Tensor] = found
+            self.preprocess_config = found.config
+            return found.size, [found.normalised]
+        config = PreprocessCfg(**found)
+        if carried is not None:
+            _same_preprocessing(self.name, asdict(config), asdict(PreprocessCfg(**carried)))
+        self.preprocess_config = asdict(config)
+        self.preprocess = image_transform_v2(config, is_train=False)
+        return config.size, [transforms.ToTensor(), transforms.Normalize(config.mean, config.std)]
 
     def __repr__(self) -> str:
         return f"DualEncoder({self.name!r}, {self.pretrained!r}, device={str(self.device)!r})"
@@ -168,6 +194,19 @@ class DualEncoder:
         return digest.hexdigest()
 
 
+def encoder_table() -> pd.DataFrame:
+    """The encoders of ``data/encoders.csv`` by name, as texts; empty where not known.
+
+    Columns: family, library, model, pretrained (the loader's arguments), data, pairs, seen (the
+    pre-training data, its image-text pairs, and how many were shown), parameters, image_size,
+    imagenet (published zero-shot accuracy in percent) and source (of that figure).
+    """
+    path = data_dir() / "encoders.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: git checkout -- data/encoders.csv")
+    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("name")
+
+
 def load_encoder(
     name: str = "mini",
     pretrained: str | os.PathLike[str] | None = None,
@@ -180,12 +219,15 @@ def load_encoder(
     Parameters
     ----------
     name : str
-        ``"mini"``; an open_clip architecture such as ``"ViT-B-16"``; ``"local-dir:<folder>"``
-        with an open_clip configuration and weights; or ``"hf-hub:<repository>"``.
+        ``"mini"``; a name in `encoder_table`; an open_clip architecture such as ``"ViT-B-16"``;
+        ``"local-dir:<folder>"`` with an open_clip configuration and weights;
+        ``"hf-hub:<repository>"`` with the same; or ``"transformers:<folder or repository>"``
+        with a model of transformers.
     pretrained : str or path, optional
         For ``"mini"`` the scale of the pre-training corpus, by default ``"small"``. For an
         architecture one of open_clip's tags, such as ``"laion400m_e32"``, or a file of weights.
-        The other two bring their own.
+        For a name in the table, the file or folder in which its weights lie. The others bring
+        their own.
     device : str or torch.device, optional
         By default a GPU if there is one, else the CPU.
     crop_scale : (float, float), optional
@@ -196,30 +238,57 @@ def load_encoder(
     ------
     ValueError
         If the name or the tag is unknown: one line with the valid ones and the nearest. If a
-        file of weights is not one of this architecture.
+        file of weights is not one of this architecture, was trained with the other kind of GELU
+        or at another image size, or holds more than weights. If a folder's preprocessing is
+        unsaid, or not that of its weights.
     FileNotFoundError
         If a file of the miniature or of a local folder is missing.
+    ModuleNotFoundError
+        If a model of transformers is asked for and it is not installed.
     RuntimeError
         If weights cannot be downloaded: what to do instead.
+
+    Notes
+    -----
+    Weights are read by safetensors, or by torch with ``weights_only=True``. What was downloaded
+    before is found without a network (``HF_HUB_OFFLINE=1``).
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     crop_scale = crop_scale or (mini.CROP_SCALE if name == "mini" else CROP_SCALE)
+    listed = _listed(name)
+    preprocess = None
     if name == "mini":
         model, tokenizer, pretrained = _mini(str(pretrained or "small"))
-    elif name.startswith((LOCAL, HUB)):
+    elif name.startswith((LOCAL, HUB, TRANSFORMERS)):
         if pretrained:
             raise ValueError(f"{name!r} brings its own weights: leave pretrained out")
-        model, tokenizer, pretrained = _bundled(name)
+        bundled = _transformers if name.startswith(TRANSFORMERS) else _bundled
+        model, tokenizer, preprocess = bundled(name)
+    elif listed.get("library") == "transformers":
+        model, tokenizer, preprocess = _transformers(
+            f"{TRANSFORMERS}{pretrained or listed['model']}"
+        )
     else:
-        model, tokenizer, pretrained = _open_clip(name, pretrained)
+        name, tag = listed.get("model", name), listed.get("pretrained", "")
+        model, tokenizer, pretrained = _open_clip(name, pretrained or tag, tag)
     return DualEncoder(
         model,
         tokenizer,
+        preprocess,
         name=name,
-        pretrained=str(pretrained),
+        pretrained=str(pretrained or ""),
         device=device,
         crop_scale=crop_scale,
     )
+
+
+def _listed(name: str) -> dict[str, str]:
+    """Row of the table, or nothing."""
+    # A data folder of one's own need not hold the table.
+    if not (data_dir() / "encoders.csv").is_file():
+        return {}
+    table = encoder_table()
+    return dict(table.loc[name]) if name in table.index else {}
 
 
 def _mini(scale: str) -> tuple[nn.Module, Any, str]:
@@ -234,61 +303,152 @@ def _mini(scale: str) -> tuple[nn.Module, Any, str]:
     return model, tokenizer, scale
 
 
-def _bundled(name: str) -> tuple[nn.Module, Any, str]:
-    """A model whose folder or repository holds configuration and weights alike."""
+def _bundled(name: str) -> tuple[nn.Module, Any, None]:
+    """A model of open_clip whose folder or repository holds configuration and weights alike."""
     if name.startswith(HUB):
-        with _downloading(name, "the hub", 'load_encoder("local-dir:<folder>")'):
+        with _downloading(f"weights {name}", "the hub", 'load_encoder("local-dir:<folder>")'):
             model = open_clip.create_model(name, require_pretrained=True)
-            return model, open_clip.get_tokenizer(name), ""
+            tokenizer = open_clip.get_tokenizer(name)
+        _check_registered(name, name.removeprefix(HUB), model)
+        return model, tokenizer, None
     folder = Path(name.removeprefix(LOCAL))
     if not (folder / "open_clip_config.json").is_file():
+        kind = f'; load_encoder("{TRANSFORMERS}{folder}") reads one of transformers'
         raise FileNotFoundError(
             f"{folder / 'open_clip_config.json'} is missing: the folder after local-dir: must "
             "hold open_clip_config.json and open_clip_model.safetensors"
+            + (kind if (folder / "config.json").is_file() else "")
         )
     with _loading(name, folder):
         model = open_clip.create_model(name, require_pretrained=True)
+    _check_described(folder, model)
     pieces = folder / "pieces.json"
     if pieces.is_file():
         kept = json.loads(pieces.read_text(encoding="utf-8"))
-        return model, mini.PieceTokenizer(kept, model.context_length), ""
-    return model, open_clip.get_tokenizer(name), ""
+        return model, mini.PieceTokenizer(kept, model.context_length), None
+    return model, open_clip.get_tokenizer(name), None
 
 
-def _open_clip(name: str, pretrained: Any) -> tuple[nn.Module, Any, str]:
-    """A model of an open_clip architecture, with weights of a tag or of a file."""
+def _check_described(folder: Path, model: nn.Module) -> None:
+    """Raise where a folder does not say how images are normalised, or gives a size not its own."""
+    file = folder / "open_clip_config.json"
+    described = json.loads(file.read_text(encoding="utf-8")).get("preprocess_cfg", {})
+    absent = [key for key in ("mean", "std") if key not in described]
+    if absent:
+        raise ValueError(
+            f"{file} does not say how images are prepared: add {' and '.join(absent)} of the "
+            'pre-training to its "preprocess_cfg"'
+        )
+    size = {"size": described.get("size", model.visual.image_size)}
+    _same_preprocessing(str(file), size, {"size": model.visual.image_size})
+    for part in folder.parts:
+        if part.startswith(_CACHED):
+            _check_registered(str(folder), part.removeprefix(_CACHED).replace("--", "/"), model)
+
+
+def _check_registered(name: str, repository: str, model: nn.Module) -> None:
+    """Raise where a repository that open_clip knows is not prepared for as open_clip does."""
+    for arch, tag in registry.list_pretrained():
+        config = registry.get_pretrained_cfg(arch, tag)
+        own = bool(config.get("quick_gelu")) == _has_quick_gelu(arch)
+        if own and config.get("hf_hub", "").rstrip("/") == repository:
+            call = f'load_encoder("{arch}", "{tag}")'
+            wanted = {key: config[key] for key in _PREPROCESS_KEYS}
+            _same_preprocessing(name, model.visual.preprocess_cfg, wanted, call)
+
+
+def _transformers(name: str) -> tuple[nn.Module, Any, towers.HubPixels]:
+    """A model of transformers in a folder or a repository, with its preprocessing."""
+    source = name.removeprefix(TRANSFORMERS)
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{Path(source) / 'config.json'} is missing: the folder after {TRANSFORMERS} must "
+                "hold what save_pretrained writes of a model, its tokenizer and image processor"
+            )
+        with _loading(name, source, OSError):
+            model, tokenizer, pixels = towers.read(source)
+    else:
+        call = f'load_encoder("{TRANSFORMERS}<folder>")'
+        with _downloading(f"weights {name}", "the hub", call), _loading(name, source):
+            model, tokenizer, pixels = towers.read(source)
+    try:
+        with torch.no_grad():
+            model.eval().encode_image(torch.zeros(1, 3, *pixels.size))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the image processor of {source} makes {pixels.size[0]} x {pixels.size[1]} pixels, "
+            f"which its model does not take ({_reason(error)}): take the processor of these weights"
+        ) from error
+    return model, tokenizer, pixels
+
+
+def _open_clip(name: str, pretrained: Any, tag: str = "") -> tuple[nn.Module, Any, str]:
+    """A model of an open_clip architecture, with weights of a tag, or of a file (of a tag)."""
     name = name.replace("/", "-")
     if name not in open_clip.list_models():
-        raise ValueError(suggest(name, ["mini", *open_clip.list_models()], "encoder"))
+        listed = encoder_table().index if (data_dir() / "encoders.csv").is_file() else ()
+        raise ValueError(suggest(name, ["mini", *open_clip.list_models(), *listed], "encoder"))
     tags = registry.list_pretrained_tags_by_model(name)
-    if pretrained is None:
+    if not pretrained:
         raise ValueError(
             f"{name} needs pretrained weights: a file, or one of {', '.join(tags) or '(no tag)'}"
         )
-    options: dict[str, Any]
+    options: dict[str, Any] = {}
     if registry.is_pretrained_cfg(name, str(pretrained)):
         config = registry.get_pretrained_cfg(name, str(pretrained))
+        _check_gelu(name, str(pretrained), config)
         source = config.get("hf_hub") or config.get("url")
         call = f'load_encoder("{name}", "<file>")'
-        with _downloading(f"{pretrained} of {name}", source, call):
+        with _downloading(f"weights {pretrained} of {name}", source, call):
             registry.download_pretrained(config)
-        # open_clip merely warns when the architecture's activation is not that of the weights.
-        options = {"force_quick_gelu": bool(config.get("quick_gelu"))}
     elif Path(pretrained).is_file():
-        options = {"force_preprocess_cfg": _preprocessing(name, tags)}
+        options = {"force_preprocess_cfg": _preprocessing(name, Path(pretrained), tag)}
     else:
+        _check_gelu(name, str(pretrained), _other_gelu(name, str(pretrained)))
         raise ValueError(suggest(pretrained, tags, f"file or tag of weights of {name}"))
     with _loading(name, pretrained):
         model = open_clip.create_model(name, str(pretrained), require_pretrained=True, **options)
-    return model, open_clip.get_tokenizer(name), str(pretrained)
+        if options:
+            _check_size(name, Path(pretrained), model)
+    with _downloading(f"the tokenizer of {name}", "the hub", "the same with its cache"):
+        return model, open_clip.get_tokenizer(name), str(pretrained)
 
 
-def _preprocessing(name: str, tags: Sequence[str]) -> dict[str, Any]:
-    """Preprocessing that all tagged weights of an architecture share, for weights of a file."""
-    configs = [registry.get_pretrained_cfg(name, tag) for tag in tags]
+def _check_gelu(name: str, weights: str, config: Mapping[str, Any]) -> None:
+    """Raise where an architecture's activation is not that of the weights."""
+    # open_clip merely warns, and the features are off by a little that goes unnoticed.
+    wanted = bool(config.get("quick_gelu"))
+    if config and wanted != _has_quick_gelu(name):
+        right = name.removesuffix(_QUICK) + (_QUICK if wanted else "")
+        raise ValueError(
+            f"{weights} was trained {'with' if wanted else 'without'} QuickGELU, {name} is "
+            f'{"without" if wanted else "with"}: load_encoder("{right}", "{weights}")'
+        )
+
+
+def _has_quick_gelu(name: str) -> bool:
+    return bool(open_clip.get_model_config(name).get("quick_gelu"))
+
+
+def _other_gelu(name: str, tag: str) -> Mapping[str, Any]:
+    """Configuration of a tag that an architecture has only without its -quickgelu."""
+    plain = name.removesuffix(_QUICK)
+    return registry.get_pretrained_cfg(plain, tag) if plain != name else {}
+
+
+def _preprocessing(name: str, file: Path, tag: str) -> dict[str, Any]:
+    """Preprocessing of weights of a file: of their tag where it shows, else what all tags share."""
+    plain = name.removesuffix(_QUICK)
+    configs = {key: registry.get_pretrained_cfg(plain, key) for key in _tags(plain, name)}
+    tag = tag or next((key for key, config in configs.items() if _is_copy(file, config)), "")
+    if tag:
+        config = configs[tag]
+        _check_gelu(name, str(file), config)
+        return {key: config[key] for key in _PREPROCESS_KEYS}
     shared = {}
     for key in _PREPROCESS_KEYS:
-        values = {json.dumps(config.get(key)) for config in configs}
+        values = {json.dumps(config.get(key)) for config in configs.values()}
         if len(values) > 1:
             warnings.warn(
                 f"weights of {name} differ in the {key} of their preprocessing; open_clip's "
@@ -297,27 +457,103 @@ def _preprocessing(name: str, tags: Sequence[str]) -> dict[str, Any]:
             )
         elif values:
             shared[key] = json.loads(values.pop())
+    if len({bool(config.get("quick_gelu")) for config in configs.values()}) > 1:
+        warnings.warn(
+            f"weights of {plain} come with and without QuickGELU, and {file.name} does not say "
+            f"which: {name} is {'with' if _has_quick_gelu(name) else 'without'}",
+            stacklevel=4,
+        )
     return shared
 
 
+def _tags(plain: str, name: str) -> list[str]:
+    """Tags of an architecture with either activation."""
+    return registry.list_pretrained_tags_by_model(plain) or registry.list_pretrained_tags_by_model(
+        name
+    )
+
+
+def _is_copy(file: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a file is named like a tag's download, or lies where the hub's cache has it."""
+    url, repository = config.get("url", ""), config.get("hf_hub", "").strip("/")
+    cached = _CACHED + repository.replace("/", "--")
+    return (bool(url) and file.name == url.rpartition("/")[2]) or cached in file.parts
+
+
+def _check_size(name: str, file: Path, model: nn.Module) -> None:
+    """Raise where open_clip has silently resized the position embeddings of a file."""
+    shapes = _shapes(file)
+    for key, value in model.state_dict().items():
+        if not key.endswith("positional_embedding"):
+            continue
+        shape = tuple(value.shape)
+        found = shapes.get(key, shapes.get(key.removeprefix("text."), shape))
+        if found != shape:
+            raise ValueError(
+                f"{file} holds weights of another image size or text length than {name} "
+                f"({key} is {found}, not {shape}): take the architecture that they were trained as"
+            )
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a file of weights."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as held:
+            return {key: tuple(held.get_slice(key).get_shape()) for key in held.keys()}  # noqa: SIM118
+    if file.suffix in (".npz", ".npy"):
+        return {}
+    held = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+    held = held.get("state_dict", held)
+    tensors = {key: value for key, value in held.items() if isinstance(value, Tensor)}
+    return {key.removeprefix("module."): tuple(value.shape) for key, value in tensors.items()}
+
+
+def _same_preprocessing(
+    name: str,
+    given: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    call: str = "leave the preprocessing to them",
+) -> None:
+    """Raise where a preprocessing is not the one that weights were trained with."""
+    for key in ("size", *_PREPROCESS_KEYS):
+        if key in wanted and _plain(given.get(key)) != _plain(wanted[key]):
+            raise ValueError(
+                f"{name}: images would be prepared with {key} {_plain(given.get(key))}, its "
+                f"weights want {_plain(wanted[key])}: {call}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """A setting in one form: a side for a square, lists for tuples."""
+    value = list(value) if isinstance(value, (list, tuple)) else value
+    return (
+        value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
+    )
+
+
 @contextmanager
-def _downloading(weights: str, source: str | None, call: str) -> Iterator[None]:
+def _downloading(what: str, source: str | None, call: str) -> Iterator[None]:
     """Whatever a download fails with becomes one message that says what to do."""
     try:
         yield
     except (OSError, RuntimeError, HTTPException) as error:
         raise RuntimeError(
-            f"weights {weights} could not be downloaded from {source} ({_reason(error)}): fetch "
+            f"{what} could not be downloaded from {source} ({_reason(error)}): fetch "
             f"them where there is a network, then {call}"
         ) from error
 
 
 @contextmanager
-def _loading(name: str, source: Any) -> Iterator[None]:
-    """What open_clip raises on unfit weights becomes one message that names them."""
+def _loading(name: str, source: Any, *more: type[Exception]) -> Iterator[None]:
+    """What a library raises on unfit weights becomes one message that names them."""
     try:
         yield
-    except (RuntimeError, SafetensorError, KeyError, EOFError) as error:
+    except _UNSAFE as error:
+        raise ValueError(
+            f"{source} holds more than weights, and is not read ({_reason(error)}): convert it to "
+            "safetensors where you trust it"
+        ) from error
+    except (RuntimeError, SafetensorError, KeyError, EOFError, *more) as error:
         raise ValueError(
             f"{source} does not hold intact weights of {name} ({_reason(error)})"
         ) from error

@@ -70,16 +70,16 @@ def build_tiny(kind: str = "clip", **text: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def save_word_pieces(folder: Any, ends: tuple[str, str]) -> Any:
+def save_word_pieces(folder: Any, ends: tuple[str, str], pad: str = "") -> Any:
     """Folder with a tokenizer of transformers: words, letters, a start (or none) and an end."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     start, end = ends
-    pad = "[PAD]" if start else end
+    pad = pad or ("[PAD]" if start else end)
     letters = [chr(i) for i in range(33, 127) if not chr(i).isupper()]
     words = "the drawing of as animal red panda axo ##lotl ant hammer ##head shark sea".split()
-    special = [token for token in dict.fromkeys(("[PAD]", start, end, "[UNK]")) if token]
+    special = [token for token in dict.fromkeys(("[PAD]", "[UNK]", start, end)) if token]
     listed = [*special, *words, *letters, *(f"##{letter}" for letter in letters)]
     vocabulary = {token: i for i, token in enumerate(listed)}
     core = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))

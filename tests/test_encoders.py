@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -15,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lbutils import mini
-from lbutils.encoders import DualEncoder, load_encoder
+from lbutils.encoders import DualEncoder, encoder_table, load_encoder
 
 FILES = ("open_clip_config.json", "open_clip_model.safetensors", "pieces.json")
 
@@ -237,3 +241,293 @@ def test_a_local_folder(tmp_path):
     (folder / FILES[0]).unlink()
     with pytest.raises(FileNotFoundError, match=r"open_clip_config\.json is missing"):
         load_encoder(f"local-dir:{folder}", device="cpu")
+
+
+# --------------------------------------------------------------------------- settings that differ
+
+
+def test_a_preprocessing_of_other_weights_is_refused(tokenizer):
+    model = tiny_model()
+    model.visual.preprocess_cfg = mini.preprocess_config(32)
+    assert DualEncoder(model, tokenizer, mini.preprocess_config(32)).preprocess_config["size"] == 32
+    for key, value in (("mean", (0.5, 0.5, 0.5)), ("size", 48), ("resize_mode", "squash")):
+        with pytest.raises(ValueError, match=f"prepared with {key} .*leave the preprocessing"):
+            DualEncoder(model, tokenizer, {**mini.preprocess_config(32), key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "right"),
+    [
+        ("ViT-B-16", "openai", "ViT-B-16-quickgelu"),
+        ("ViT-L-14", "metaclip_400m", "ViT-L-14-quickgelu"),
+        ("ViT-H-14", "dfn5b", "ViT-H-14-quickgelu"),
+        ("ViT-B-16-quickgelu", "laion400m_e32", "ViT-B-16"),
+    ],
+)
+def test_the_other_gelu_is_refused(name, tag, right):
+    with pytest.raises(ValueError, match="QuickGELU") as error:
+        load_encoder(name, tag)
+    assert f'load_encoder("{right}", "{tag}")' in str(error.value)
+    assert (right, tag) in open_clip.list_pretrained()
+
+
+def test_a_file_in_the_hubs_cache_is_known_by_its_place(tmp_path):
+    folder = tmp_path / "models--timm--vit_base_patch16_clip_224.openai" / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    file = folder / "open_clip_model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="was trained with QuickGELU, ViT-B-16 is without"):
+        load_encoder("ViT-B-16", file)
+    file = tmp_path / "b16_400m.pt"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r'load_encoder\("ViT-B-16-quickgelu", ".*b16_400m.pt"\)'):
+        load_encoder("ViT-B-16", file)
+
+
+def test_weights_of_another_size_are_not_resized(tmp_path):
+    config = tiny_config()
+    config["vision_cfg"] = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    config["text_cfg"]["vocab_size"] = 49408
+    paths = {}
+    for side in (32, 64):
+        paths[side] = tmp_path / f"tiny-{side}.json"
+        config["vision_cfg"]["image_size"] = side
+        paths[side].write_text(json.dumps(config))
+        open_clip.add_model_config(paths[side])
+    try:
+        torch.manual_seed(0)
+        state = open_clip.create_model("tiny-64").state_dict()
+        save_file(state, tmp_path / "w.safetensors")
+        torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pt")
+        for file in (tmp_path / "w.safetensors", tmp_path / "w.pt"):
+            assert load_encoder("tiny-64", file, "cpu").preprocess_config["size"] == (64, 64)
+            with pytest.raises(ValueError, match=r"another image size.*\(65, 32\), not \(17, 32\)"):
+                load_encoder("tiny-32", file, "cpu")
+    finally:
+        for side, path in paths.items():
+            open_clip.factory._MODEL_CONFIGS.pop(f"tiny-{side}")
+            open_clip.factory._MODEL_CONFIG_PATHS.remove(path)
+
+
+class Spy:
+    """An object that would write a file if it were unpickled."""
+
+    def __init__(self, place):
+        self.place = str(place)
+
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
+
+
+def test_code_in_a_file_of_weights_is_not_run(architecture, tmp_path):
+    file, place = tmp_path / "weights.pt", tmp_path / "ran"
+    torch.save({"state_dict": {"logit_scale": Spy(place)}}, file)
+    with pytest.raises(ValueError, match=r"weights\.pt holds more than weights"):
+        load_encoder("tiny-test", file, "cpu")
+    assert not place.exists()
+
+
+def test_a_folder_must_say_how_images_are_prepared(tmp_path):
+    folder = write_folder(tmp_path / "mine")
+    described = json.loads((folder / FILES[0]).read_text())
+
+    def described_as(preprocess):
+        (folder / FILES[0]).write_text(json.dumps({**described, "preprocess_cfg": preprocess}))
+        return f"local-dir:{folder}"
+
+    told = described["preprocess_cfg"]
+    for key in ("mean", "std"):
+        silent = {name: value for name, value in told.items() if name != key}
+        with pytest.raises(
+            ValueError, match=f"does not say how images are prepared: add {key} of "
+        ):
+            load_encoder(described_as(silent), device="cpu")
+    with pytest.raises(ValueError, match="prepared with size 64, its weights want 32"):
+        load_encoder(described_as({**told, "size": 64}), device="cpu")
+    assert load_encoder(described_as(told), device="cpu").preprocess_config["mean"] == told["mean"]
+
+
+def test_a_copy_on_the_hub_must_have_the_registrys_preprocessing(monkeypatch):
+    from lbutils import encoders
+
+    name = "hf-hub:laion/CLIP-ViT-L-14-laion2B-s32B-b82K"
+    model = tiny_model()
+    model.visual.preprocess_cfg = mini.preprocess_config(32)  # not that of these weights
+    monkeypatch.setattr(encoders.open_clip, "create_model", lambda *_, **__: model)
+    monkeypatch.setattr(encoders.open_clip, "get_tokenizer", lambda *_, **__: None)
+    right = r'load_encoder\("ViT-L-14", "laion2b_s32b_b82k"\)'
+    with pytest.raises(ValueError, match=rf"weights want \[0\.5, 0\.5, 0\.5\]: {right}"):
+        load_encoder(name)
+
+
+def test_a_folder_in_the_hubs_cache_must_too(tmp_path):
+    place = tmp_path / "models--apple--DFN5B-CLIP-ViT-H-14" / "snapshots" / "1"
+    folder = write_folder(place)
+    right = r'load_encoder\("ViT-H-14-quickgelu", "dfn5b"\)'
+    with pytest.raises(ValueError, match=f"resize_mode shortest, its weights want squash: {right}"):
+        load_encoder(f"local-dir:{folder}", device="cpu")
+
+
+# --------------------------------------------------------------------------- the table
+
+
+def test_a_row_names_model_and_tag(monkeypatch):
+    asked = []
+
+    def unreachable(config):
+        asked.append(config["hf_hub"])
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("lbutils.encoders.registry.download_pretrained", unreachable)
+    for name in ("ViT-B-16-quickgelu:openai", "EVA02-B-16:merged2b_s8b_b131k"):
+        row = encoder_table().loc[name]
+        with pytest.raises(RuntimeError, match=f"{row['pretrained']} of {row['model']} could not"):
+            load_encoder(name)
+    assert asked == [
+        "timm/vit_base_patch16_clip_224.openai/",
+        "timm/eva02_base_patch16_clip_224.merged2b_s8b_b131k/",
+    ]
+    with pytest.raises(ValueError, match="Did you mean 'ViT-B-16:laion400m_e32'"):
+        load_encoder("ViT-B-16:laion400m")
+
+
+def test_a_row_with_weights_at_hand(tmp_path):
+    """The file is read as the row's, preprocessing included; a folder, as transformers'."""
+    file = tmp_path / "mine.safetensors"
+    save_file({"logit_scale": torch.zeros(())}, file)
+    with pytest.raises(ValueError, match=r"mine\.safetensors does not hold intact weights of RN50"):
+        load_encoder("RN50-quickgelu:openai", file)
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing: the folder after tran"):
+        load_encoder("align-base", tmp_path)
+
+
+def test_a_file_of_a_row_gets_the_preprocessing_of_its_tag(architecture, tmp_path, monkeypatch):
+    tagged = open_clip.pretrained._pcfg(hf_hub="me/tiny/", mean=(0.1, 0.2, 0.3), std=(0.5,) * 3)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-test", {"mine": tagged})
+    monkeypatch.setenv("LBUTILS_DATA", str(tmp_path))
+    (tmp_path / "encoders.csv").write_text(
+        "name,library,model,pretrained\ntiny-test:mine,open_clip,tiny-test,mine\n"
+    )
+    file = tmp_path / "weights.safetensors"
+    save_file(open_clip.CLIP(**architecture).state_dict(), file)
+    encoder = load_encoder("tiny-test:mine", file, "cpu")
+    assert (encoder.name, encoder.pretrained) == ("tiny-test", str(file))
+    assert encoder.preprocess_config["mean"] == (0.1, 0.2, 0.3)
+
+
+def test_folders_of_the_two_libraries_are_told_apart(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match='load_encoder."transformers:.*reads one of trans'):
+        load_encoder(f"local-dir:{tmp_path}")
+    with pytest.raises(ValueError, match="brings its own weights"):
+        load_encoder(f"transformers:{tmp_path}", "openai")
+
+
+# --------------------------------------------------------------------------- transformers
+
+
+def save_clip(folder, **crop):
+    transformers = pytest.importorskip("transformers")
+    from conftest import save_word_pieces
+
+    save_word_pieces(folder, ("[CLS]", "[SEP]"))
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2}
+    texts = {"vocab_size": 256, "max_position_embeddings": 12, "eos_token_id": 3}
+    config = transformers.CLIPConfig(
+        text_config={**small, **texts}, vision_config={**small, "image_size": 32, "patch_size": 8}
+    )
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    size = {"height": 32, "width": 32, **crop}
+    transformers.CLIPImageProcessor(crop_size=size, size={"shortest_edge": 32}).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_a_folder_of_transformers_that_does_not_fit(tmp_path):
+    folder = save_clip(tmp_path)
+    name = f"transformers:{folder}"
+    encoder = load_encoder(name, device="cpu")
+    assert (encoder.name, encoder.context_length) == (name, 12)
+    assert encoder.fingerprint == load_encoder(name, device="cpu").fingerprint
+    config = json.loads((folder / "config.json").read_text())
+    wider = {**config, "projection_dim": 20}
+    (folder / "config.json").write_text(json.dumps(wider))
+    with pytest.raises(ValueError, match="does not hold intact weights"):
+        load_encoder(name, device="cpu")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"{}")
+    with pytest.raises(ValueError, match="does not hold intact weights"):
+        load_encoder(name, device="cpu")
+    save_clip(folder, height=48, width=48)
+    with pytest.raises(ValueError, match="makes 48 x 48 pixels, which its model does not take"):
+        load_encoder(name, device="cpu")
+
+
+def cached(home, repository, folder):
+    """A folder as the hub's cache keeps a repository."""
+    place = home / "hub" / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0" * 40)
+    (place / "snapshots").mkdir()
+    Path(folder).rename(place / "snapshots" / ("0" * 40))
+
+
+OFFLINE = """
+import warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+import open_clip
+from open_clip import pretrained as registry
+from lbutils import load_encoder, mini
+print(load_encoder("hf-hub:me/open-clip-tiny", device="cpu").fingerprint)
+print(load_encoder("transformers:me/clip-tiny", device="cpu").fingerprint)
+open_clip.add_model_config(Path("tiny-test.json"))
+tag = registry._pcfg(hf_hub="me/open-clip-tiny/")
+registry._PRETRAINED["tiny-test"] = {"mine": tag}
+print(load_encoder("tiny-test", "mine", device="cpu").fingerprint)
+for name in ("hf-hub:me/absent", "transformers:me/absent", "ViT-B-32:laion2b_s34b_b79k"):
+    try:
+        load_encoder(name, device="cpu")
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_what_was_downloaded_is_found_offline(tmp_path):
+    (tmp_path / "b").mkdir()
+    ours, theirs = write_folder(tmp_path / "a"), save_clip(tmp_path / "b")
+    described = json.loads((ours / FILES[0]).read_text())
+    described["model_cfg"]["text_cfg"]["vocab_size"] = 49408
+    (ours / FILES[0]).write_text(json.dumps(described))
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**described["model_cfg"])
+    save_file(model.state_dict(), ours / FILES[1])
+    (ours / FILES[2]).unlink()
+    expected = [
+        load_encoder(name, device="cpu").fingerprint
+        for name in (f"local-dir:{ours}", f"transformers:{theirs}")
+    ]
+    (tmp_path / "tiny-test.json").write_text(json.dumps(described["model_cfg"]))
+    cached(tmp_path / "home", "me/open-clip-tiny", ours)
+    cached(tmp_path / "home", "me/clip-tiny", theirs)
+    found = subprocess.run(
+        [sys.executable, "-c", OFFLINE],
+        env={
+            **os.environ,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    lines = found.stdout.splitlines()
+    assert lines[:2] == expected and len(lines) == 6, found.stderr
+    # The tag's own preprocessing, which is white around images in the folder's configuration only.
+    assert lines[2] != expected[0] and len(lines[2]) == 64
+    assert all("could not be downloaded from" in line for line in lines[3:])

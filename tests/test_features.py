@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +20,8 @@ import torch
 from PIL import Image
 
 from lbutils import features
-from lbutils.features import image_features
+from lbutils.benchmark import Files, Split
+from lbutils.features import extract, image_features
 
 
 class Pictures:
@@ -25,6 +34,9 @@ class Pictures:
 
     def __len__(self):
         return len(self.ids)
+
+    def take(self, rows):
+        return Pictures([self.ids[row] for row in rows], self.salt)
 
     def image(self, index):
         self.opened.append(index)
@@ -195,7 +207,7 @@ def test_a_damaged_block_is_named(encoder, pictures, tmp_path, monkeypatch):
         image_features(encoder, pictures, cache=tmp_path)
 
 
-def extract(folder, start, results):
+def take_part(folder, start, results):
     features.BLOCK = 4
     start.wait()
     split = Pictures(f"image {i}" for i in range(60))
@@ -205,7 +217,7 @@ def extract(folder, start, results):
 def test_processes_share_a_cache(tmp_path):
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=extract, args=(tmp_path, start, results)) for _ in "ab"]
+    processes = [context.Process(target=take_part, args=(tmp_path, start, results)) for _ in "ab"]
     for process in processes:
         process.start()
     found = [results.get(timeout=50) for _ in processes]
@@ -264,3 +276,231 @@ def test_a_real_encoder(tmp_path):
     assert not clean.requires_grad
     torch.testing.assert_close(views.norm(dim=-1), torch.ones(2, 5))
     assert torch.equal(image_features(encoder, split, views=2, cache=tmp_path), views)
+
+
+# --------------------------------------------------------------------------- workers, precision
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize("views", [0, 2])
+def test_features_do_not_depend_on_the_workers(encoder, pictures, workers, views):
+    options = {"views": views, "cache": False, "batch_size": 3}
+    found = image_features(encoder, pictures, workers=workers, **options)
+    assert torch.equal(found, image_features(encoder, pictures, **options))
+
+
+def test_images_are_read_while_the_model_is_at_work(encoder, pictures):
+    """When the model has a batch, the next ones are being read, but not all of them."""
+    seen = []
+    encode = encoder.encode_images
+
+    def watched(pixels):
+        time.sleep(0.05)
+        seen.append(len(pictures.opened))
+        return encode(pixels)
+
+    encoder.encode_images = watched
+    image_features(encoder, pictures, cache=False, batch_size=1)
+    assert seen[0] == 1 + features.AHEAD and seen[-1] == 10
+
+
+def test_precision_is_for_a_gpu_and_in_the_key(encoder, pictures):
+    encoder.device = torch.device("cpu")
+    with pytest.raises(ValueError, match="autocast='bf16' is for a GPU"):
+        image_features(encoder, pictures, autocast="bf16", cache=False)
+    with pytest.raises(ValueError, match="Did you mean 'bf16'"):
+        image_features(encoder, pictures, autocast="bf17", cache=False)
+    keys = {features.describe(encoder, pictures, autocast=kind) for kind in (None, "bf16", "fp16")}
+    assert len(keys) == 3
+    with pytest.raises(ValueError, match="workers must be 1 or more"):
+        image_features(encoder, pictures, workers=0, cache=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_half_precision_on_a_gpu(make_encoder, pictures, kind):
+    encoder = make_encoder("clip")
+    expected = image_features(encoder, pictures, cache=False)
+    encoder.model, encoder.device = encoder.model.cuda(), torch.device("cuda")
+    full = image_features(encoder, pictures, cache=False)
+    found = image_features(encoder, pictures, cache=False, autocast=kind)
+    encoder.model, encoder.device = encoder.model.cpu(), torch.device("cpu")
+    assert torch.allclose(full, expected, atol=1e-4)
+    assert found.dtype == torch.float32 and torch.allclose(found, full, atol=0.02)
+    assert not torch.equal(found, full)
+
+
+# --------------------------------------------------------------------------- images that are bad
+
+
+def write_images(folder, many=6):
+    """A split of image files, and its images' names."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    names = [f"{i}.png" for i in range(many)]
+    for name in names:
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / name)
+    return names
+
+
+def split_of(folder, names):
+    labels = np.zeros(len(names), dtype=int)
+    return Split(tuple(names), labels, ("thing",), (None,) * len(names), Files(folder))
+
+
+def test_a_corrupt_image_is_named_or_left_out(encoder, tmp_path):
+    names = write_images(tmp_path / "images")
+    for bad in (names[1], names[4]):
+        whole = (tmp_path / "images" / bad).read_bytes()
+        (tmp_path / "images" / bad).write_bytes(whole[:60])
+    split, cache = split_of(tmp_path / "images", names), tmp_path / "cache"
+    with pytest.raises(ValueError, match=r"image '1\.png' is unreadable: .*report\(\)"):
+        image_features(encoder, split, cache=cache, batch_size=2)
+    good = [names[i] for i in (0, 2, 3, 5)]
+    expected = image_features(encoder, split_of(tmp_path / "images", good), cache=False)
+    for options in ({"batch_size": 2}, {"views": 0}, {"cache": False}):
+        with pytest.warns(
+            UserWarning, match=r"2 of 6 images are unreadable and left out.*'1\.png'"
+        ):
+            found = extract(encoder, split, **{"cache": cache, **options})
+        assert found.skipped == (names[1], names[4]) and found.split.ids == tuple(good)
+        assert torch.equal(found.features, expected)
+    with pytest.raises(ValueError, match=r"2 of 6 images are unreadable.*'1\.png'.*extract"):
+        image_features(encoder, split, cache=cache)
+    with pytest.warns(UserWarning, match="2 of 6"):
+        views = extract(encoder, split, views=2, cache=cache)
+    assert views.features.shape == (2, 4, 192) and views.features.isfinite().all()
+
+
+def test_nothing_is_said_where_all_is_well(encoder, tmp_path, recwarn):
+    split = split_of(tmp_path / "images", write_images(tmp_path / "images"))
+    found = extract(encoder, split, cache=False)
+    assert found.split is split and found.skipped == () and not recwarn.list
+    assert torch.equal(found.features, image_features(encoder, split, cache=False))
+
+
+def test_a_batch_without_a_single_image(encoder, tmp_path):
+    names = write_images(tmp_path / "images", many=4)
+    for name in names:
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="4 of 4"):
+        found = extract(encoder, split_of(tmp_path / "images", names), cache=tmp_path, batch_size=2)
+    assert found.features.shape == (0, 192) and len(found.split) == 0
+
+
+def test_a_missing_file_is_an_error_either_way(encoder, tmp_path):
+    names = write_images(tmp_path / "images")
+    (tmp_path / "images" / names[2]).unlink()
+    split = split_of(tmp_path / "images", names)
+    for call in (image_features, extract):
+        with pytest.raises(FileNotFoundError, match=r"2\.png' is missing"):
+            call(encoder, split, cache=False)
+
+
+def png(width, height):
+    """A valid PNG of one colour, made without ever holding its pixels."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    row, packed = bytes(1 + width // 8), zlib.compressobj(9)
+    data = b"".join(packed.compress(row) for _ in range(height)) + packed.flush()
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    header = chunk(b"IHDR", size + bytes([1, 0, 0, 0, 0]))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(10_000, 9_000), (20_000, 20_000), (16_000, 8)],
+    ids=["above Pillow's warning", "above Pillow's limit", "a line"],
+)
+def test_bombs_are_refused(encoder, tmp_path, width, height):
+    names = write_images(tmp_path / "images", many=3)
+    bomb = png(width, height)
+    assert len(bomb) < 100_000
+    (tmp_path / "images" / names[1]).write_bytes(bomb)
+    split = split_of(tmp_path / "images", names)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"image '1\.png' is refused as a decompression bomb, .*pixels"):
+        image_features(encoder, split, cache=False)
+    with pytest.warns(UserWarning, match="1 of 3"):
+        assert extract(encoder, split, cache=False).skipped == (names[1],)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert grown * unit < 100e6  # the first of them alone would take 270 MB
+    small = io.BytesIO(png(64, 48))
+    assert Image.open(small).convert("RGB").size == (64, 48)  # it is a PNG that Pillow reads
+
+
+# --------------------------------------------------------------------------- kills and full disks
+
+
+class Slow(Pictures):
+    """Random images that take a while."""
+
+    def image(self, index):
+        time.sleep(0.02)
+        return super().image(index)
+
+
+def extract_slowly(folder):
+    features.BLOCK = 8
+    image_features(Pixels(), Slow(f"image {i}" for i in range(64)), cache=folder, batch_size=3)
+
+
+def test_a_killed_extraction_ends_bit_by_bit_the_same(tmp_path, monkeypatch, encoder):
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=extract_slowly, args=(tmp_path / "killed",))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed").is_dir() or len(files(tmp_path / "killed")) < 3:
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    parts = [name for name in files(tmp_path / "killed") if name.endswith(".safetensors")]
+    assert 2 <= len(parts) < 8
+    monkeypatch.setattr(features, "BLOCK", 8)
+    split = Pictures(f"image {i}" for i in range(64))
+    found = image_features(encoder, split, cache=tmp_path / "killed", batch_size=3)
+    assert len(split.opened) == 64 - 8 * len(parts)
+    fresh = image_features(encoder, split, cache=tmp_path / "fresh", batch_size=3)
+    assert found.numpy().tobytes() == fresh.numpy().tobytes()
+    again = image_features(encoder, split, cache=tmp_path / "killed")
+    assert again.numpy().tobytes() == fresh.numpy().tobytes()
+
+
+def test_a_full_disk_leaves_the_cache_usable(encoder, pictures, tmp_path):
+    """The limit lets blocks of four be written, but not the whole."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    expected = image_features(encoder, pictures, cache=False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written to .*LBUTILS_CACHE"):
+            image_features(encoder, pictures, cache=tmp_path)
+        assert len(files(tmp_path)) == 3 and not list(tmp_path.glob(".*"))
+        pictures.opened.clear()
+        with pytest.raises(OSError, match="could not be written"):
+            image_features(encoder, pictures, cache=tmp_path)
+        assert pictures.opened == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.equal(image_features(encoder, pictures, cache=tmp_path), expected)
+    assert pictures.opened == [] and len(files(tmp_path)) == 1
+
+
+def test_no_space_at_the_first_block(encoder, pictures, tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"a beginning")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "save_file", full)
+        with pytest.raises(OSError, match="No space left on device.*free space there"):
+            image_features(encoder, pictures, cache=tmp_path)
+    assert files(tmp_path) == []
+    assert len(image_features(encoder, pictures, cache=tmp_path)) == 10

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from those before it.
 ORDER = (
     "atomic words matching counting corpora vocabulary certificates screening "
-    "layout downloads benchmark mini encoders features prompts zeroshot clustering textforward "
-    "installing names fewshot prompting adapters baselines teaching evaluation protocol trials "
-    "records published laion_beyond figures sweeps"
+    "layout downloads benchmark mini towers encoders features exchange prompts zeroshot clustering "
+    "textforward installing names fewshot prompting adapters baselines teaching evaluation "
+    "protocol trials records published laion_beyond figures sweeps"
 ).split()
 WITHOUT_TORCH = (
     "atomic",
