@@ -284,8 +284,8 @@ def _decode(content: bytes) -> Image.Image:
         short, long = sorted(image.size)
         if short * long > MAX_PIXELS or long > MAX_RATIO * short:
             raise Image.DecompressionBombError(
-                f"{image.width} x {image.height} pixels where {MAX_PIXELS:,} and sides of 1 to "
-                f"{MAX_RATIO} are admitted"
+                f"{image.width} x {image.height} pixels where {MAX_PIXELS:,} are admitted, and no "
+                f"side {MAX_RATIO} times the other"
             )
         if image.mode == "RGB":
             return image.copy()

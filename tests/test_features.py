@@ -424,7 +424,9 @@ def test_bombs_are_refused(encoder, tmp_path, width, height):
     (tmp_path / "images" / names[1]).write_bytes(bomb)
     split = split_of(tmp_path / "images", names)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ValueError, match=r"image '1\.png' is refused as a decompression bomb, .*pixels"):
+    with pytest.raises(
+        ValueError, match=r"image '1\.png' is refused as a decompression bomb, .*pixels"
+    ):
         image_features(encoder, split, cache=False)
     with pytest.warns(UserWarning, match="1 of 3"):
         assert extract(encoder, split, cache=False).skipped == (names[1],)
