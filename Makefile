@@ -16,6 +16,9 @@ PYTEST_ARGS ?=
 NOTEBOOKS = $(wildcard notebooks/[0-9]*.ipynb)
 # Notebook 06 makes the calls of 04 four hundred times; `make test CHECKED=notebooks/06*` runs it too.
 CHECKED ?= $(filter-out notebooks/06_%,$(NOTEBOOKS))
+# The longest first; a notebook's cells stay in one process.
+CHECKED := $(filter notebooks/04_%,$(CHECKED)) $(filter-out notebooks/04_%,$(CHECKED))
+PROCESSES ?= -n 2 --dist loadfile --no-loadscope-reorder
 NBVAL = --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 # Threads that wait by spinning starve whatever else runs on a laptop's cores.
@@ -41,7 +44,7 @@ test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy lbutils
-	$(BIN)/python -m pytest tests $(CHECKED) $(if $(CHECKED),$(NBVAL)) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(CHECKED) tests $(if $(CHECKED),$(NBVAL)) $(PROCESSES) $(PYTEST_ARGS)
 
 # The files are not called test_*, so that `make test` leaves them out.
 bench: env ## speed: name tuning beside the plain procedure, the table of rivals, extraction, screening of 20 million captions (some fifteen minutes)
