@@ -178,8 +178,11 @@ def _dispatch(
                 else:
                     yield index, result
     finally:
-        for executor in executors.values():
-            executor.shutdown(wait=not running, cancel_futures=True)
+        # Some are left only if the caller gave up, as at Ctrl-C.
+        for future in running:
+            future.cancel()
+        for executor in set(executors.values()):
+            executor.shutdown(wait=not running)
 
 
 def _on_dask(

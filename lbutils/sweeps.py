@@ -832,7 +832,7 @@ def results(table: pd.DataFrame, swept: Sequence[str] = ()) -> pd.DataFrame:
     """
     parts = []
     for row in table[table["status"].map(_STATES.get) == "finished"].to_dict("records"):
-        part = records.collect(row["folder"])
+        part = records.collect(Path(row["folder"]) / "records")
         for at, name in enumerate(swept):
             value = row[name]
             plain = isinstance(value, (str, int, float))
