@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -29,7 +30,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import lbutils
-from lbutils import figures, grids, pools, published, records
+from lbutils import grids, pools, published, records
 from lbutils.atomic import write_text
 from lbutils.benchmark import load_benchmark
 from lbutils.words import suggest
@@ -556,6 +557,8 @@ def _figures_html(figures: Sequence[Path], out: Path) -> str:
 
 # Variables under which the same code gives other numbers.
 _VARIABLES = ("LBUTILS_DATA", "LBUTILS_MAX_DRAWS")
+# Papermill changes the working folder of the process, so threads of a Dask worker take turns.
+_TURN = threading.Lock()
 _STATES = {"finished": "finished", "skipped": "finished", "failed": "failed"}
 
 
@@ -741,7 +744,7 @@ def _grid_run(
     """One run of a grid, or `pools.BUSY` if another process is making it."""
     if _code() != code:
         raise RuntimeError(f"this worker has lbutils {_code()}, the sweep {code}: install the same")
-    with pools.locked(folder) as free:
+    with _TURN, pools.locked(folder) as free:
         if not free:
             return pools.BUSY
         state = _state(folder)
@@ -907,6 +910,9 @@ def _write_grid(
     table: pd.DataFrame, swept: Sequence[str], out: Path, figure: Mapping[str, str]
 ) -> None:
     """Write what a grid found. Nothing in results and summary depends on when a run was made."""
+    # Here, as workers do without matplotlib.
+    from lbutils import figures
+
     shown = table.assign(
         status=table["status"].map(_STATES), folder=table["folder"].map(lambda f: Path(f).name)
     )

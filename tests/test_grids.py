@@ -403,3 +403,21 @@ def test_the_papers_grid(monkeypatch):
     assert {point["seed"] for point in points} == {1, 2, 3}
     assert all(point["shot_counts"] == [point["shots"]] for point in points)
     assert {name for name, _ in opened} == {"laion-beyond"} and len(opened) == 9
+
+
+@pytest.mark.slow
+def test_the_small_grid_on_the_miniature(tmp_path):
+    found = grids.read_grid(ROOT / "sweeps" / "mini.yaml")
+    assert len(grids.points(found.axes, found.fixed)) == 2
+    axes = {name: values[:1] for name, values in found.axes.items()}
+    made = [
+        sweeps.grid(found.notebook, axes, tmp_path, fixed=found.fixed, progress=False)
+        for _ in range(2)
+    ]
+    assert [table["status"][0] for table in made] == ["finished", "skipped"]
+    table = pd.read_parquet(tmp_path / "results.parquet")
+    assert set(table["benchmark"]) == {"mini"} and set(table["set_seed"]) == {0}
+    assert "Food" in set(table["domain"]) and len(table) > 10
+    executed = nbformat.read(next(tmp_path.glob("*/notebooks/*.ipynb")), as_version=4)
+    injected = next(c for c in executed.cells if "injected-parameters" in c.metadata.tags)
+    assert 'domains = ["Food"]' in injected.source and "controls = 2" in injected.source

@@ -64,7 +64,7 @@ def test_time_and_memory(name, capsys):
             f"  images, {precision or 'fp32'}: {BATCH / seconds:.1f} a second, peak {peak}"
         )
     names = [f"thing {chr(97 + i % 26)}{chr(97 + i // 26 % 26)}" for i in range(CLASSES)]
-    learned = NameEmbeddings(encoder, names, ["a photo of a {}"])
+    learned = NameEmbeddings(encoder, names, ["a photo of a {name}"])
     target = torch.randn(CLASSES, learned().shape[1], device=learned().device)
 
     def step():
