@@ -271,9 +271,10 @@ def test_kill_in_the_middle_and_go_on(tmp_path):
     assert found["value"].tolist() == [0.25, 0.5, 0.75]
     assert found["run"].tolist() == [Path(folder).name for folder in table["folder"]]
     before = {name: (out / name).read_bytes() for name in ("results.csv", "summary.csv")}
-    # The same from one that found all of it done.
-    sweeps.grid_file(path, out=out, progress=False)
-    assert before == {name: (out / name).read_bytes() for name in before}
+    # The same from a sweep that found all of it done, and from one that nothing disturbed.
+    for other in (out, tmp_path / "undisturbed"):
+        sweeps.grid_file(path, out=other, progress=False)
+        assert before == {name: (other / name).read_bytes() for name in before}
     assert (out / "summary.png").stat().st_size > 1000
     assert pd.read_csv(out / "runs.csv")["status"].tolist() == ["finished"] * 3
 
