@@ -47,7 +47,7 @@ test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
 	$(BIN)/python -m pytest $(CHECKED) tests $(if $(CHECKED),$(NBVAL)) $(PROCESSES) $(PYTEST_ARGS)
 
 # The files are not called test_*, so that `make test` leaves them out.
-bench: env ## speed: name tuning beside the plain procedure, the table of rivals, extraction, screening of 20 million captions (some fifteen minutes)
+bench: env ## speed: name tuning beside the plain procedure, the table of rivals, extraction, sweeps, screening of 20 million captions (some fifteen minutes)
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-columns=min,median,rounds $(PYTEST_ARGS)
 
 # Never part of another target: 15 GB, unless DOMAINS="Animals Pokemon" names some.

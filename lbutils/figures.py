@@ -1368,3 +1368,39 @@ def frequency_curve(table: pd.DataFrame) -> Figure:
     axis.grid(axis="y")
     figure.legend(loc="outside upper left", ncols=3, columnspacing=1.4)
     return figure
+
+
+@_styled
+def sweep_lines(table: pd.DataFrame) -> Figure:
+    """One metric over a swept parameter, a line a method, with its range over runs as bars.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `lbutils.sweeps.summary` returns it: first what the lines are, then what is swept,
+        then ``value``, ``low`` and ``high``, and ``metric``. Numbers are spaced as they are,
+        anything else evenly.
+    """
+    _require(table, "value", "low", "high", "metric")
+    by, x = table.columns[:2]
+    numeric = pd.api.types.is_numeric_dtype(table[x])
+    ticks = sorted(table[x].dropna().unique()) if numeric else list(dict.fromkeys(table[x]))
+    lines = list(dict.fromkeys(table[by].astype(str)))
+    looks = line_styles(lines)
+    figure, axis = plt.subplots(figsize=(6.4, max(3.2, 0.24 * len(lines))))
+    for line in lines:
+        rows = table[table[by].astype(str) == line].dropna(subset=["value"])
+        at = rows[x].to_numpy(float) if numeric else [ticks.index(value) for value in rows[x]]
+        reach = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["value"].to_numpy(float))
+        axis.errorbar(
+            at, rows["value"], reach, **looks[line], lw=1.4, elinewidth=0.7, label=_plain(line)
+        )
+    if not numeric:
+        names = [_wrapped(tick, 16) for tick in ticks]
+        axis.set_xticks(range(len(ticks)), names, rotation=30 if len(ticks) > 4 else 0)
+    elif len(ticks) <= 12:
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.grid(axis="y")
+    axis.set(xlabel=_plain(str(x).removeprefix("set_")), ylabel=_plain(table["metric"].iloc[0]))
+    figure.legend(loc="outside right upper")
+    return figure

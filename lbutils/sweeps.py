@@ -1,7 +1,8 @@
 """Notebooks run in order, or over a grid of parameters, and what they found in one place.
 
 ``python -m lbutils.sweeps run`` runs every notebook on the miniature and prints the paper's
-claims beside what was found.
+claims beside what was found; ``python -m lbutils.sweeps run grid.yaml`` runs one notebook over
+a grid.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import ast
 import difflib
 import hashlib
 import html
+import importlib
 import importlib.util
-import itertools
 import json
-import multiprocessing
 import os
 import sys
+import threading
 import time
+import traceback
+import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from lbutils import published, records
+import lbutils
+from lbutils import grids, pools, published, records
 from lbutils.atomic import write_text
 from lbutils.benchmark import load_benchmark
 from lbutils.words import suggest
@@ -47,6 +50,7 @@ class Outcome:
     page: Path | None
     seconds: float
     error: str | None
+    traceback: str | None = None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -201,6 +205,9 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         fits = isinstance(default, float) or isinstance(value, int) or value.is_integer()
     elif isinstance(default, (list, tuple)):
         fits = isinstance(value, (list, tuple))
+        if fits and len({type(item) for item in default}) == 1:
+            for item in value:
+                _check_type(f"{name}, a list of which each", item, default[0])
     else:
         fits = isinstance(value, type(default))
     if not fits:
@@ -283,9 +290,12 @@ def run(
     return outcomes
 
 
-def _execute(notebook: Path, given: Mapping[str, Any], out: Path, progress: bool) -> Outcome:
+def _execute(
+    notebook: Path, given: Mapping[str, Any], out: Path, progress: bool, paged: bool = True
+) -> Outcome:
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbconvert.filters import strip_ansi
 
     executed = out / "notebooks" / notebook.name
     for folder in (executed.parent, out / "figures", out / "records"):
@@ -298,7 +308,7 @@ def _execute(notebook: Path, given: Mapping[str, Any], out: Path, progress: bool
     # Where no terminal redraws the bar, it speaks every ten seconds.
     pace = 0.1 if sys.stderr.isatty() else 10.0
     bar = {"desc": notebook.stem, "leave": False, "mininterval": pace} if progress else False
-    start, error = time.perf_counter(), None
+    start, error, trace = time.perf_counter(), None, None
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -313,11 +323,13 @@ def _execute(notebook: Path, given: Mapping[str, Any], out: Path, progress: bool
         )
     except papermill.exceptions.PapermillExecutionError as failure:
         error = f"{failure.ename}: {_first_line(failure.evalue)}"
+        trace = strip_ansi("\n".join(failure.traceback))
     except (CellTimeoutError, DeadKernelError) as failure:
         error = _first_line(str(failure)) or type(failure).__name__
+        trace = str(failure)
     seconds = time.perf_counter() - start
-    page = _page(executed, out) if executed.exists() else None
-    return Outcome(notebook, _title(notebook), executed, page, seconds, error)
+    page = _page(executed, out) if paged and executed.exists() else None
+    return Outcome(notebook, _title(notebook), executed, page, seconds, error, trace)
 
 
 def _page(executed: Path, out: Path) -> Path:
@@ -543,31 +555,92 @@ def _figures_html(figures: Sequence[Path], out: Path) -> str:
 # Grids
 # ---------------------------------------------------------------------------------------------
 
+# Variables under which the same code gives other numbers.
+_VARIABLES = ("LBUTILS_DATA", "LBUTILS_MAX_DRAWS")
+# Papermill changes the working folder of the process, so threads of a Dask worker take turns.
+_TURN = threading.Lock()
+_STATES = {"finished": "finished", "skipped": "finished", "failed": "failed"}
+
+
+def grid_file(
+    path: str | os.PathLike[str],
+    given: Mapping[str, Any] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Run the grid that a YAML file describes; one row per run comes back.
+
+    Parameters
+    ----------
+    path : path
+        `lbutils.grids` has the format.
+    given : mapping, optional
+        Parameters that are the same in every run, in place of those that the file has in
+        ``set``.
+    out : path, optional
+        Default: ``runs`` of the repository and the file's name without its suffix.
+    **options
+        As `grid` takes them.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `lbutils.grids.read_grid` and `grid`, before anything runs.
+    """
+    found = grids.read_grid(path)
+    place = ROOT / "runs" / Path(path).stem if out is None else Path(out)
+    fixed = {**found.fixed, **(given or {})}
+    options = {"figure": found.figure, **options}
+    return grid(found.notebook, found.axes, place, fixed=fixed, **options)
+
 
 def grid(
     notebook: str | os.PathLike[str],
     parameters: Mapping[str, Sequence[Any]],
     out: str | os.PathLike[str],
     *,
+    fixed: Mapping[str, Any] | None = None,
     workers: int = 1,
+    dask: str | None = None,
+    retry: bool = False,
+    limit: int = grids.LIMIT,
+    figure: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Run one notebook over the product of parameter values; one row per run comes back.
 
-    Every run has a folder of its own under `out`, named by the notebook and a hash of its code
-    and parameters. A run whose records are there is not made again, so a sweep that was
-    interrupted goes on where it stopped; one that failed is tried again. The results of all
-    are ``records.collect(out)``.
+    Every run is a process of its own, with a folder of its own under `out`, named by the
+    notebook and a hash of its code, its parameters and this package's code. A run that has
+    finished is not made again, so a sweep that was interrupted goes on where it stopped. One
+    that failed keeps its traceback (``traceback.txt``) and the notebook as far as it came, and
+    is made again with `retry` only. Several sweeps may work in one folder: each run is made by
+    one of them.
+
+    Under `out` lie afterwards ``runs.csv`` (as returned), ``results.csv`` and ``.parquet``
+    (`results`), ``summary.csv`` (`summary`) and ``summary.png``.
 
     Parameters
     ----------
     notebook : str or path
-        As `find_notebooks` takes it.
+        As `find_notebooks` takes it. It must have a parameter ``out``.
     parameters : mapping of str to sequence
-        Values per parameter; what is not named keeps the notebook's default.
+        Values per parameter; a key ``"a, b"`` moves two together. What is not named keeps the
+        notebook's default.
     out : path
+    fixed : mapping, optional
+        Parameters that are the same in every run.
     workers : int
-        Processes at a time. With more than one, each gets its share of the cores.
+        Processes at a time. With more than one, each gets its share of the cores, and one GPU
+        of those that there are or that CUDA_VISIBLE_DEVICES names.
+    dask : str, optional
+        Address of a Dask scheduler, whose workers are used instead; they must see `out`.
+    retry : bool
+        Make runs again that failed.
+    limit : int
+        Refuse a grid of more runs.
+    figure : mapping, optional
+        ``metric``, ``x`` and ``by``, as `summary` takes them.
     progress : bool
         Show a bar over runs.
 
@@ -580,80 +653,284 @@ def grid(
     Raises
     ------
     ValueError
-        If a parameter is unknown, of the wrong kind, or has no values; before anything runs.
+        If a parameter is unknown, of the wrong kind, or has no values, or two runs are the
+        same; before anything runs.
     """
     (path,) = find_notebooks([os.fspath(notebook)])
-    for name, values in parameters.items():
-        if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or not len(values):
-            raise ValueError(f"grid takes a list of values for {name}, not {values!r}")
-    points = [
-        dict(zip(parameters, values, strict=True))
-        for values in itertools.product(*parameters.values())
-    ]
-    check_parameters([path], *points)
-    jobs = [(path, point, Path(out).resolve() / _run_name(path, point)) for point in points]
+    place = Path(out).resolve()
+    path, fixed = path.resolve(), dict(fixed or {})
+    points = _checked_points(path, parameters, fixed, limit)
+    code = _code()
+    jobs = [(path, point, place / _run_name(path, point, code), retry, code) for point in points]
+    rows: dict[int, dict[str, Any]] = {}
+    failed = 0
     with tqdm(total=len(jobs), unit="run", desc=path.stem, disable=not progress) as bar:
-        if workers == 1:
-            rows = {}
-            for index, job in enumerate(jobs):
-                rows[index] = _grid_run(*job)
-                bar.update()
-        else:
-            rows = _in_processes(jobs, workers, bar)
-    return pd.DataFrame([{**points[index], **rows[index]} for index in range(len(jobs))])
+        for index, found in pools.spread(_grid_run, jobs, workers=workers, dask=dask):
+            row = _lost(jobs[index], found) if isinstance(found, Exception) else found
+            rows[index] = _seen(row)
+            failed += rows[index]["status"] == "failed"
+            bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
+            bar.update()
+    columns = [*fixed, *grids.swept(parameters), "status", "seconds", "error", "folder"]
+    table = pd.DataFrame(
+        [{**points[index], **rows[index]} for index in range(len(jobs))], columns=columns
+    )
+    _write_grid(table, grids.swept(parameters), place, dict(figure or {}))
+    return table
 
 
-def _run_name(notebook: Path, point: Mapping[str, Any]) -> str:
-    """Folder of a run: the same as long as the notebook's code and the parameters are."""
+def _checked_points(
+    notebook: Path, axes: Mapping[str, Sequence[Any]], fixed: dict[str, Any], limit: int
+) -> list[dict[str, Any]]:
+    """The runs' parameters, each of the type that the notebook's default has."""
+    defaults = parameters(notebook)
+    if "out" not in defaults:
+        raise ValueError(f"{notebook.name} has no parameter out, so its runs would share a folder")
+    names = {*fixed, *grids.swept(axes)}
+    if "out" in names:
+        raise ValueError("each run has a folder of its own: the sweep's is set by --out")
+    _absolute_benchmark(fixed)
+    for axis, values in axes.items():
+        listed = isinstance(defaults.get(axis), list) and isinstance(values, (list, tuple))
+        # Said here, as "takes list" alone does not tell what to write instead.
+        if listed and any(not isinstance(value, (list, tuple)) for value in values):
+            raise ValueError(f"{axis} is itself a list: write lists in a list, [{[*values]!r:.80}]")
+    points = grids.points(axes, fixed, limit)
+    check_parameters([notebook], *points)
+    typed = [
+        {name: _typed(value, defaults[name]) for name, value in point.items()} for point in points
+    ]
+    keys = [json.dumps({**defaults, **point}, sort_keys=True) for point in typed]
+    if len(set(keys)) < len(keys):
+        twice = next(point for point, key in zip(typed, keys, strict=True) if keys.count(key) > 1)
+        raise ValueError(f"two runs of the grid are the same: {twice!r:.200}")
+    return typed
+
+
+def _typed(value: Any, default: Any) -> Any:
+    """1 for 1.0 where the notebook has an integer, and 1.0 for 1 where it has a float."""
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (value, default))
+    return type(default)(value) if numbers else value
+
+
+def _absolute_benchmark(given: dict[str, Any]) -> None:
+    # Notebooks run in their own folder, where a relative path means something else.
+    place = Path(str(given.get("benchmark", "mini")))
+    if str(place) != "mini" and place.exists():
+        given["benchmark"] = str(place.resolve())
+
+
+def _code() -> str:
+    """Version of this package and a hash of its code."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return f"{lbutils.__version__}+{digest.hexdigest()[:12]}"
+
+
+def _run_name(notebook: Path, point: Mapping[str, Any], code: str) -> str:
+    """Folder of a run: the same as long as all code and the parameters are."""
     cells = read_notebook(notebook)["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    key = json.dumps([code, dict(point)], sort_keys=True, default=str)
+    source = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    setting = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    # A default that is written out is no other run.
+    key = json.dumps([source, {**parameters(notebook), **point}, code, setting], sort_keys=True)
     return f"{notebook.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def _in_processes(
-    jobs: Sequence[tuple[Path, dict[str, Any], Path]], workers: int, bar: Any
-) -> dict[int, dict[str, Any]]:
-    # Spawned, because a fork of a process that has run torch may hang.
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    rows = {}
-    with ProcessPoolExecutor(workers, context, _share_cores, (threads,)) as pool:
-        waiting = {pool.submit(_grid_run, *job): index for index, job in enumerate(jobs)}
-        for future in as_completed(waiting):
-            rows[waiting[future]] = future.result()
-            bar.update()
-    return rows
+def _grid_run(
+    notebook: Path, point: Mapping[str, Any], folder: Path, retry: bool, code: str
+) -> dict[str, Any] | str:
+    """One run of a grid, or `pools.BUSY` if another process is making it."""
+    if _code() != code:
+        raise RuntimeError(f"this worker has lbutils {_code()}, the sweep {code}: install the same")
+    with _TURN, pools.locked(folder) as free:
+        if not free:
+            return pools.BUSY
+        state = _state(folder)
+        if state is not None and not (retry and state["status"] == "failed"):
+            return state | {"status": "skipped" if state["status"] == "finished" else "failed"}
+        # A run that is cut short from here on has no state, and is made again.
+        for stale in (folder / "run.json", *(folder / "records").glob("*.json")):
+            stale.unlink(missing_ok=True)
+        start, trace = time.perf_counter(), None
+        try:
+            outcome = _execute(notebook, point, folder, progress=False, paged=False)
+            error, trace = outcome.error, outcome.traceback
+        # Whatever it is that fails, a full disk or a missing kernel, the other runs go on.
+        except Exception as failure:
+            error, trace = _told(failure), traceback.format_exc()
+        return _leave_state(folder, notebook, point, error, trace, time.perf_counter() - start)
 
 
-def _share_cores(threads: int) -> None:
-    for variable in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):
-        os.environ.setdefault(variable, str(threads))
-
-
-def _grid_run(notebook: Path, point: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    marker = folder / "run.json"
-    if _finished(marker):
-        seconds = json.loads(marker.read_text(encoding="utf-8"))["seconds"]
-        return {"status": "skipped", "seconds": seconds, "error": None, "folder": str(folder)}
-    for stale in (folder / "records").glob("*.json"):
-        stale.unlink()
-    outcome = _execute(notebook, point, folder, progress=False)
-    status = "failed" if outcome.error else "finished"
-    state = {"status": status, "seconds": round(outcome.seconds, 3), "error": outcome.error}
-    described = {"notebook": notebook.name, "parameters": dict(point), **state}
-    write_text(marker, json.dumps(described, indent=1, default=str))
+def _leave_state(
+    folder: Path,
+    notebook: Path,
+    point: Mapping[str, Any],
+    error: str | None,
+    trace: str | None,
+    seconds: float,
+) -> dict[str, Any]:
+    if trace:
+        write_text(folder / "traceback.txt", trace.rstrip() + "\n")
+    else:
+        (folder / "traceback.txt").unlink(missing_ok=True)
+    status = "failed" if error else "finished"
+    state = {"status": status, "seconds": round(seconds, 3), "error": error}
+    kept = sorted(path.name for path in (folder / "records").glob("*.json"))
+    described = {"notebook": notebook.name, "parameters": dict(point), **state, "records": kept}
+    write_text(folder / "run.json", json.dumps(described, indent=1) + "\n")
     return {**state, "folder": str(folder)}
 
 
-def _finished(marker: Path) -> bool:
-    """Whether a run ended well and its records can still be read."""
+def _state(folder: Path) -> dict[str, Any] | None:
+    """How a run ended; None if it has not, or its records cannot be read any more."""
     try:
-        done = json.loads(marker.read_text(encoding="utf-8"))["status"] == "finished"
-        found = [records.read_record(path) for path in (marker.parent / "records").glob("*.json")]
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        state = {name: told[name] for name in ("status", "seconds", "error")}
+        for name in told["records"]:
+            records.read_record(folder / "records" / name)
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return done and bool(found)
+        return None
+    return {**state, "folder": str(folder)} if state["status"] in _STATES else None
+
+
+def _lost(job: tuple[Path, dict[str, Any], Path, bool, str], error: Exception) -> dict[str, Any]:
+    """The row of a run whose worker did not come back, kept as failed."""
+    notebook, point, folder, *_ = job
+    trace = "".join(traceback.format_exception(error))
+    with pools.locked(folder) as free:
+        if free:
+            return _leave_state(folder, notebook, point, _told(error), trace, 0.0)
+    return {"status": "failed", "seconds": 0.0, "error": _told(error), "folder": str(folder)}
+
+
+def _seen(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, if what its worker wrote can be seen from here."""
+    if _state(Path(row["folder"])) is not None:
+        return row
+    return row | {"status": "failed", "error": "its worker writes where this machine cannot read"}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {_first_line(str(error))}"
+
+
+def results(table: pd.DataFrame, swept: Sequence[str] = ()) -> pd.DataFrame:
+    """Every metric of every run of a grid that finished.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `grid` returns it.
+    swept : sequence of str
+        Columns of `table` to carry over.
+
+    Returns
+    -------
+    DataFrame
+        ``run`` (its folder's name), a column ``set_...`` per name of `swept` (lists as JSON),
+        then the columns of `lbutils.records.collect`. Runs in the order of the grid. Several
+        runs may have a metric under the same key, such as a mean over different domains.
+    """
+    parts = []
+    for row in table[table["status"].map(_STATES.get) == "finished"].to_dict("records"):
+        part = records.collect(Path(row["folder"]) / "records")
+        for at, name in enumerate(swept):
+            value = row[name]
+            plain = isinstance(value, (str, int, float))
+            part.insert(at, f"set_{name}", value if plain else json.dumps(value))
+        part.insert(0, "run", Path(row["folder"]).name)
+        parts.append(part)
+    empty = pd.DataFrame(columns=["run", *(f"set_{n}" for n in swept), *records.KEY, "value"])
+    # Parts without rows would lend their types to the columns of others.
+    found = pd.concat([part for part in parts if len(part)] or [empty], ignore_index=True)
+    mixed = [c for c in found if c.startswith("set_") and found[c].map(type).nunique() > 1]
+    return found.astype(dict.fromkeys(mixed, str))
+
+
+def summary(
+    found: pd.DataFrame, metric: str | None = None, x: str | None = None, by: str = "method"
+) -> pd.DataFrame:
+    """Mean and range of one metric over runs, by one column and along another.
+
+    Parameters
+    ----------
+    found : DataFrame
+        As `results` returns it.
+    metric : str, optional
+        Default: the one with the most rows.
+    x : str, optional
+        A swept parameter or a column. Default: the first swept parameter of which there are
+        several values, or the run.
+    by : str
+        A column, or a swept parameter.
+
+    Returns
+    -------
+    DataFrame
+        Columns `by`, `x`, ``value`` (mean), ``low`` and ``high`` (least and greatest), ``rows``
+        and ``metric``. Means over domains that a record holds beside the domains themselves
+        are left out.
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric or column.
+    """
+    metrics = found["metric"].value_counts(sort=True)
+    if metric is None:
+        # Of several that are as frequent, always the same.
+        metric = min(metrics.index, key=lambda name: (-metrics[name], name))
+    elif metric not in metrics.index:
+        raise ValueError(suggest(metric, sorted(metrics.index), "metric"))
+    varied = [c for c in found if c.startswith("set_") and found[c].nunique() > 1]
+    x = _column(x, found) if x else next(iter(varied), "run")
+    by = _column(by, found)
+    rows = found[found["metric"] == metric]
+    if (rows["domain"] != "Mean").any():
+        rows = rows[rows["domain"] != "Mean"]
+    if by == x:
+        raise ValueError(f"the figure's lines and its axis are both {x}: name another by or x")
+    grouped = rows.groupby([by, x], sort=True, dropna=False)["value"]
+    table = grouped.agg(value="mean", low="min", high="max", rows="size").reset_index()
+    return table.assign(metric=metric)
+
+
+def _column(name: str, found: pd.DataFrame) -> str:
+    """The column of a name, in which a swept parameter goes before what records call the same."""
+    if f"set_{name}" in found:
+        return f"set_{name}"
+    if name not in found:
+        raise ValueError(suggest(name, [c.removeprefix("set_") for c in found], "column"))
+    return name
+
+
+def _write_grid(
+    table: pd.DataFrame, swept: Sequence[str], out: Path, figure: Mapping[str, str]
+) -> None:
+    """Write what a grid found. Nothing in results and summary depends on when a run was made."""
+    # Here, as workers do without matplotlib.
+    from lbutils import figures
+
+    shown = table.assign(
+        status=table["status"].map(_STATES), folder=table["folder"].map(lambda f: Path(f).name)
+    )
+    records.write_table(shown, out / "runs.csv")
+    found = results(table, swept)
+    records.write_table(found, out / "results.csv")
+    records.write_table(found, out / "results.parquet")
+    for stale in (out / "summary.csv", out / "summary.png"):
+        stale.unlink(missing_ok=True)
+    if len(found):
+        try:
+            drawn = summary(found, **figure)
+        except ValueError as error:
+            # Hours of runs are not lost to a word in the grid's last line.
+            warnings.warn(f"no summary: {error}", stacklevel=3)
+            return
+        records.write_table(drawn, out / "summary.csv")
+        figures.save(figures.sweep_lines(drawn), out / "summary", ["png"])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -663,10 +940,30 @@ def _finished(marker: Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status of the command line: 0, 1 if a notebook failed, 2 if the input is wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        given = dict(parse_parameter(text) for text in options.parameters)
+        if "out" in given:
+            raise ValueError("the folder is set by --out, not by -p out=")
+        if options.benchmark is not None:
+            given["benchmark"] = options.benchmark
+        _absolute_benchmark(given)
+        files = [name for name in options.notebooks if name.endswith((".yaml", ".yml"))]
+        if files and len(options.notebooks) > 1:
+            raise ValueError("one grid at a time, and no notebooks beside it")
+        return _run_grid(files[0], given, options) if files else _run_all(given, options)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m lbutils.sweeps", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("run", help="run notebooks and gather what they found")
-    command.add_argument("notebooks", nargs="*", help="number, name or path; default: all")
+    command.add_argument(
+        "notebooks", nargs="*", help="number, name or path, or a grid in YAML; default: all"
+    )
     command.add_argument("--benchmark", help="mini, or the folder of LAION-Beyond")
     command.add_argument("--out", type=Path, help="default: runs/ and the benchmark's name")
     command.add_argument(
@@ -677,25 +974,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME=VALUE",
         help="repeatable",
     )
-    options = parser.parse_args(arguments)
-    try:
-        given = dict(parse_parameter(text) for text in options.parameters)
-        if "out" in given:
-            raise ValueError("the folder is set by --out, not by -p out=")
-        if options.benchmark is not None:
-            given["benchmark"] = options.benchmark
-        place = Path(str(given.get("benchmark", "mini")))
-        if str(place) != "mini" and place.exists():
-            # Notebooks run in their own folder, where a relative path means something else.
-            given["benchmark"] = str(place.resolve())
-        out = options.out or ROOT / "runs" / place.resolve().name
-        outcomes = run(find_notebooks(options.notebooks), given, out=out)
-    except (ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    only = command.add_argument_group("grids")
+    only.add_argument("--workers", type=int, default=1, help="processes, a GPU each")
+    only.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster")
+    only.add_argument("--retry", action="store_true", help="make runs again that failed")
+    only.add_argument("--limit", type=int, default=grids.LIMIT, help="most runs that are allowed")
+    return parser
+
+
+def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
+    benchmark = Path(str(given.get("benchmark", "mini")))
+    out = options.out or ROOT / "runs" / benchmark.resolve().name
+    outcomes = run(find_notebooks(options.notebooks), given, out=out)
     print(f"\n{format_claims(claims_table(out))}\n\nresults: {Path(out).resolve() / 'index.html'}")
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
 
+def _run_grid(file: str, given: dict[str, Any], options: argparse.Namespace) -> int:
+    out = (options.out or ROOT / "runs" / Path(file).stem).resolve()
+    settings = {name: getattr(options, name) for name in ("workers", "dask", "retry", "limit")}
+    table = grid_file(file, given, out=out, **settings)
+    if (out / "summary.csv").exists():
+        drawn = pd.read_csv(out / "summary.csv")
+        print(drawn.to_string(index=False, float_format="{:.4g}".format), end="\n\n")
+    for row in table[table["status"] == "failed"].itertuples():
+        print(f"failed: {row.error}\n  see {Path(row.folder) / 'traceback.txt'}")
+    counts = table["status"].value_counts()
+    print(", ".join(f"{counts.get(status, 0)} {status}" for status in _STATES))
+    print(f"results: {out / 'results.csv'}")
+    if counts.get("failed", 0):
+        print("--retry makes the failed ones again", flush=True)
+    return 1 if counts.get("failed", 0) else 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    # By its name, under which other processes find its functions; here it is called __main__.
+    sys.exit(importlib.import_module("lbutils.sweeps").main())

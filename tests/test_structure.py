@@ -15,7 +15,8 @@ ORDER = (
     "atomic words matching counting corpora vocabulary certificates screening "
     "layout downloads benchmark mini towers encoders features exchange prompts zeroshot clustering "
     "textforward installing names fewshot discovery prompting adapters baselines teaching "
-    "evaluation protocol trials records published laion_beyond figures sweeps"
+    "evaluation protocol trials records published laion_beyond figures grids pools "
+    "sweeps"
 ).split()
 WITHOUT_TORCH = (
     "atomic",
@@ -35,6 +36,8 @@ WITHOUT_TORCH = (
     "published",
     "laion_beyond",
     "figures",
+    "grids",
+    "pools",
     "sweeps",
 )
 MODULES = sorted(

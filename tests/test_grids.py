@@ -1,0 +1,426 @@
+"""Grids as files, and what many processes, kills and failures leave of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from lbutils import figures, grids, pools, records, sweeps
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMETERS = """
+seed = 0
+rate = 0.5
+sizes = [1, 2]
+domains = None
+gate = ""
+out = ""
+"""
+# Told with O_APPEND, by which lines of several processes stay whole.
+WORK = """
+import json, os, time
+from pathlib import Path
+
+told = f"{seed} {os.getpid()} {os.getppid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n"
+with open("log.txt", "a") as log:
+    log.write(told)
+while gate and not Path(gate).exists():
+    time.sleep(0.05)
+if Path("broken").exists():
+    raise KeyError("broken on purpose")
+row = dict(method="m", encoder=None, benchmark=None, domain=None, vocabulary=None, shots=None,
+           seed=None, metric="accuracy", value=seed * rate, low=None, high=None)
+record = dict(kind="k", key={}, params={}, metrics=[row], claims=[], provenance={})
+Path(out, "records", "k.json").write_text(json.dumps(record))
+"""
+
+
+def notebook(folder, work=WORK, parameters=PARAMETERS):
+    cells = [
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(work),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tiny.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+def written(folder, axes, **fixed):
+    """A grid's file beside a tiny notebook."""
+    notebook(folder)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"notebook": "tiny.ipynb", "set": fixed, "grid": axes}))
+    return path
+
+
+def started(folder):
+    """Seed, process, parent and GPU of each run that was started, in order."""
+    log = folder / "log.txt"
+    return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def until(holds, seconds=90):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def launch(*arguments, **variables):
+    command = [sys.executable, "-m", "lbutils.sweeps", "run", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def alive(pid):
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    # A zombie that nobody waits for is dead as well.
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b", "a grid is a mapping with notebook, set, grid, figure, not list"),
+        ("just text", "not str 'just text'"),
+        ("", "not nothing"),
+        ("notebook: 03\ngrid: {seed: [1]}\ngrid: {seed: [2]}", "line 3: the key grid .* twice"),
+        ("notebook: 03\ngrid: {seed: [1], seed: [2]}", "line 2: the key seed .* twice"),
+        ("notebook: 03\ngrid: {seed: &a [1], rate: *a}", "line 2: write the value out"),
+        ("notebook: 03\ngird: {seed: [1]}", "unknown key 'gird'.*Did you mean 'grid'"),
+        ("notebook: 03", "grid is missing"),
+        ("grid: {seed: [1]}", "notebook is missing"),
+        ("notebook: [3]\ngrid: {seed: [1]}", "notebook is a number, a name or a path"),
+        ("notebook: 03\ngrid: [seed]", "grid is a mapping of names to values"),
+        ("notebook: 03\ngrid: {seed: 1}", "list of values for seed, not 1"),
+        ("notebook: 03\ngrid: {seed: '12'}", "list of values for seed"),
+        ("notebook: 03\ngrid: {seed: []}", "list of values for seed"),
+        ("notebook: 03\ngrid: {seed: [1, 1]}", "seed has the value 1 2 times"),
+        ("notebook: 03\ngrid: {seed: [2020-01-01]}", "seed takes text, numbers"),
+        ("notebook: 03\ngrid: {rate: [.inf]}", "rate takes no inf"),
+        ("notebook: 03\ngrid: {1: [1]}", "1 is no name of a parameter"),
+        ("notebook: 03\ngrid: {'a; b': [1]}", "'a; b' is no name"),
+        ("notebook: 03\ngrid: {'a, b': [[1, 2], [3]]}", "a, b takes lists of 2 values each"),
+        ("notebook: 03\nset: {a: 1}\ngrid: {'a, b': [[1, 2]]}", "parameter a is given twice"),
+        ("notebook: ../x.ipynb\ngrid: {seed: [1]}", "lies outside the folder"),
+        ("notebook: /x.ipynb\ngrid: {seed: [1]}", "lies outside the folder"),
+        ("notebook: 03\ngrid: {seed: [1]}\nfigure: {mtric: a}", "Did you mean 'metric'"),
+        ("notebook: !!python/name:os.system x\ngrid: {}", "could not determine a constructor"),
+        ("notebook: {", "line 1: "),
+        ("[" * 5000, "nested too deeply"),
+        ("#" * 1_000_001, "more than 1,000,000 bytes"),
+    ],
+)
+def test_bad_files_are_refused_in_a_line(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"bad.yaml: .*{message}") as error:
+        grids.read_grid(path)
+    assert "\n" not in str(error.value)
+
+
+def test_points_are_the_product_in_order():
+    axes = {"a, b": [[1, [1]], [2, [2]]], "c": ["x", "y"]}
+    assert grids.points(axes, {"d": None}) == [
+        {"d": None, "a": 1, "b": [1], "c": "x"},
+        {"d": None, "a": 1, "b": [1], "c": "y"},
+        {"d": None, "a": 2, "b": [2], "c": "x"},
+        {"d": None, "a": 2, "b": [2], "c": "y"},
+    ]
+    assert grids.points({}, {"d": 1}) == [{"d": 1}]
+    million = {"a": range(1000), "b": range(1000)}
+    with pytest.raises(ValueError, match="1,000,000 runs are more than 1,000: .*--limit 1000000"):
+        grids.points(million, {})
+    assert len(grids.points({"a": range(1001)}, {}, limit=1001)) == 1001
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"sizes": [1, 2]}, r"sizes is itself a list: write lists in a list, \[\[1, 2\]\]"),
+        ({"sizes": [[1, "x"]]}, "sizes, a list of which each takes int"),
+        ({"seeds": [1]}, "unknown parameter 'seeds'.*Did you mean 'seed'"),
+        ({"seed": ["1e3"]}, "seed takes int"),
+        ({"seed": [0, 0.0]}, "two runs of the grid are the same"),
+        ({"out": ["x"]}, "set by --out"),
+    ],
+)
+def test_grids_that_do_not_fit_the_notebook(tmp_path, capsys, axes, message):
+    path = written(tmp_path, axes)
+    with pytest.raises(ValueError, match=message):
+        sweeps.grid_file(path, out=tmp_path / "out")
+    assert sweeps.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_command_lines(tmp_path, capsys):
+    path = written(tmp_path, {"seed": [0, 1]})
+    out = ["--out", str(tmp_path / "out")]
+    for arguments, message in (
+        ([path, "03"], "one grid at a time"),
+        ([tmp_path / "none.yaml"], "none.yaml"),
+        ([path, "-p", "seed=3"], "seed is given twice"),
+        ([path, "--workers", "0"], "workers must be 1 or more"),
+        ([path, "--limit", "1"], "2 runs are more than 1"),
+        ([path, "--dask", "nowhere"], "no Dask scheduler answers at nowhere"),
+    ):
+        assert sweeps.main(["run", *map(str, arguments), *out]) == 2
+        assert message in capsys.readouterr().err
+    notebook(tmp_path, parameters="seed = 0")
+    assert sweeps.main(["run", str(path), *out]) == 2
+    assert "no parameter out" in capsys.readouterr().err
+    assert not started(tmp_path) and not (tmp_path / "out").exists()
+
+
+def test_the_key_of_a_run(tmp_path, monkeypatch):
+    path = notebook(tmp_path)
+    name = sweeps._run_name(path, {"seed": 1}, "code")
+    assert name == sweeps._run_name(path, {"rate": 0.5, "seed": 1}, "code")
+    others = {
+        sweeps._run_name(path, {"seed": 2}, "code"),
+        sweeps._run_name(path, {"seed": 1}, "other code"),
+        sweeps._run_name(notebook(tmp_path / "b", WORK + "\n1"), {"seed": 1}, "code"),
+    }
+    monkeypatch.setenv("LBUTILS_MAX_DRAWS", "1")
+    others.add(sweeps._run_name(path, {"seed": 1}, "code"))
+    assert len(others | {name}) == 5
+
+
+def test_gpus_are_dealt_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5,-1,6")
+    assert pools.gpus() == ["3", "GPU-5"]
+    dealt = [made["CUDA_VISIBLE_DEVICES"] for made in pools.environments(3)]
+    assert dealt == ["3", "GPU-5", "3"]
+    for preset in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", preset)
+        assert "CUDA_VISIBLE_DEVICES" not in pools.environments(1)[0]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert pools.gpus() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 0\necho 1\n")
+    tool.chmod(0o755)
+    assert pools.gpus() == ["0", "1"]
+    tool.write_text("#!/bin/sh\necho no driver\nexit 9\n")
+    assert pools.gpus() == []
+
+
+def test_a_worker_that_dies_costs_its_job_alone():
+    # A child's end is a signal that does nothing.
+    jobs = [(signal.SIGCHLD,), (signal.SIGKILL,), (signal.SIGCHLD,), (signal.SIGCHLD,)]
+    found = dict(pools.spread(signal.raise_signal, jobs, workers=2))
+    assert sorted(found) == [0, 1, 2, 3] and isinstance(found.pop(1), BrokenProcessPool)
+    assert set(found.values()) == {None}
+
+
+@pytest.mark.slow
+def test_kill_in_the_middle_and_go_on(tmp_path):
+    gate, out = tmp_path / "gate", tmp_path / "out"
+    path = written(tmp_path, {"seed": [1, 2, 3]}, rate=0.25, gate=str(gate))
+    arguments = [path, "--out", out, "--workers", "2"]
+    first = launch(*arguments, CUDA_VISIBLE_DEVICES="3,5")
+    try:
+        until(lambda: len(started(tmp_path)) == 2)
+        gate.touch()
+        until(lambda: len(list(out.glob("*/run.json"))) >= 1)
+        gate.unlink()
+        until(lambda: len(started(tmp_path)) == 3)
+    finally:
+        first.kill()
+        first.communicate()
+    runs = started(tmp_path)
+    assert {gpu for *_, gpu in runs} == {"3", "5"}
+    # Neither workers nor kernels outlive the sweep.
+    until(lambda: not any(alive(pid) for run in runs for pid in run[1:3]))
+    done = {json.loads(p.read_text())["parameters"]["seed"] for p in out.glob("*/run.json")}
+    assert 1 <= len(done) <= 2 and not (out / "results.csv").exists()
+
+    gate.touch()
+    table = sweeps.grid_file(path, out=out, workers=1, progress=False)
+    expected = ["skipped" if seed in done else "finished" for seed in (1, 2, 3)]
+    assert table["status"].tolist() == expected
+    again = started(tmp_path)[3:]
+    assert {int(seed) for seed, *_ in again} == {1, 2, 3} - done
+
+    found = pd.read_csv(out / "results.csv")
+    assert found["set_seed"].tolist() == [1, 2, 3]
+    assert found["value"].tolist() == [0.25, 0.5, 0.75]
+    assert found["run"].tolist() == [Path(folder).name for folder in table["folder"]]
+    before = {name: (out / name).read_bytes() for name in ("results.csv", "summary.csv")}
+    # The same from a sweep that found all of it done, and from one that nothing disturbed.
+    for other in (out, tmp_path / "undisturbed"):
+        sweeps.grid_file(path, out=other, progress=False)
+        assert before == {name: (other / name).read_bytes() for name in before}
+    assert (out / "summary.png").stat().st_size > 1000
+    assert pd.read_csv(out / "runs.csv")["status"].tolist() == ["finished"] * 3
+
+
+@pytest.mark.slow
+def test_two_sweeps_share_a_folder(tmp_path):
+    gate, out = tmp_path / "gate", tmp_path / "out"
+    path = written(tmp_path, {"seed": [1, 2]}, gate=str(gate))
+    both = [launch(path, "--out", out) for _ in range(2)]
+    try:
+        # Each holds a run that the other wants.
+        until(lambda: len(started(tmp_path)) == 2)
+        gate.touch()
+        printed = [sweep.communicate(timeout=120)[0] for sweep in both]
+    finally:
+        for sweep in both:
+            sweep.kill()
+    assert [sweep.returncode for sweep in both] == [0, 0]
+    assert all("1 finished, 1 skipped, 0 failed" in text for text in printed)
+    seeds, _, parents, _ = zip(*started(tmp_path), strict=True)
+    assert sorted(seeds) == ["1", "2"] and len(set(parents)) == 2
+    assert pd.read_csv(out / "results.csv")["value"].tolist() == [0.5, 1.0]
+
+
+def test_failures_are_kept_and_retried_on_request(tmp_path, capsys):
+    path, out = written(tmp_path, {"seed": [1]}), tmp_path / "out"
+    (tmp_path / "broken").touch()
+    command = ["run", str(path), "--out", str(out)]
+    assert sweeps.main(command) == 1
+    printed = capsys.readouterr().out
+    assert "failed: KeyError: 'broken on purpose'" in printed and "--retry" in printed
+    (folder,) = (path.parent for path in out.glob("*/run.json"))
+    trace = (folder / "traceback.txt").read_text()
+    assert 'raise KeyError("broken on purpose")' in trace and "\x1b" not in trace
+    (tmp_path / "broken").unlink()
+    assert sweeps.main(command) == 1 and len(started(tmp_path)) == 1
+    assert sweeps.main([*command, "--retry"]) == 0 and len(started(tmp_path)) == 2
+    assert not (folder / "traceback.txt").exists()
+    assert records.collect(out)["value"].tolist() == [0.5]
+
+
+def test_what_is_no_notebooks_fault_is_kept_too(tmp_path, monkeypatch):
+    path, out = written(tmp_path, {"seed": [1, 2]}), tmp_path / "out"
+
+    def full(notebook, point, folder, **_):
+        if point["seed"] == 1:
+            raise OSError(28, "No space left on device")
+        return sweeps.Outcome(notebook, "", folder, None, 1.0, None)
+
+    monkeypatch.setattr(sweeps, "_execute", full)
+    table = sweeps.grid_file(path, out=out, progress=False)
+    assert table["status"].tolist() == ["failed", "finished"]
+    assert table["error"][0] == "OSError: [Errno 28] No space left on device"
+    # One without records is finished all the same, and there is nothing to draw.
+    assert sweeps.grid_file(path, out=out, progress=False)["status"][1] == "skipped"
+    assert len(pd.read_csv(out / "results.csv")) == 0 and not (out / "summary.png").exists()
+
+
+def test_over_dask(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    path, out = written(tmp_path, {"seed": [1, 2]}), tmp_path / "out"
+    options = {"processes": False, "dashboard_address": None, "protocol": "tcp://"}
+    with distributed.LocalCluster(1, threads_per_worker=2, **options) as cluster:
+        address = cluster.scheduler_address
+        table = sweeps.grid_file(path, out=out, dask=address, progress=False)
+        assert table["status"].tolist() == ["finished"] * 2
+        again = sweeps.grid_file(path, out=out, dask=address, progress=False)
+        assert again["status"].tolist() == ["skipped"] * 2
+    assert pd.read_csv(out / "results.csv")["value"].tolist() == [0.5, 1.0]
+
+
+def test_a_worker_of_another_version(tmp_path):
+    with pytest.raises(RuntimeError, match="install the same"):
+        sweeps._grid_run(notebook(tmp_path), {}, tmp_path / "run", False, "0.0.9+abc")
+    assert not (tmp_path / "run").exists()
+
+
+def measured(run, seed, method, value, metric="accuracy", domain="Food"):
+    row = dict.fromkeys((*records.KEY, *records.VALUES))
+    row |= {"method": method, "domain": domain, "metric": metric, "value": value, "seed": 0}
+    return {"run": run, "set_seed": seed, "set_kind": '["a"]', **row}
+
+
+def test_summary_over_runs():
+    rows = [measured(f"r{s}", s, m, 10 * s + n) for s in (1, 2) for n, m in enumerate("ab")]
+    rows += [measured("r1", 1, "a", 14.0, domain="Pets"), measured("r1", 1, "a", 12, domain="Mean")]
+    rows += [measured("r2", 2, "a", 0.5, "loss")]
+    table = pd.DataFrame(rows)
+    found = sweeps.summary(table)
+    # A swept seed goes before the one of the records, and means before nothing.
+    assert list(found) == ["method", "set_seed", "value", "low", "high", "rows", "metric"]
+    wide = found.pivot(index="method", columns="set_seed", values="value")
+    np.testing.assert_allclose(wide.loc[["a", "b"], [1, 2]], [[12, 20], [11, 21]])
+    assert found.loc[0, ["low", "high", "rows"]].tolist() == [10, 14, 2]
+    assert set(sweeps.summary(table, "loss")["metric"]) == {"loss"}
+    assert list(sweeps.summary(table, x="domain", by="seed"))[:2] == ["set_seed", "domain"]
+    for options, message in (
+        ({"metric": "accurcy"}, "unknown metric.*Did you mean 'accuracy'"),
+        ({"x": "sed"}, "unknown column 'sed'.*Did you mean 'seed'"),
+        ({"x": "seed", "by": "seed"}, "name another"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweeps.summary(table, **options)
+
+
+def test_figure_of_a_sweep():
+    rows = [measured(f"r{s}", s, m, 10 * s + n) for s in (1, 4) for n, m in enumerate("ab")]
+    axis = figures.sweep_lines(sweeps.summary(pd.DataFrame(rows))).axes[0]
+    drawn = {box.get_label(): box.lines[0].get_xydata() for box in axis.containers}
+    np.testing.assert_allclose(drawn["b"], [[1, 11], [4, 41]])
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("seed", "accuracy")
+    axis = figures.sweep_lines(sweeps.summary(pd.DataFrame(rows), x="run")).axes[0]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["r1", "r4"]
+
+
+def test_the_papers_grid(monkeypatch):
+    found = grids.read_grid(ROOT / "sweeps" / "paper.yaml")
+    (path,) = sweeps.find_notebooks([found.notebook])
+    opened = []
+    monkeypatch.setattr(sweeps, "load_benchmark", lambda name, **kw: opened.append((name, kw)))
+    points = sweeps._checked_points(path, found.axes, dict(found.fixed), grids.LIMIT)
+    assert path.stem == "04_few_shot_name_learning" and len(points) == 9 * 5 * 3
+    # The domains and shots of the published figure are the ones that are swept.
+    published = sweeps.published.table("figure5_few_shot").query(
+        "shots > 0 and domain != 'average'"
+    )
+    assert {point["domains"][0] for point in points} == set(published["domain"])
+    assert {point["shots"] for point in points} == set(published["shots"])
+    assert {point["seed"] for point in points} == {1, 2, 3}
+    assert all(point["shot_counts"] == [point["shots"]] for point in points)
+    assert {name for name, _ in opened} == {"laion-beyond"} and len(opened) == 9
+
+
+@pytest.mark.slow
+def test_the_small_grid_on_the_miniature(tmp_path):
+    found = grids.read_grid(ROOT / "sweeps" / "mini.yaml")
+    assert len(grids.points(found.axes, found.fixed)) == 2
+    axes = {name: values[:1] for name, values in found.axes.items()}
+    made = [
+        sweeps.grid(found.notebook, axes, tmp_path, fixed=found.fixed, progress=False)
+        for _ in range(2)
+    ]
+    assert [table["status"][0] for table in made] == ["finished", "skipped"]
+    table = pd.read_parquet(tmp_path / "results.parquet")
+    assert set(table["benchmark"]) == {"mini"} and set(table["set_seed"]) == {0}
+    assert "Food" in set(table["domain"]) and len(table) > 10
+    executed = nbformat.read(next(tmp_path.glob("*/notebooks/*.ipynb")), as_version=4)
+    injected = next(c for c in executed.cells if "injected-parameters" in c.metadata.tags)
+    assert 'domains = ["Food"]' in injected.source and "controls = 2" in injected.source
