@@ -160,6 +160,13 @@ def validate(path):
     )
 
 
+@each
+def test_what_lies_beside_the_records_is_no_json(path):
+    """`lbutils.records` takes every JSON file right in a run's folder for a record."""
+    source = "\n".join(cell.source for cell in code_cells(read(path)))
+    assert not re.search(r'place / f?"[^"/]*\.json"', source)
+
+
 @pytest.mark.slow
 def test_nbval_fails_when_a_stored_output_is_corrupted(tmp_path):
     notebook = read(NOTEBOOKS[0])
