@@ -202,7 +202,8 @@ def run(
         not fitted, such as those of `lbutils.baselines.RIVALS`.
     shots, draws : iterable of int
         Images a class, and numbers of few-shot draws; all methods get the same. The environment
-        variable ``LBUTILS_MAX_DRAWS`` makes do with fewer, with a warning: tests set it.
+        variables ``LBUTILS_MAX_DRAWS`` and ``LBUTILS_MAX_DOMAINS`` make do with fewer draws, and
+        with the domains of fewest OOP classes, with a warning: tests set them.
     templates : str or sequence of str
         Templates of the names.
     views, seed : int
@@ -229,7 +230,10 @@ def run(
             raise ValueError(suggest(name, methods, "method"))
         if not np.isfinite(bias):
             raise ValueError(f"the bias {bias} of {name} must be a finite number")
-    shots, draws = list(shots), _capped(list(draws))
+    shots, draws = list(shots), _capped(list(draws), "DRAWS")
+    small = sorted(benchmark, key=lambda name: len(benchmark[name].oop.names))
+    allowed = _capped(small, "DOMAINS")
+    benchmark = {name: domain for name, domain in benchmark.items() if name in allowed}
     before = _takes_before(encoder, benchmark, methods, templates, shots)
     todo = list(tasks(encoder, benchmark, shots, draws, views, seed, before))
     # Tasks take a time about proportional to their images; long ones first waste least at the end.
@@ -276,12 +280,13 @@ def _takes_before(
     return False
 
 
-def _capped(draws: list[int]) -> list[int]:
-    """The draws that the environment allows."""
-    most = int(os.environ.get("LBUTILS_MAX_DRAWS") or len(draws))
-    if most < len(draws):
-        warnings.warn(f"LBUTILS_MAX_DRAWS: {most} of {len(draws)} draws are run", stacklevel=3)
-    return draws[:most]
+def _capped(all_: list[Any], what: str) -> list[Any]:
+    """The first draws or domains, as many as the environment allows."""
+    most = int(os.environ.get(f"LBUTILS_MAX_{what}") or len(all_))
+    if most < len(all_):
+        told = f"LBUTILS_MAX_{what}: {most} of {len(all_)} {what.lower()} are run"
+        warnings.warn(told, stacklevel=3)
+    return all_[:most]
 
 
 def _run_task(

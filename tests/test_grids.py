@@ -205,7 +205,7 @@ def test_the_key_of_a_run(tmp_path, monkeypatch):
         sweeps._run_name(path, {"seed": 1}, "other code"),
         sweeps._run_name(notebook(tmp_path / "b", WORK + "\n1"), {"seed": 1}, "code"),
     }
-    monkeypatch.setenv("LBUTILS_MAX_DRAWS", "1")
+    monkeypatch.setenv("LBUTILS_MAX_DRAWS", "7")
     others.add(sweeps._run_name(path, {"seed": 1}, "code"))
     assert len(others | {name}) == 5
 

@@ -56,8 +56,9 @@ def run(encoder, shades, monkeypatch, methods, **options):
 
 
 @pytest.fixture(autouse=True)
-def all_draws(monkeypatch):
-    monkeypatch.delenv("LBUTILS_MAX_DRAWS", raising=False)
+def all_draws_of_all_domains(monkeypatch):
+    for what in ("DRAWS", "DOMAINS"):
+        monkeypatch.delenv(f"LBUTILS_MAX_{what}", raising=False)
 
 
 def test_every_method_meets_every_task(tiny_encoder, shades, monkeypatch):
@@ -168,3 +169,13 @@ def test_fewer_draws_by_the_environment_are_said(tiny_encoder, shades, monkeypat
     with pytest.warns(UserWarning, match="1 of 2 draws"):
         found = run(tiny_encoder, shades, monkeypatch, methods)
     assert set(found.scores["prototypes", 1]["Shades"]) == {0}
+
+
+def test_fewer_domains_by_the_environment_are_the_smallest(tiny_encoder, shades, monkeypatch):
+    monkeypatch.setenv("LBUTILS_MAX_DOMAINS", "1")
+    few = Domain("Few", "colour", shades["Shades"].ip, subset("oop", ("puce", "ecru")))
+    world = {**shades, "Few": few}
+    methods = {"prototypes": RIVALS["prototypes"]}
+    with pytest.warns(UserWarning, match="1 of 2 domains"):
+        found = run(tiny_encoder, world, monkeypatch, methods, shots=[1], draws=[0])
+    assert set(found.scores["prototypes", 1]) == {"Few"}
