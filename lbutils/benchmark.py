@@ -33,12 +33,12 @@ SCALES = {"mini": ("small", "medium", "large"), "laion_beyond": ("400m", "2b", "
 # Refused before they are decoded: 50 megapixels take 200 MB of memory in each of eight threads.
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64_000_000
+MAX_RATIO = 1000  # of an image's sides
 # Not all that Pillow reads: some of its formats start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 Finding = tuple[str, str, str]  # kind, where, detail
 
-MAX_RATIO = 1000  # of an image's sides
 # What Pillow raises for content that it cannot decode.
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _verified: dict[Path, tuple[int, int]] = {}

@@ -641,30 +641,50 @@ def shift_head(
     problem = _problem(features, labelled, labels)
     images = _Images(problem, views, labelled_views, dropout, seed)
     head = torch.eye(images.plain.shape[1], requires_grad=True)
-    optimiser = optimiser_for(head, "sgd", lr)
     count = min(neighbours, len(images.plain) - 1)
-    losses = []
-    for epoch in range(epochs if count > 0 else 0):
-        optimiser.param_groups[0]["lr"] = schedule(epoch, epochs, lr)
+
+    def losses_of(epoch: int) -> Callable[[Tensor], Tensor]:
         with torch.no_grad():
             memory = F.normalize(images.plain @ head.T, dim=1)
-        total = 0.0
-        for batch in images.batches(batch_size):
+
+        def loss_of(batch: Tensor) -> Tensor:
             rows = [F.normalize(view @ head.T, dim=1) for view in images.two_views(batch)]
             shifted = torch.cat([_towards(row, memory, batch, count, alpha) for row in rows])
             pairs = torch.arange(len(batch)).repeat(2)
             loss = _contrast(shifted, pairs, temperature, alone=False) * (1 - supervised)
-            seen = batch < len(problem.codes)
-            if seen.any():
-                codes = images.codes[batch[seen]].repeat(2)
-                own = torch.cat([row[seen] for row in rows])
+            own, codes = images.labelled(batch, rows)
+            if len(codes):
                 loss = loss + _contrast(own, codes, 0.07, alone=True) * supervised
+            return loss
+
+        return loss_of
+
+    losses = _trained(head, images, losses_of, lr, epochs if count > 0 else 0, batch_size)
+    return Trained(head.detach().numpy(), losses)
+
+
+def _trained(
+    rows: Tensor,
+    images: _Images,
+    losses_of: Callable[[int], Callable[[Tensor], Tensor]],
+    lr: float,
+    epochs: int,
+    batch_size: int,
+) -> list[float]:
+    """Mean loss of each epoch of SGD on `rows`, in place; `losses_of(epoch)(batch)` is the loss."""
+    optimiser = optimiser_for(rows, "sgd", lr)
+    losses = []
+    for epoch in range(epochs):
+        optimiser.param_groups[0]["lr"] = schedule(epoch, epochs, lr)
+        loss_of, total = losses_of(epoch), 0.0
+        for batch in images.batches(batch_size):
+            loss = loss_of(batch)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             total += float(loss.detach()) * len(batch)
         losses.append(total / len(images.plain))
-    return Trained(head.detach().numpy(), losses)
+    return losses
 
 
 def _towards(rows: Tensor, memory: Tensor, batch: Tensor, count: int, alpha: float) -> Tensor:
@@ -780,26 +800,22 @@ def prototypes(
     start = _lloyd(problem, k, seed, n_init)
     rows = torch.from_numpy(_unit(_sums(start, images.plain.numpy(), k))).float()
     rows.requires_grad_()
-    optimiser = optimiser_for(rows, "sgd", lr)
-    losses = []
-    for epoch in range(epochs):
-        optimiser.param_groups[0]["lr"] = schedule(epoch, epochs, lr)
+
+    def losses_of(epoch: int) -> Callable[[Tensor], Tensor]:
         teacher = 0.07 - 0.03 * min(1.0, epoch / (0.15 * epochs))
-        total = 0.0
-        for batch in images.batches(batch_size):
+
+        def loss_of(batch: Tensor) -> Tensor:
             unit = F.normalize(rows, dim=1)
             cosines = [view @ unit.T for view in images.two_views(batch)]
             loss = (1 - supervised) * _self_taught(cosines, teacher, entropy)
-            seen = batch < len(problem.codes)
-            if seen.any():
-                told = torch.cat([part[seen] for part in cosines]) / _STUDENT
-                codes = images.codes[batch[seen]].repeat(2)
-                loss = loss + supervised * F.cross_entropy(told, codes)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total += float(loss.detach()) * len(batch)
-        losses.append(total / len(images.plain))
+            told, codes = images.labelled(batch, cosines)
+            if len(codes):
+                loss = loss + supervised * F.cross_entropy(told / _STUDENT, codes)
+            return loss
+
+        return loss_of
+
+    losses = _trained(rows, images, losses_of, lr, epochs, batch_size)
     return Trained(F.normalize(rows.detach(), dim=1).numpy(), losses)
 
 
@@ -840,6 +856,12 @@ class _Images:
         """Indices of all images in random order, in even batches of `size` at most."""
         order = torch.randperm(len(self.plain), generator=self.generator)
         return iter(order.tensor_split(-(-len(order) // size)))
+
+    def labelled(self, batch: Tensor, seen_twice: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of a batch's rows in two views those of labelled images, and their classes."""
+        known = batch < len(self.codes)
+        own = torch.cat([rows[known] for rows in seen_twice])
+        return own, self.codes[batch[known]].repeat(2)
 
     def two_views(self, batch: Tensor) -> list[Tensor]:
         """Unit features of a batch, seen twice."""
