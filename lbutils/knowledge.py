@@ -1,0 +1,228 @@
+"""What is known of a name besides its letters: declared sources, and prototypes made of them.
+
+A name that no caption had tells an image-text model nothing. A language model, a description in
+words that captions did have, or the domain may tell something; each is a source of `Knowledge`
+that is switched on by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from scipy.special import expit
+from sklearn.kernel_ridge import KernelRidge
+from torch import Tensor
+
+from lbutils.benchmark import mini_file
+from lbutils.words import canonical, suggest
+from lbutils.zeroshot import text_features
+
+SOURCES = ("pieces", "language", "descriptions", "hints")
+
+
+class Lexicon(NamedTuple):
+    """What a language model and a dictionary say about words.
+
+    Attributes
+    ----------
+    vectors : mapping of str to ndarray, shape (W,)
+        A language model's unit vector, float32, of each text.
+    phrases : mapping of str to tuple of str
+        Short descriptions of each name.
+    labels : mapping of str to int
+        Texts that are in pre-training, with how often they occur.
+    """
+
+    vectors: Mapping[str, np.ndarray]
+    phrases: Mapping[str, tuple[str, ...]]
+    labels: Mapping[str, int]
+
+    def vector(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of texts, ``(N, W)``. Raises KeyError for a text that has none."""
+        for text in texts:
+            if text not in self.vectors:
+                raise KeyError(suggest(text, list(self.vectors), "text with a vector"))
+        return np.stack([self.vectors[text] for text in texts])
+
+    def described(self, name: str) -> tuple[str, ...]:
+        """Phrases of a name. Raises KeyError for a name that has none."""
+        if not self.phrases.get(name):
+            raise KeyError(suggest(name, list(self.phrases), "name with a description"))
+        return tuple(self.phrases[name])
+
+
+def load_lexicon() -> Lexicon:
+    """Lexicon of the miniature: vectors of all-MiniLM-L6-v2, descriptions in IP words.
+
+    Labels are those of the pre-training pairs of scale small, whose captions the other scales
+    hold as well. See ``data/mini/make/describe.py``.
+    """
+    table = pq.read_table(mini_file("language.parquet"))
+    texts = table["text"].to_pylist()
+    flat = np.frombuffer(b"".join(table["vector"].to_pylist()), np.int8)
+    vectors = flat.reshape(len(texts), -1).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    pairs = dict(zip(texts, table["pairs"].to_pylist(), strict=True))
+    rows = pd.read_csv(mini_file("descriptions.csv"))
+    phrases = {str(name): tuple(own) for name, own in rows.groupby("name")["phrase"]}
+    labels = {text: number for text, number in pairs.items() if number}
+    return Lexicon(dict(zip(texts, vectors, strict=True)), phrases, labels)
+
+
+class Knowledge:
+    """Prototypes of names in an encoder's joint space, from the sources that are switched on.
+
+    - ``"pieces"``: the encoder's text feature of the name itself. For a name out of pre-training
+      this is what its BPE pieces leak, and nothing else.
+    - ``"language"``: the language model's vector of the name, moved into the encoder's space by
+      a kernel ridge regression from vectors of texts in pre-training to their text features.
+    - ``"descriptions"``: the encoder's text feature of the phrases that describe the concept; with
+      ``"language"`` also the mean of the phrases' own vectors, moved alike.
+    - ``"hints"``: whether the language model sees a name as near to the domain's hint as it sees
+      the known names, as a share that each candidate may expect of the images (`shares`). It
+      does not enter prototypes.
+
+    A prototype is the sum of what its sources give, each of unit length, normalised.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+    lexicon : Lexicon
+    sources : sequence of str
+        Of `SOURCES`.
+    hint : str, optional
+        The domain's superclass, which ``"hints"`` needs.
+    template : str
+        Into which names, phrases and labels are put.
+    hold_out : sequence of str
+        Names that the map must not have met: labels that contain one are left out of its fit.
+        For choosing settings on names in pre-training that play names out of it.
+    gamma, alpha : float
+        Of the Gaussian kernel on unit vectors, and of the ridge. Chosen on IP names held out.
+    sharpness, quantile : float
+        Of the sigmoid in `shares`. Chosen on IP names that play OOP.
+
+    Raises
+    ------
+    ValueError
+        If a source is unknown or none but hints is given, or hints come without a hint.
+
+    Notes
+    -----
+    Source: a map from word vectors to an image-text space is in the line of DeViSE (Frome et al.
+    2013) and ConSE (Norouzi et al. 2014), which go from images to words; descriptions in place of
+    names: Menon and Vondrick 2023.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        lexicon: Lexicon,
+        sources: Sequence[str] = ("language", "descriptions"),
+        *,
+        hint: str | None = None,
+        template: str = "a {name}",
+        hold_out: Sequence[str] = (),
+        gamma: float = 3.0,
+        alpha: float = 1.0,
+        sharpness: float = 40.0,
+        quantile: float = 0.25,
+    ):
+        for source in sources:
+            if source not in SOURCES:
+                raise ValueError(suggest(source, SOURCES, "source of knowledge"))
+        if not set(sources) - {"hints"}:
+            raise ValueError(f"prototypes need a source: choose of {', '.join(SOURCES[:3])}")
+        if "hints" in sources and not hint:
+            raise ValueError("the source 'hints' needs hint=, the superclass of the domain")
+        self.encoder, self.lexicon, self.sources = encoder, lexicon, tuple(sources)
+        self.hint, self.template = hint, template
+        self.sharpness, self.quantile = sharpness, quantile
+        self._map: KernelRidge | None = None
+        if "language" in sources:
+            self._fit(tuple(hold_out), gamma, alpha)
+
+    def _fit(self, hold_out: Sequence[str], gamma: float, alpha: float) -> None:
+        """The map from vectors to text features; a label weighs as the root of its number."""
+        labels = _without(list(self.lexicon.labels), hold_out)
+        if len(labels) < 2:
+            raise ValueError("a map from language needs two labels in pre-training: add some")
+        targets = self._texts(labels).numpy()
+        weights = np.sqrt([self.lexicon.labels[label] for label in labels]).astype(np.float32)
+        self._mean = targets.mean(axis=0)
+        self._map = KernelRidge(alpha=alpha, kernel="rbf", gamma=gamma)
+        self._map.fit(self.lexicon.vector(labels), targets - self._mean, sample_weight=weights)
+
+    def _texts(self, texts: Sequence[str]) -> Tensor:
+        return text_features(self.encoder, texts, self.template, self.hint)
+
+    def moved(self, texts: Sequence[str]) -> Tensor:
+        """Language model's vectors of texts in the encoder's space, ``(N, D)`` float32.
+
+        Raises RuntimeError unless ``"language"`` is a source.
+        """
+        if self._map is None:
+            raise RuntimeError("there is no map from language: add 'language' to sources")
+        moved = self._map.predict(self.lexicon.vector(texts)) + self._mean
+        return torch.from_numpy(moved.astype(np.float32))
+
+    def prototypes(self, names: Sequence[str]) -> Tensor:
+        """Unit rows ``(C, D)`` float32 for names.
+
+        Raises
+        ------
+        ValueError
+            If there are no names.
+        KeyError
+            If the lexicon lacks a vector or a description that a source needs.
+        """
+        if not len(names):
+            raise ValueError("no names given: pass at least one")
+        parts = []
+        described = "descriptions" in self.sources
+        phrases = [self.lexicon.described(name) for name in names] if described else []
+        if "pieces" in self.sources:
+            parts.append(self._texts(names))
+        if self._map is not None:
+            parts.append(F.normalize(self.moved(names), dim=1))
+        if described:
+            joined = [", ".join(own) for own in phrases]
+            parts.append(self._texts(joined))
+        if described and self._map is not None:
+            flat = self.moved([phrase for own in phrases for phrase in own])
+            means = [rows.mean(dim=0) for rows in flat.split([len(own) for own in phrases])]
+            parts.append(F.normalize(torch.stack(means), dim=1))
+        return F.normalize(torch.stack(parts).sum(dim=0), dim=1)
+
+    def shares(self, names: Sequence[str], known: Sequence[str] = ()) -> np.ndarray:
+        """Share of the images that each name may expect, ``(C,)`` float64, adding up to one.
+
+        All the same unless ``"hints"`` is a source. With it a name has the more, the nearer it is
+        to the hint, up to what is usual: a sigmoid of its cosine, whose middle is a low quantile
+        of the cosines of the `known` names of the domain (without any, the median of `names`).
+        """
+        if "hints" not in self.sources or self.hint is None:
+            return np.full(len(names), 1 / max(len(names), 1))
+        goal = self.lexicon.vector([self.hint])[0].astype(np.float64)
+        near = self.lexicon.vector(names) @ goal
+        usual, quantile = (near, 0.5)
+        if len(known):
+            usual, quantile = self.lexicon.vector(known) @ goal, self.quantile
+        weights = expit(self.sharpness * (near - np.quantile(usual, quantile)))
+        return weights / weights.sum()
+
+
+def _without(labels: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Labels that contain none of the names, nor their plain plurals."""
+    if not names:
+        return list(labels)
+    longest = sorted(map(canonical, names), key=len, reverse=True)
+    told = re.compile(rf"\b({'|'.join(map(re.escape, longest))})(e?s)?\b")
+    return [label for label in labels if not told.search(canonical(label))]

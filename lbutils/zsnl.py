@@ -1,0 +1,569 @@
+"""Zero-shot name learning (ZSNL): names learned from images without labels.
+
+Images are discovered, matched to candidate names by declared knowledge, and the names tuned on
+what came out. What the released code is given of the truth is an argument here, None by default:
+the number of classes, which images are out of pre-training, and the exact vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lbutils import assignment
+from lbutils.discovery import Discovery, discover
+from lbutils.fewshot import Frozen, NameLearner, optimiser_for, schedule
+from lbutils.knowledge import Knowledge, Lexicon
+from lbutils.names import NameEmbeddings, Names
+from lbutils.prompts import resolve
+from lbutils.words import suggest
+from lbutils.zeroshot import FeatureClassifier, check_others, class_means, text_features
+
+MATCHINGS = ("joint", *assignment.METHODS)
+
+
+class Joint(NamedTuple):
+    """A mixture of known classes and named new ones, fitted to images without labels.
+
+    Attributes
+    ----------
+    centres : Tensor, shape (C, D)
+        Unit rows of the candidate names.
+    weights : Tensor, shape (N, A + C)
+        Share of each image that a class has, known classes first; rows sum to one.
+    new_share : float
+        Share of the images that show no known class.
+    objective : list of float
+        Log-posterior of each iteration, a mean over images; it never falls.
+    """
+
+    centres: Tensor
+    weights: Tensor
+    new_share: float
+    objective: list[float]
+
+
+def joint_iteration(
+    images: Tensor,
+    prototypes: Tensor,
+    known: Tensor | None = None,
+    *,
+    shares: Any = None,
+    concentration: float = 20.0,
+    prior: float = 1.0,
+    iterations: int = 15,
+) -> Joint:
+    """Mixture of known classes and names, in which images and prototypes settle each other.
+
+    Expectation-maximisation for directions (von Mises-Fisher) of one concentration. A name's centre
+    has its prototype as prior, a known class's centre is fixed. A name without images keeps its
+    prototype, so that neither the number of classes nor the exact vocabulary need be known.
+
+    Parameters
+    ----------
+    images : Tensor, shape (N, D)
+        Unit features.
+    prototypes : Tensor, shape (C, D)
+        Unit rows for the candidate names, as from `Knowledge.prototypes`.
+    known : Tensor, shape (A, D), optional
+        Unit centres of the known classes; without them all images are taken as new.
+    shares : array, shape (C,), optional
+        Share of the new images that each name may expect; all the same by default.
+    concentration : float
+        Of the directions of a class around its centre.
+    prior : float
+        Weight of a prototype, in images.
+    iterations : int
+
+    Notes
+    -----
+    Source: clustering on the sphere, Banerjee et al. 2005; the prior on centres is ours. The share
+    of new images is estimated; known classes, and names, divide theirs as told beforehand.
+    """
+    a = 0 if known is None else len(known)
+    own = np.full(len(prototypes), 1.0) if shares is None else np.asarray(shares, dtype=np.float64)
+    names = torch.from_numpy(np.log(np.maximum(own / own.sum(), 1e-12))).to(images)
+    fixed = None if known is None else images @ known.T * concentration - np.log(max(a, 1))
+    centres, new = prototypes, 0.5 if a else 1.0
+    objective: list[float] = []
+    weights = torch.zeros(len(images), a + len(prototypes))
+    for _ in range(iterations):
+        logits = images @ centres.T * concentration + names + np.log(max(new, 1e-12))
+        if fixed is not None and a:
+            logits = torch.cat([fixed + np.log(max(1 - new, 1e-12)), logits], dim=1)
+        told = prior * concentration * float((centres * prototypes).sum())
+        objective.append((float(logits.double().logsumexp(1).sum()) + told) / len(images))
+        weights = logits.softmax(dim=1)
+        theirs = weights[:, a:]
+        centres = F.normalize(prior * prototypes + theirs.T @ images, dim=1)
+        new = float(theirs.sum()) / len(images) if a else 1.0
+    return Joint(centres, weights, new, objective)
+
+
+class _Vocabulary(NamedTuple):
+    """Names split by a comparison: `known` of the labelled images, `candidates` for the others."""
+
+    known: tuple[str, ...]
+    candidates: tuple[str, ...]
+
+
+class _Labelled(NamedTuple):
+    """Images with the labels that they were given by matching, as `NameLearner.fit` takes them."""
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+    captions: tuple[None, ...]
+
+
+class _Pool(NamedTuple):
+    """Unlabelled images that are used, known centres and texts, and what discovery made of them."""
+
+    images: Tensor
+    centres: Tensor
+    texts: Tensor
+    discovery: Discovery | None
+
+
+class ZeroShotNameLearner(FeatureClassifier):
+    """Classifier whose new names are learned from images that nobody has labelled.
+
+    1. Discover: the clusters of the images (`discover`; the joint matching needs none).
+    2. Match: clusters to candidate names, by the prototypes of `Knowledge`.
+    3. Tune: the names' rows, by the images weighted with how surely they bear a name, against the
+       known names; and towards the centre of the images matched, beside the prototype. A name that
+       no image was matched to is tuned towards its prototype.
+
+    Further rounds match again, by prototypes and the names just learned together.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+        The frozen image-text model.
+    knowledge : Knowledge
+        Where prototypes and shares of names come from.
+    matching : str
+        ``"joint"`` (`joint_iteration`), or a method of `assignment.assign` on discovered clusters.
+    discovery : str
+        Method of `discover`; the joint matching does without.
+    gap : "none" or "mean"
+        Correction of the modality gap, see `assignment.similarities`.
+    prior : float
+        Weight of a prototype beside the images matched to its name, in images.
+    concentration, iterations : float, int
+        Of `joint_iteration`.
+    rounds : int
+        Times to match and tune.
+    unit_centres : bool
+        Whether clusters' centres are normalised before they are matched; the released code's
+        are not.
+    min_images : int
+        Clusters that are the likeliest of fewer images get no name. 0 keeps all.
+    learner : callable, optional
+        Tunes names instead of the procedure above: called with the images for each name matched
+        (at least 1) and the number of names, it returns a `NameLearner`, which is fitted to the
+        images that a name was matched to, with hard labels.
+    hint, templates : str
+        For the names' prompts.
+    image_weight, anchor_weight : float
+        Weights of the image term and of the centres in tuning.
+    margin : float
+        Given to the logits of new names while tuning, so that they end lower beside the known.
+    temperature : float
+        Logits are divided by it while tuning.
+    lr, steps : float, int
+        Of Adam with a cosine.
+    min_rows : int
+        Rows that a name has at least.
+    seed : int
+
+    Attributes
+    ----------
+    classifier_ : Tensor, shape (C, D)
+        Text features of the candidate names, unit length.
+    names_ : Names
+        Learned rows by name.
+    candidates_, known_ : tuple of str
+    weights_ : Tensor, shape (N, A + C)
+        What each image of the pool was taken for, known names first. Rows sum to one, or less
+        where clusters went without a name; images outside of `membership` have zeros.
+    centres_ : Tensor, shape (C, D)
+        Unit rows that the names were tuned towards.
+    new_share_ : float
+        Share of the images used that was taken for new.
+    discovery_ : Discovery or None
+    clusters_, assignment_ : ndarray of shape (K,) and Assignment, or None
+        Clusters of ``discovery_`` that were matched, and the names that they got: those that stand
+        for no known class and have enough images.
+    history_ : list of float
+        Loss of each step of tuning, round by round.
+    objective_ : list of float
+        Of the last joint iteration, see `Joint`; empty for other matchings.
+
+    Notes
+    -----
+    Source: discovery, matching and name-tuning on pseudo labels are section 4 of the paper; joint
+    iteration, confidence weights and knowledge are ours. Defaults were chosen on IP classes
+    that play OOP (``data/mini/make/choose_zsnl.py``).
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        knowledge: Knowledge,
+        *,
+        matching: str = "joint",
+        discovery: str = "semi_kmeans",
+        gap: str = "none",
+        prior: float = 1.0,
+        concentration: float = 20.0,
+        iterations: int = 15,
+        rounds: int = 1,
+        unit_centres: bool = True,
+        min_images: int = 0,
+        learner: Callable[[int, int], NameLearner] | None = None,
+        hint: str | None = None,
+        templates: str | Sequence[str] = "mini",
+        image_weight: float = 0.5,
+        anchor_weight: float = 1.0,
+        margin: float = 2.5,
+        temperature: float = 2.0,
+        lr: float = 0.02,
+        steps: int = 15,
+        min_rows: int = 3,
+        seed: int = 0,
+    ):
+        if matching not in MATCHINGS:
+            raise ValueError(suggest(matching, MATCHINGS, "matching"))
+        if min(rounds, iterations, steps) < 1:
+            raise ValueError("rounds, iterations and steps must be at least 1")
+        if min(prior, image_weight, anchor_weight) < 0 or image_weight + anchor_weight == 0:
+            raise ValueError("weights must not be negative, nor those of tuning all 0")
+        if min(concentration, temperature) <= 0:
+            raise ValueError("concentration and temperature must be above 0")
+        self.encoder, self.knowledge = encoder, knowledge
+        self.matching, self.discovery, self.gap = matching, discovery, gap
+        self.prior, self.concentration, self.iterations = prior, concentration, iterations
+        self.rounds, self.unit_centres, self.min_images = rounds, unit_centres, min_images
+        self.learner = learner
+        self.hint, self.templates = hint, templates
+        self.image_weight, self.anchor_weight, self.margin = image_weight, anchor_weight, margin
+        self.temperature, self.lr, self.steps = temperature, lr, steps
+        self.min_rows, self.seed = min_rows, seed
+
+    @classmethod
+    def released(
+        cls, encoder: Any, lexicon: Lexicon, hint: str, **changes: Any
+    ) -> ZeroShotNameLearner:
+        """Learner with the constants of the authors' released code; `fit` gives it the oracles.
+
+        Contrastive mean-shift, centres that are not normalised, one-to-one matching with the names'
+        text features (CLIP's own pieces), clusters of fewer than 20 images dropped, and
+        `NameLearner.released` on what is left. The released code is told the number of classes, the
+        membership and the vocabulary; captions are not at hand here, and images are not cropped
+        anew, as features are computed once.
+
+        Parameters
+        ----------
+        encoder : DualEncoder
+        lexicon : Lexicon
+            Not asked, as pieces are the only source.
+        hint : str
+            Superclass, such as ``"animal"``.
+        **changes
+            Arguments of `ZeroShotNameLearner` to differ in.
+        """
+        template = resolve("released")[0]
+        constants: dict[str, Any] = {
+            "matching": "hungarian",
+            "discovery": "contrastive_mean_shift",
+            "unit_centres": False,
+            "min_images": 20,
+            "hint": hint,
+            "templates": "released",
+            "learner": partial(_released_learner, encoder, hint),
+        }
+        pieces = Knowledge(encoder, lexicon, ("pieces",), hint=hint, template=template)
+        return cls(encoder, pieces, **{**constants, **changes})
+
+    def fit(
+        self,
+        images: Tensor,
+        candidates: Sequence[str],
+        *,
+        known: Sequence[str] = (),
+        labelled: Tensor | None = None,
+        labels: Any = None,
+        n_classes: int | None = None,
+        membership: Any = None,
+        vocabulary: Sequence[str] | None = None,
+    ) -> ZeroShotNameLearner:
+        """Self, with the candidate names learned.
+
+        Parameters
+        ----------
+        images : Tensor, shape (N, D)
+            Unit features of images without labels, of known and of new classes.
+        candidates : sequence of str
+            Names that the new classes may bear; some of them may be borne by none.
+        known : sequence of str
+            Names in pre-training.
+        labelled, labels : Tensor, shape (M, D) and (M,), optional
+            Unit features of images of known classes, and which; without them the known names'
+            text features stand for their images, and discovery has no labels.
+        n_classes : int, optional
+            Oracle: how many new classes the images show. Without it `discover` estimates it; the
+            joint matching asks for none, and does not look at it.
+        membership : bool array, shape (N,), optional
+            Oracle: which images show new classes. The others are left out, and so are known
+            classes in discovery.
+        vocabulary : sequence of str, optional
+            Oracle: the names that the new classes bear, of `candidates`. Others are not learned.
+
+        Raises
+        ------
+        ValueError
+            If there are no images or candidates, names repeat or are both known and candidates,
+            features are no unit vectors, or an oracle does not fit.
+        RuntimeError
+            If the encoder is not frozen, or the loss is no longer finite.
+        """
+        names = _vocabulary(candidates, known, vocabulary)
+        pool = self._pool(images, names, labelled, labels, n_classes, membership)
+        prototypes = self.knowledge.prototypes(names.candidates)
+        shares = self.knowledge.shares(names.candidates, names.known)
+        self.candidates_, self.known_ = names.candidates, names.known
+        self.discovery_ = pool.discovery
+        self.history_: list[float] = []
+        rows: Any = "clip"
+        for _ in range(self.rounds):
+            weights = self._match(pool, prototypes, shares)
+            if self.learner is None:
+                rows = self._tune(names.candidates, pool, weights, rows)
+            else:
+                self._hand_on(names.candidates, pool, weights)
+            prototypes = F.normalize(prototypes + self.classifier_, dim=1)
+        self.names_: Names = self.embeddings_.learned()
+        self.weights_ = torch.zeros(len(images), weights.shape[1])
+        self.weights_[_members(images, membership)] = weights.cpu()
+        return self
+
+    def columns(self, names: Sequence[str]) -> np.ndarray:
+        """Columns of the logits that belong to some of the candidate names, ``(len(names),)``.
+
+        Raises ValueError for a name that was not learned.
+        """
+        place = {name: column for column, name in enumerate(self.candidates_)}
+        for name in names:
+            if name not in place:
+                raise ValueError(suggest(name, list(place), "learned name"))
+        return np.array([place[name] for name in names], dtype=np.int64)
+
+    def _pool(
+        self,
+        images: Tensor,
+        names: _Vocabulary,
+        labelled: Tensor | None,
+        labels: Any,
+        n_classes: int | None,
+        membership: Any,
+    ) -> _Pool:
+        """What matching needs, checked."""
+        if (labelled is None) != (labels is None):
+            raise ValueError("labelled images and labels go together: give both or neither")
+        _check_unit(images, "images")
+        used = images[_members(images, membership)]
+        if n_classes is not None and not 1 <= n_classes <= len(used):
+            raise ValueError(f"n_classes={n_classes} for {len(used)} images: 1 for each at most")
+        texts = torch.empty(0, images.shape[1])
+        if names.known:
+            texts = text_features(self.encoder, names.known, self.templates, self.hint)
+        centres = texts
+        if labelled is not None:
+            _check_unit(labelled, "labelled images")
+            places = torch.as_tensor(np.asarray(labels), dtype=torch.long)
+            outside = len(places) and not 0 <= int(places.min()) <= int(places.max()) < len(texts)
+            if places.shape != (len(labelled),) or outside:
+                raise ValueError(f"labels {tuple(places.shape)}: one of 0..{len(texts) - 1} each")
+            means, _ = class_means(labelled[None], places, len(texts))
+            centres = F.normalize(texts + F.normalize(means, dim=1), dim=1)
+        found = None
+        if self.matching != "joint":
+            k = n_classes
+            if membership is None and labelled is not None:
+                k = None if k is None else k + len(torch.unique(places))
+                found = discover(
+                    used, k, labelled=labelled, labels=places.numpy(), **self._discovery()
+                )
+            else:
+                found = discover(used, k, **self._discovery())
+        if membership is not None:
+            centres = centres[:0]
+        return _Pool(used, centres, texts, found)
+
+    def _discovery(self) -> dict[str, Any]:
+        return {"method": self.discovery, "seed": self.seed}
+
+    def _match(self, pool: _Pool, prototypes: Tensor, shares: np.ndarray) -> Tensor:
+        """Share of each image that a name has, ``(N, A + C)``; sets what `fit` documents."""
+        self.clusters_: np.ndarray | None = None
+        self.assignment_: assignment.Assignment | None = None
+        self.objective_: list[float] = []
+        a, c = len(pool.texts), len(prototypes)
+        if pool.discovery is None:
+            found = joint_iteration(
+                pool.images,
+                prototypes,
+                pool.centres if len(pool.centres) else None,
+                shares=shares,
+                concentration=self.concentration,
+                prior=self.prior,
+                iterations=self.iterations,
+            )
+            self.centres_, self.objective_ = found.centres, found.objective
+            self.new_share_ = found.new_share
+            return F.pad(found.weights, (a + c - found.weights.shape[1], 0))
+        weights, clusters, known = pool.discovery.weights, *pool.discovery[2:]
+        sizes = np.bincount(pool.discovery.clusters, minlength=len(known))
+        fresh = np.flatnonzero((known < 0) & (sizes >= max(self.min_images, 1)))
+        plan = np.zeros((len(fresh), c))
+        if len(fresh):
+            plan = self._named(pool, clusters[fresh], fresh, prototypes, shares)
+        shown = np.zeros((len(weights), a))
+        for cluster in np.flatnonzero(known >= 0):
+            shown[:, known[cluster]] += weights[:, cluster]
+        joined = torch.from_numpy(np.concatenate([shown, weights[:, fresh] @ plan], axis=1)).float()
+        self.new_share_ = float(weights[:, known < 0].sum() / len(weights))
+        moved = self.prior * prototypes + joined[:, a:].T @ pool.images
+        self.centres_ = F.normalize(moved, dim=1)
+        return joined
+
+    def _named(
+        self, pool: _Pool, centres: np.ndarray, fresh: np.ndarray, prototypes: Tensor, shares: Any
+    ) -> np.ndarray:
+        """How much of each new cluster ``(K,)`` goes to each name, ``(K, C)``."""
+        if not self.unit_centres:
+            centres = centres * _lengths(pool)[fresh, None]
+        cosines = assignment.similarities(
+            centres, prototypes, self.gap, normalise=self.unit_centres
+        )
+        self.clusters_ = fresh
+        self.assignment_ = assignment.assign(cosines, self.matching, shares=shares)
+        if self.matching == "sinkhorn":
+            return self.assignment_.plan
+        return np.eye(cosines.shape[1] + 1)[self.assignment_.names][:, :-1]
+
+    def _hand_on(self, names: Sequence[str], pool: _Pool, weights: Tensor) -> None:
+        """Names learned by `learner` from hard labels; ``classifier_`` follows them."""
+        new = weights[:, len(pool.texts) :]
+        sure = (new.sum(dim=1) > 0.5).nonzero()[:, 0]
+        if not len(sure):
+            raise ValueError(
+                f"no image was matched to a name: lower min_images (now {self.min_images})"
+            )
+        labels = new[sure].argmax(dim=1).numpy()
+        borne = len(np.unique(labels))
+        pseudo = _Labelled(labels, tuple(names), (None,) * len(labels))
+        assert self.learner is not None
+        learner = self.learner(max(1, len(labels) // borne), len(names))
+        learner.fit(pseudo, pool.images[sure][None])
+        self.embeddings_, self.classifier_ = learner.embeddings_, learner.classifier_
+        self.history_ += learner.history_
+
+    def _tune(self, names: Sequence[str], pool: _Pool, weights: Tensor, rows: Any) -> Any:
+        """Rows by name, learned from the weighted images; ``classifier_`` follows them."""
+        learned = NameEmbeddings(
+            self.encoder, names, self.templates, self.hint, rows, self.seed, min_rows=self.min_rows
+        )
+        optimiser = optimiser_for(learned.rows, "adam", self.lr)
+        generator = torch.Generator().manual_seed(self.seed)
+        device = learned.rows.device
+        texts, images, weights = (t.to(device) for t in (pool.texts, pool.images, weights))
+        centres = self.centres_.to(device)
+        with Frozen(self.encoder.model):
+            for step in range(self.steps):
+                optimiser.param_groups[0]["lr"] = schedule(step, self.steps, self.lr)
+                drawn = torch.randint(len(learned.template_contexts), (1,), generator=generator)
+                context = learned.template_contexts[int(drawn)]
+                prompts = learned.features([(context, owner) for owner in range(len(names))])
+                loss = self.anchor_weight * (1 - (prompts * centres).sum(dim=1)).mean()
+                if self.image_weight:
+                    loss = loss + self.image_weight * self._image_term(
+                        images, weights, texts, prompts
+                    )
+                self.history_.append(float(loss.detach()))
+                if not np.isfinite(self.history_[-1]):
+                    raise RuntimeError(f"the loss became {self.history_[-1]}: lower lr ({self.lr})")
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+            with torch.no_grad():
+                self.classifier_ = learned().cpu()
+        self.embeddings_ = learned
+        return dict(learned.learned())
+
+    def _image_term(
+        self, images: Tensor, weights: Tensor, texts: Tensor, prompts: Tensor
+    ) -> Tensor:
+        """Cross-entropy of images with what they were taken for, over known and new names."""
+        scale = self.encoder.logit_scale / self.temperature
+        wrong, own = scale * images @ texts.T, scale * images @ prompts.T
+        logits = torch.cat([wrong, own + self.margin], dim=1)
+        return -(weights * logits.log_softmax(dim=1)).sum() / weights.sum().clamp(min=1e-6)
+
+
+def _released_learner(encoder: Any, hint: str, shots: int, n_classes: int) -> NameLearner:
+    return NameLearner.released(
+        encoder, hint, shots, n_classes, views=0, clean=True, caption_weight=0.0
+    )
+
+
+def _lengths(pool: _Pool) -> np.ndarray:
+    """Length of the mean of each cluster's images, ``(K,)``; 0 for a cluster without any."""
+    assert pool.discovery is not None
+    k = len(pool.discovery.known)
+    clusters = torch.from_numpy(pool.discovery.clusters)
+    means, _ = class_means(pool.images[None], clusters, k)
+    return means.norm(dim=1).double().numpy()
+
+
+def _vocabulary(
+    candidates: Sequence[str], known: Sequence[str], vocabulary: Sequence[str] | None
+) -> _Vocabulary:
+    if isinstance(candidates, str) or not len(candidates):
+        raise ValueError("candidates must be a list of one name at least")
+    check_others(known, candidates)
+    names = tuple(candidates)
+    if vocabulary is not None:
+        for name in vocabulary:
+            if name not in names:
+                raise ValueError(suggest(name, names, "candidate name"))
+        names = tuple(vocabulary)
+        if not names:
+            raise ValueError("the vocabulary is empty: give one name at least, or None")
+    return _Vocabulary(tuple(known), names)
+
+
+def _members(images: Tensor, membership: Any) -> Tensor:
+    """Mask ``(N,)`` of the images that are used."""
+    if membership is None:
+        return torch.ones(len(images), dtype=torch.bool)
+    mask = torch.as_tensor(np.asarray(membership))
+    if mask.dtype != torch.bool or mask.shape != (len(images),) or not mask.any():
+        raise ValueError(
+            f"membership {tuple(mask.shape)}: a bool for each image, one True at least"
+        )
+    return mask
+
+
+def _check_unit(features: Tensor, what: str) -> None:
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"{what} are {tuple(features.shape)}: one row (D,) an image, one at least")
+    # The comparison is false for NaN, too.
+    if not bool(((features.norm(dim=1) - 1).abs() < 1e-2).all()):
+        raise ValueError(f"{what} must be of unit length, without NaN: normalise them first")

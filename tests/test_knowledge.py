@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lbutils import load_benchmark, load_encoder
+from lbutils.benchmark import mini_file
+from lbutils.knowledge import Knowledge, Lexicon, load_lexicon
+from lbutils.vocabulary import screen
+from lbutils.words import canonical
+from lbutils.zeroshot import text_features
+
+NAMES = ("dog", "owl", "banana", "tent")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder("mini")
+
+
+@pytest.fixture(scope="module")
+def lexicon():
+    return load_lexicon()
+
+
+@pytest.fixture(scope="module")
+def few(lexicon):
+    """The lexicon with a few hundred labels, for speed."""
+    kept = sorted(lexicon.labels, key=lambda label: (-lexicon.labels[label], label))[:300]
+    return lexicon._replace(labels={label: lexicon.labels[label] for label in kept})
+
+
+def test_no_word_of_the_lexicon_tells_a_withheld_name():
+    bench = load_benchmark("mini")
+    withheld = [name for domain in bench.values() for name in domain.oop.names]
+    table = pq.read_table(mini_file("language.parquet")).to_pandas()
+    labels = table.loc[table["pairs"] > 0, "text"].tolist()
+    phrases = pd.read_csv(mini_file("descriptions.csv"))["phrase"].tolist()
+    assert len(labels) == 5000 and len(phrases) > 900
+    for texts in (labels, phrases):
+        found = screen(withheld, texts)
+        assert found["captions"].sum() == 0, found.filter(found["captions"] > 0)
+    words = {word for text in bench.pair_captions() for word in canonical(text).split()}
+    assert all(set(canonical(phrase).split()) <= words for phrase in phrases)
+
+
+def test_every_concept_has_a_vector_and_a_description(lexicon):
+    bench = load_benchmark("mini")
+    for domain in bench.values():
+        for name in (*domain.ip.names, *domain.oop.names):
+            assert lexicon.described(name)
+            assert np.linalg.norm(lexicon.vector([name])[0]) == pytest.approx(1, abs=1e-5)
+        assert lexicon.vector([domain.hint]).shape == (1, 384)
+
+
+def test_the_language_model_knows_what_is_alike(lexicon):
+    # Synonyms and unrelated words: vectors in the wrong order would not show it.
+    pairs = lexicon.vector(["wolf", "dog", "banana", "pineapple"])
+    near = pairs @ pairs.T
+    assert near[0, 1] > near[0, 2] + 0.1 and near[2, 3] > near[1, 3] + 0.1
+
+
+def test_the_map_equals_kernel_ridge_by_its_formula(encoder, few):
+    knowledge = Knowledge(encoder, few, ("language",), gamma=2.0, alpha=0.7)
+    labels = list(few.labels)
+    x = few.vector(labels).astype(np.float64)
+    y = text_features(encoder, labels, "a {name}").double().numpy()
+    weights = np.sqrt([few.labels[label] for label in labels])
+
+    def kernel(a, b):
+        return np.exp(-2.0 * ((a[:, None] - b[None]) ** 2).sum(axis=2))
+
+    dual = np.linalg.solve(kernel(x, x) + 0.7 * np.diag(1 / weights), y - y.mean(axis=0))
+    expected = kernel(few.vector(NAMES).astype(np.float64), x) @ dual + y.mean(axis=0)
+    np.testing.assert_allclose(knowledge.moved(NAMES).numpy(), expected, atol=1e-4)
+
+
+def test_prototypes_are_the_sum_of_what_sources_say(encoder, few):
+    unit = torch.nn.functional.normalize
+    both = Knowledge(encoder, few, ("language", "descriptions", "pieces"))
+    phrases = [few.described(name) for name in NAMES]
+    means = torch.stack([both.moved(own).mean(dim=0) for own in phrases])
+    joined = [", ".join(own) for own in phrases]
+    parts = [
+        text_features(encoder, NAMES, "a {name}"),
+        unit(both.moved(NAMES), dim=1),
+        text_features(encoder, joined, "a {name}"),
+        unit(means, dim=1),
+    ]
+    expected = F.normalize(sum(parts), dim=1)
+    torch.testing.assert_close(both.prototypes(NAMES), expected, atol=1e-5, rtol=0)
+    alone = Knowledge(encoder, few, ("descriptions",))
+    torch.testing.assert_close(alone.prototypes(NAMES), parts[2])
+    with pytest.raises(RuntimeError, match="language"):
+        alone.moved(NAMES)
+
+
+def test_names_held_out_are_held_out(encoder, lexicon):
+    labels = {"dog": 3, "hot dogs": 1, "dogma": 2, "cat": 4, "red cats": 1, "boxes": 2, "box": 1}
+    vectors = dict.fromkeys(labels, lexicon.vectors["dog"])
+    toy = Lexicon(vectors, {}, labels)
+    held = Knowledge(encoder, toy, ("language",), hold_out=["dog", "box"])
+    assert held._map is not None and len(held._map.X_fit_) == 3
+    with pytest.raises(ValueError, match="two labels"):
+        Knowledge(encoder, toy, ("language",), hold_out=["dog", "cat", "dogma", "box"])
+
+
+def test_hints_prefer_names_of_their_domain(encoder, lexicon):
+    bench = load_benchmark("mini")
+    animals = bench["Animals"]
+    others = [n for d in bench.values() if d is not animals for n in d.oop.names]
+    names = [*animals.oop.names, *others]
+    hinted = Knowledge(encoder, lexicon, ("descriptions", "hints"), hint=animals.hint)
+    own = len(animals.oop.names)
+    shares = hinted.shares(names, animals.ip.names)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[:own].sum() > 2 * own / len(names)
+    # Known names say what is usual: without them the middle of the candidates does.
+    assert hinted.shares(names)[:own].sum() != pytest.approx(shares[:own].sum(), abs=1e-3)
+    plain = Knowledge(encoder, lexicon, ("descriptions",))
+    np.testing.assert_allclose(plain.shares(names), 1 / len(names))
+
+
+def test_absent_names_carry_nothing_that_pieces_do_not_leak(encoder):
+    """Zero-shot over names out of pre-training whose pieces never occurred is near guessing."""
+    from lbutils.features import image_features
+
+    bench = load_benchmark("mini")
+    right, guess = [], []
+    for domain in bench.values():
+        split = domain.oop.train
+        texts = text_features(encoder, split.names)
+        found = (image_features(encoder, split) @ texts.T).argmax(dim=1).numpy()
+        leaks = np.isin(split.labels, np.flatnonzero(domain.oop.compositional))
+        right += (found == split.labels)[~leaks].tolist()
+        guess += [1 / len(split.names)] * int((~leaks).sum())
+    assert np.mean(right) < 3 * np.mean(guess)
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "word"),
+    [
+        (("langage",), {}, "language"),
+        ((), {}, "source"),
+        (("hints",), {"hint": "animal"}, "source"),
+        (("pieces", "hints"), {}, "superclass"),
+    ],
+)
+def test_sources_are_checked(encoder, few, sources, options, word):
+    with pytest.raises(ValueError, match=word):
+        Knowledge(encoder, few, sources, **options)
+
+
+def test_names_that_the_lexicon_lacks_are_told(encoder, few):
+    knowledge = Knowledge(encoder, few, ("language", "descriptions"))
+    with pytest.raises(KeyError, match="owl"):
+        knowledge.prototypes(["dog", "owll"])
+    bare = few._replace(phrases={})
+    with pytest.raises(KeyError, match="description"):
+        Knowledge(encoder, bare, ("descriptions",)).prototypes(["dog"])
+    with pytest.raises(ValueError, match="no names"):
+        knowledge.prototypes([])

@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbutils import load_encoder
+from lbutils.knowledge import Knowledge, Lexicon
+from lbutils.zeroshot import text_features
+from lbutils.zsnl import MATCHINGS, ZeroShotNameLearner, joint_iteration
+
+KNOWN = ("dog", "apple", "hat")
+NEW = ("zorbit", "flumen", "krait", "vexil", "quob", "tarn")
+QUICK = {"steps": 3, "templates": "a {name}"}
+
+
+class Told:
+    """Knowledge whose prototypes are given."""
+
+    def __init__(self, rows, shares=None):
+        self.rows, self.given = rows, shares
+
+    def prototypes(self, names):
+        return torch.stack([self.rows[name] for name in names])
+
+    def shares(self, names, known=()):
+        return np.full(len(names), 1 / len(names))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder("mini")
+
+
+def planted(encoder, images=12, blur=0.25, noise=0.05, names=NEW, seed=0):
+    """Images of known and new classes; each name's prototype is its direction, blurred.
+
+    Returns what `fit` takes, prototypes by name, and classes of the images, known ones first.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    known = text_features(encoder, KNOWN, "a {name}")
+    hidden = torch.linalg.qr(torch.randn(encoder.dim, len(names), generator=draw))[0].T
+    rows = F.normalize(
+        hidden + blur * F.normalize(torch.randn(hidden.shape, generator=draw)), dim=1
+    )
+    centres = torch.cat([known, hidden])
+    labels = torch.arange(len(centres)).repeat_interleave(images)
+    labels = labels[torch.randperm(len(labels), generator=draw)]
+
+    def shown(labels):
+        clouds = torch.randn(len(labels), encoder.dim, generator=draw)
+        return F.normalize(centres[labels] + noise * clouds, dim=1)
+
+    taught = torch.arange(len(KNOWN)).repeat_interleave(4)
+    extra = {"known": KNOWN, "labelled": shown(taught), "labels": taught}
+    return shown(labels), extra, dict(zip(names, rows, strict=True)), labels.numpy()
+
+
+def named(learner, labels):
+    return float((learner.weights_.argmax(dim=1).numpy() == labels).mean())
+
+
+@pytest.mark.parametrize("matching", MATCHINGS)
+def test_separable_classes_get_their_names(encoder, matching):
+    images, extra, rows, labels = planted(encoder)
+    learner = ZeroShotNameLearner(encoder, Told(rows), matching=matching, **QUICK)
+    k = None if matching == "joint" else len(NEW)
+    order = [3, 0, 5, 1, 4, 2]
+    candidates = [NEW[i] for i in order]
+    learner.fit(images, candidates, **extra, n_classes=k)
+    place = np.concatenate([np.arange(3), 3 + np.argsort(order)])
+    assert named(learner, place[labels]) == 1
+    assert learner.new_share_ == pytest.approx(6 / 9, abs=0.02)
+    new = labels >= 3
+    found = learner.logits(images[new])[:, learner.columns(NEW)].argmax(dim=1).numpy()
+    # Six short words and three steps do not reach every direction; they must beat the start.
+    start = text_features(encoder, NEW, "a {name}")
+    before = (images[new] @ start.T).argmax(dim=1).numpy()
+    assert (found == labels[new] - 3).mean() > (before == labels[new] - 3).mean() + 0.3
+    assert set(learner.names_) == set(NEW)
+
+
+@pytest.mark.parametrize("matching", ["joint", "hungarian"])
+def test_names_without_images_and_images_without_names(encoder, matching):
+    images, extra, rows, labels = planted(encoder)
+    options = {"matching": matching, **QUICK}
+    # Half of the candidates belong to no image of the pool.
+    kept = labels < 6
+    learner = ZeroShotNameLearner(encoder, Told(rows), **options)
+    learner.fit(images[torch.from_numpy(kept)], NEW, **extra, n_classes=3)
+    assert named(learner, labels[kept]) == 1
+    centres = learner.centres_[3:]
+    prototypes = torch.stack([rows[name] for name in NEW[3:]])
+    assert ((centres * prototypes).sum(dim=1) > 0.95).all()
+    # Half of the clusters have no name among the candidates.
+    learner.fit(images, NEW[:3], **extra, n_classes=6)
+    with_name = labels < 6
+    assert named_among(learner, labels, with_name) == 1
+    if matching == "hungarian":
+        assert (learner.assignment_.names == -1).sum() == 3
+        assert float(learner.weights_[torch.from_numpy(~with_name)].sum(dim=1).max()) < 0.5
+
+
+def named_among(learner, labels, mask):
+    return float((learner.weights_.argmax(dim=1).numpy() == labels)[mask].mean())
+
+
+def test_a_class_of_two_clusters_bears_one_name(encoder):
+    images, extra, rows, labels = planted(encoder)
+    # The last two classes are one: its prototype lies between them, and no name is left over.
+    merged = {**rows, "quob": F.normalize(rows["quob"] + rows["tarn"], dim=0)}
+    learner = ZeroShotNameLearner(encoder, Told(merged), **QUICK)
+    learner.fit(images, NEW[:5], **extra)
+    assert named(learner, np.minimum(labels, 7)) == 1
+
+
+@pytest.mark.parametrize("matching", MATCHINGS)
+def test_one_image_a_class(encoder, matching):
+    images, extra, rows, labels = planted(encoder, images=1)
+    learner = ZeroShotNameLearner(encoder, Told(rows), matching=matching, **QUICK)
+    learner.fit(images, NEW, **extra, n_classes=6)
+    assert named(learner, labels) == 1
+
+
+def test_oracles_leave_out_what_they_say(encoder):
+    images, extra, rows, labels = planted(encoder, noise=0.12)
+    new = labels >= 3
+    learner = ZeroShotNameLearner(encoder, Told(rows), **QUICK)
+    learner.fit(images, NEW, **extra, membership=new, vocabulary=NEW[2:4])
+    assert learner.candidates_ == NEW[2:4] and learner.classifier_.shape[0] == 2
+    assert not learner.weights_[torch.from_numpy(~new)].any()
+    assert not learner.weights_[:, :3].any()
+    assert learner.new_share_ == 1
+    with pytest.raises(ValueError, match="learned name"):
+        learner.columns(["zorbit"])
+
+
+def test_labels_of_the_pool_cannot_leak(encoder):
+    """What is learned does not change when images are put in another order."""
+    images, extra, rows, _ = planted(encoder, noise=0.12)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+    first = ZeroShotNameLearner(encoder, Told(rows), **QUICK).fit(images, NEW, **extra)
+    second = ZeroShotNameLearner(encoder, Told(rows), **QUICK).fit(images[order], NEW, **extra)
+    torch.testing.assert_close(first.classifier_, second.classifier_, atol=1e-4, rtol=0)
+    torch.testing.assert_close(first.weights_[order], second.weights_, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("matching", ["joint", "sinkhorn"])
+def test_the_same_seed_gives_the_same_bits(encoder, matching):
+    images, extra, rows, _ = planted(encoder, noise=0.12)
+    runs = [
+        ZeroShotNameLearner(encoder, Told(rows), matching=matching, steps=4).fit(
+            images, NEW, **extra, n_classes=6
+        )
+        for _ in range(2)
+    ]
+    assert torch.equal(runs[0].classifier_, runs[1].classifier_)
+    assert torch.equal(runs[0].weights_, runs[1].weights_)
+    assert runs[0].history_ == runs[1].history_
+
+
+def test_loss_falls_and_rounds_go_on_from_the_rows_learned(encoder):
+    images, extra, rows, _ = planted(encoder)
+    learner = ZeroShotNameLearner(encoder, Told(rows), steps=12, rounds=2, templates="a {name}")
+    learner.fit(images, NEW, **extra)
+    first, second = learner.history_[:12], learner.history_[12:]
+    assert len(second) == 12
+    assert first[-1] < first[0] - 0.1
+    assert second[0] < first[0] - 0.1
+
+
+def plain_mixture(images, prototypes, known, concentration, prior, rounds):
+    """The mixture's iterations as loops over images and classes, in double precision."""
+    x, p = images.double().numpy(), prototypes.double().numpy()
+    fixed = known.double().numpy()
+    centres, new, trace = p.copy(), 0.5, []
+    for _ in range(rounds):
+        weights = np.zeros((len(x), len(fixed) + len(p)))
+        total = 0.0
+        for i, row in enumerate(x):
+            parts = [(1 - new) / len(fixed) * math.exp(concentration * row @ k) for k in fixed]
+            parts += [new / len(p) * math.exp(concentration * row @ c) for c in centres]
+            weights[i] = np.array(parts) / sum(parts)
+            total += math.log(sum(parts))
+        total += sum(prior * concentration * c @ q for c, q in zip(centres, p, strict=True))
+        trace.append(total / len(x))
+        for j in range(len(p)):
+            moved = prior * p[j] + sum(
+                w * row for w, row in zip(weights[:, len(fixed) + j], x, strict=True)
+            )
+            centres[j] = moved / np.linalg.norm(moved)
+        new = weights[:, len(fixed) :].sum() / len(x)
+    return centres, weights, new, trace
+
+
+def test_joint_iteration_equals_plain_loops():
+    draw = torch.Generator().manual_seed(0)
+    images, prototypes, known = (
+        F.normalize(torch.randn(n, 6, generator=draw), dim=1) for n in (15, 4, 3)
+    )
+    found = joint_iteration(images, prototypes, known, concentration=7.0, prior=1.5, iterations=6)
+    centres, weights, new, trace = plain_mixture(images, prototypes, known, 7.0, 1.5, 6)
+    np.testing.assert_allclose(found.centres.numpy(), centres, atol=1e-4)
+    np.testing.assert_allclose(found.weights.numpy(), weights, atol=1e-4)
+    np.testing.assert_allclose(found.objective, trace, atol=1e-4)
+    assert found.new_share == pytest.approx(new, abs=1e-4)
+
+
+@given(st.integers(1, 30), st.integers(1, 6), st.integers(0, 4), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_the_objective_never_falls(n, c, a, seed):
+    draw = torch.Generator().manual_seed(seed)
+    images, prototypes, known = (
+        F.normalize(torch.randn(k, 5, generator=draw, dtype=torch.float64), dim=1)
+        for k in (n, c, a)
+    )
+    found = joint_iteration(images, prototypes, known if a else None, iterations=8)
+    steps = np.diff(found.objective)
+    assert (steps > -1e-9).all()
+    torch.testing.assert_close(found.weights.sum(dim=1), torch.ones(n, dtype=torch.float64))
+
+
+def test_shares_decide_where_images_do_not():
+    images = F.normalize(torch.ones(4, 3), dim=1)
+    prototypes = torch.eye(3)
+    found = joint_iteration(images, prototypes, shares=[0.1, 0.8, 0.1], iterations=1)
+    np.testing.assert_allclose(found.weights.numpy(), [[0.1, 0.8, 0.1]] * 4, atol=1e-6)
+
+
+def quickly(make):
+    def shorter(shots, n_classes):
+        learner = make(shots, n_classes)
+        learner.steps = 20
+        return learner
+
+    return shorter
+
+
+def test_released_setting_drops_small_clusters_and_needs_its_oracles(encoder):
+    images, extra, _, labels = planted(encoder, images=24)
+    new = labels >= 3
+    small = np.flatnonzero(labels == 8)[5:]
+    keep = np.setdiff1d(np.arange(len(labels)), small)
+    empty = Lexicon({}, {}, {})
+    learner = ZeroShotNameLearner.released(encoder, empty, "thing", discovery="kmeans")
+    assert learner.learner(9, 6).steps == 200 * math.ceil(9 * 6 / (4 * 6))
+    learner.learner = quickly(learner.learner)
+    learner.fit(images[keep], NEW, **extra, n_classes=6, membership=new[keep], vocabulary=NEW)
+    shown = learner.weights_[torch.from_numpy(labels[keep] == 8)].sum(dim=1)
+    assert float(shown.max()) < 0.5
+    assert float(learner.weights_[torch.from_numpy(labels[keep] == 4)].sum(dim=1).min()) > 0.5
+    assert len(learner.history_) == 20
+    with pytest.raises(ValueError, match="min_images"):
+        learner.fit(images[keep][:20], NEW, **extra, n_classes=6, membership=new[keep][:20])
+
+
+@pytest.mark.parametrize("matching", MATCHINGS)
+def test_hard_pools_have_an_answer(encoder, matching):
+    images, extra, rows, labels = planted(encoder, images=4)
+    learner = ZeroShotNameLearner(encoder, Told(rows), matching=matching, **QUICK)
+    one = torch.from_numpy(labels == 4)
+    learner.fit(images[one], NEW, **extra, n_classes=1)
+    assert (learner.weights_.argmax(dim=1) == 4).all()
+    same = images[one][:1].repeat(5, 1)
+    learner.fit(same, NEW, n_classes=2)
+    assert (learner.weights_.argmax(dim=1) == 1).all()
+    learner.fit(images[torch.from_numpy(labels > 2)], NEW[:1], n_classes=6)
+    assert learner.classifier_.isfinite().all() and learner.classifier_.shape == (1, encoder.dim)
+
+
+def test_without_labelled_images_known_names_stand_for_them(encoder):
+    images, _, rows, labels = planted(encoder)
+    learner = ZeroShotNameLearner(encoder, Told(rows), **QUICK).fit(images, NEW, known=KNOWN)
+    assert named(learner, labels) == 1
+
+
+def broken(images, kind):
+    if kind == "nan":
+        images = images.clone()
+        images[0, 0] = float("nan")
+    return images[:0] if kind == "none" else 3 * images if kind == "long" else images
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "word"),
+    [
+        ("nan", {}, "NaN"),
+        ("none", {}, "one at least"),
+        ("long", {}, "unit length"),
+        ("", {"candidates": []}, "one name"),
+        ("", {"candidates": "zorbit"}, "list"),
+        ("", {"candidates": ["dog"]}, "learned and stands"),
+        ("", {"candidates": ["zorbit", "zorbit"]}, "twice"),
+        ("", {"known": "dog"}, "list"),
+        ("", {"labels": None}, "both or neither"),
+        ("", {"labels": [7] * 12}, "each"),
+        ("", {"labels": [0]}, "each"),
+        ("", {"membership": [True]}, "membership"),
+        ("", {"membership": np.zeros(108, bool)}, "membership"),
+        ("", {"membership": np.ones(108)}, "membership"),
+        ("", {"vocabulary": ["zorbitt"]}, "zorbit"),
+        ("", {"vocabulary": []}, "empty"),
+        ("", {"n_classes": 0}, "n_classes=0"),
+        ("hungarian", {"n_classes": 0}, "n_classes=0"),
+        ("hungarian", {"n_classes": 109}, "n_classes=109"),
+        ("hungarian", {"n_classes": 2.5}, "whole number"),
+    ],
+)
+def test_bad_input_is_told(encoder, kind, changes, word):
+    images, extra, rows, _ = planted(encoder)
+    matching = kind if kind in MATCHINGS else "joint"
+    learner = ZeroShotNameLearner(encoder, Told(rows), matching=matching, **QUICK)
+    arguments = {"candidates": NEW, **extra, **changes}
+    with pytest.raises(ValueError, match=word):
+        learner.fit(broken(images, kind), arguments.pop("candidates"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"matching": "hungry"}, "matching"),
+        ({"rounds": 0}, "at least 1"),
+        ({"prior": -1.0}, "negative"),
+        ({"image_weight": 0.0, "anchor_weight": 0.0}, "all 0"),
+        ({"concentration": 0.0}, "above 0"),
+    ],
+)
+def test_options_are_checked(encoder, options, word):
+    with pytest.raises(ValueError, match=word):
+        ZeroShotNameLearner(encoder, Told({}), **options)
+
+
+def test_real_knowledge_goes_through(encoder):
+    """Names, hints and descriptions end to end, with a lexicon of the caller's own."""
+    images, extra, _, _ = planted(encoder)
+    draw = np.random.default_rng(0)
+    texts = [*NEW, *KNOWN, "thing", "a red ball", "dog", "cat", "house", "tree"]
+    vectors = {text: draw.normal(size=8).astype(np.float32) for text in texts}
+    vectors = {text: row / np.linalg.norm(row) for text, row in vectors.items()}
+    lexicon = Lexicon(vectors, dict.fromkeys(NEW, ("a red ball",)), {"dog": 3, "cat": 1, "tree": 2})
+    sources = ("language", "descriptions", "hints")
+    knowledge = Knowledge(encoder, lexicon, sources, hint="thing")
+    learner = ZeroShotNameLearner(encoder, knowledge, **QUICK).fit(images, NEW, **extra)
+    assert learner.logits(images).shape == (len(images), len(NEW))
+    assert learner.joint_logits(images, KNOWN).shape == (len(images), 9)
