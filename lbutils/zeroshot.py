@@ -75,8 +75,7 @@ def text_features(
 
     An answer is given again only while the encoder's parameters are the same tensors, unwritten.
     """
-    stamp = tuple((id(part), part._version) for part in encoder.model.parameters())
-    key = (tuple(names), resolve(templates), hint, hash(stamp))
+    key = (tuple(names), resolve(templates), hint, state_of(encoder))
     known = _TEXTS.setdefault(encoder, OrderedDict())
     found = known.get(key)
     if found is None:
@@ -84,6 +83,11 @@ def text_features(
         while len(known) > _KEPT:
             known.popitem(last=False)
     return found.clone()
+
+
+def state_of(encoder: Any) -> int:
+    """A number that changes when a parameter of the encoder is replaced or written to."""
+    return hash(tuple((id(part), part._version) for part in encoder.model.parameters()))
 
 
 def logits(features: Any, classifier: torch.Tensor, scale: float) -> torch.Tensor:

@@ -7,9 +7,11 @@ the number of classes, which images are out of pre-training, and the exact vocab
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from lbutils.knowledge import Knowledge, Lexicon
 from lbutils.names import NameEmbeddings, Names
 from lbutils.prompts import resolve
 from lbutils.words import suggest
-from lbutils.zeroshot import FeatureClassifier, check_others, class_means, text_features
+from lbutils.zeroshot import FeatureClassifier, check_others, class_means, state_of, text_features
 
 MATCHINGS = ("joint", *assignment.METHODS)
 
@@ -135,9 +137,10 @@ class ZeroShotNameLearner(FeatureClassifier):
 
     1. Discover: the clusters of the images (`discover`; the joint matching needs none).
     2. Match: clusters to candidate names, by the prototypes of `Knowledge`.
-    3. Tune: the names' rows, by the images weighted with how surely they bear a name, against the
-       known names; and towards the centre of the images matched, beside the prototype. A name that
-       no image was matched to is tuned towards its prototype.
+    3. Tune: all names' rows towards their prototypes; then those of names to which images were
+       matched by these images, weighted with how surely they bear the name, against the known
+       names, and towards the centre of images and prototype. A name without images keeps what
+       its prototype taught it.
 
     Further rounds match again, by prototypes and the names just learned together.
 
@@ -172,6 +175,8 @@ class ZeroShotNameLearner(FeatureClassifier):
         For the names' prompts.
     image_weight, anchor_weight : float
         Weights of the image term and of the centres in tuning.
+    least : float
+        Images, in sum of weights, from which on a name is tuned by them.
     margin : float
         Given to the logits of new names while tuning, so that they end lower beside the known.
     temperature : float
@@ -201,7 +206,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         Clusters of ``discovery_`` that were matched, and the names that they got: those that stand
         for no known class and have enough images.
     history_ : list of float
-        Loss of each step of tuning, round by round.
+        Loss of each step of tuning: towards prototypes, then round by round.
     objective_ : list of float
         Of the last joint iteration, see `Joint`; empty for other matchings.
 
@@ -231,6 +236,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         templates: str | Sequence[str] = "mini",
         image_weight: float = 0.5,
         anchor_weight: float = 1.0,
+        least: float = 0.5,
         margin: float = 2.5,
         temperature: float = 2.0,
         lr: float = 0.02,
@@ -252,7 +258,8 @@ class ZeroShotNameLearner(FeatureClassifier):
         self.rounds, self.unit_centres, self.min_images = rounds, unit_centres, min_images
         self.learner = learner
         self.hint, self.templates = hint, templates
-        self.image_weight, self.anchor_weight, self.margin = image_weight, anchor_weight, margin
+        self.image_weight, self.anchor_weight = image_weight, anchor_weight
+        self.least, self.margin = least, margin
         self.temperature, self.lr, self.steps = temperature, lr, steps
         self.min_rows, self.seed = min_rows, seed
 
@@ -340,11 +347,11 @@ class ZeroShotNameLearner(FeatureClassifier):
         self.candidates_, self.known_ = names.candidates, names.known
         self.discovery_ = pool.discovery
         self.history_: list[float] = []
-        rows: Any = "clip"
+        rows = None if self.learner else self._taught(names.candidates, prototypes)
         for _ in range(self.rounds):
             weights = self._match(pool, prototypes, shares)
-            if self.learner is None:
-                rows = self._tune(names.candidates, pool, weights, rows)
+            if rows is not None:
+                rows = self._tune(pool, weights, rows)
             else:
                 self._hand_on(names.candidates, pool, weights)
             prototypes = F.normalize(prototypes + self.classifier_, dim=1)
@@ -386,7 +393,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         centres = texts
         if labelled is not None:
             _check_unit(labelled, "labelled images")
-            places = torch.as_tensor(np.asarray(labels), dtype=torch.long)
+            places = torch.tensor(np.asarray(labels), dtype=torch.long)
             outside = len(places) and not 0 <= int(places.min()) <= int(places.max()) < len(texts)
             if places.shape != (len(labelled),) or outside:
                 raise ValueError(f"labels {tuple(places.shape)}: one of 0..{len(texts) - 1} each")
@@ -475,46 +482,80 @@ class ZeroShotNameLearner(FeatureClassifier):
         self.embeddings_, self.classifier_ = learner.embeddings_, learner.classifier_
         self.history_ += learner.history_
 
-    def _tune(self, names: Sequence[str], pool: _Pool, weights: Tensor, rows: Any) -> Any:
-        """Rows by name, learned from the weighted images; ``classifier_`` follows them."""
-        learned = NameEmbeddings(
+    def _taught(self, names: tuple[str, ...], prototypes: Tensor) -> dict[str, Tensor]:
+        """Rows of each name after tuning towards its prototype; the latest answers are kept."""
+        options = (self.templates, self.hint, self.lr, self.steps, self.min_rows, self.seed)
+        key = (names, str(options), prototypes.numpy().tobytes(), state_of(self.encoder))
+        kept = _TAUGHT.setdefault(self.encoder, OrderedDict())
+        if key not in kept:
+            learned = self._embeddings(names, "clip")
+            goal = prototypes.to(learned.rows)
+            losses = self._descend(learned, lambda prompts: 1 - (prompts * goal).sum(dim=1).mean())
+            kept[key] = dict(learned.learned()), losses
+            while len(kept) > _KEPT:
+                kept.popitem(last=False)
+        rows, losses = kept[key]
+        self.history_ += losses
+        return dict(rows)
+
+    def _tune(self, pool: _Pool, weights: Tensor, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of each name, moved by the images matched to it; sets ``classifier_``."""
+        own = weights[:, len(pool.texts) :]
+        borne = (own.sum(dim=0) >= self.least).nonzero()[:, 0]
+        if len(borne):
+            names = [list(rows)[i] for i in borne]
+            learned = self._embeddings(names, {name: rows[name] for name in names})
+            shown = torch.cat([weights[:, : len(pool.texts)], own[:, borne]], dim=1)
+            centres = self.centres_[borne]
+
+            def loss(prompts: Tensor) -> Tensor:
+                away = (1 - (prompts * centres.to(prompts)).sum(dim=1)).mean()
+                images = self._image_term(pool, shown, prompts)
+                return self.anchor_weight * away + self.image_weight * images
+
+            self.history_ += self._descend(learned, loss)
+            rows = {**rows, **learned.learned()}
+        self.embeddings_ = self._embeddings(tuple(rows), rows)
+        with torch.no_grad():
+            self.classifier_ = self.embeddings_().cpu()
+        return rows
+
+    def _embeddings(self, names: Sequence[str], rows: Any) -> NameEmbeddings:
+        return NameEmbeddings(
             self.encoder, names, self.templates, self.hint, rows, self.seed, min_rows=self.min_rows
         )
-        optimiser = optimiser_for(learned.rows, "adam", self.lr)
+
+    def _descend(self, names: NameEmbeddings, objective: Callable[[Tensor], Tensor]) -> list[float]:
+        """Loss of each step of Adam on a function of the names' text features."""
+        optimiser = optimiser_for(names.rows, "adam", self.lr)
         generator = torch.Generator().manual_seed(self.seed)
-        device = learned.rows.device
-        texts, images, weights = (t.to(device) for t in (pool.texts, pool.images, weights))
-        centres = self.centres_.to(device)
+        history: list[float] = []
         with Frozen(self.encoder.model):
             for step in range(self.steps):
                 optimiser.param_groups[0]["lr"] = schedule(step, self.steps, self.lr)
-                drawn = torch.randint(len(learned.template_contexts), (1,), generator=generator)
-                context = learned.template_contexts[int(drawn)]
-                prompts = learned.features([(context, owner) for owner in range(len(names))])
-                loss = self.anchor_weight * (1 - (prompts * centres).sum(dim=1)).mean()
-                if self.image_weight:
-                    loss = loss + self.image_weight * self._image_term(
-                        images, weights, texts, prompts
-                    )
-                self.history_.append(float(loss.detach()))
-                if not np.isfinite(self.history_[-1]):
-                    raise RuntimeError(f"the loss became {self.history_[-1]}: lower lr ({self.lr})")
+                drawn = torch.randint(len(names.template_contexts), (1,), generator=generator)
+                context = names.template_contexts[int(drawn)]
+                loss = objective(names.features([(context, i) for i in range(len(names.names))]))
+                history.append(float(loss.detach()))
+                if not np.isfinite(history[-1]):
+                    raise RuntimeError(f"the loss became {history[-1]}: lower lr ({self.lr})")
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-            with torch.no_grad():
-                self.classifier_ = learned().cpu()
-        self.embeddings_ = learned
-        return dict(learned.learned())
+        return history
 
-    def _image_term(
-        self, images: Tensor, weights: Tensor, texts: Tensor, prompts: Tensor
-    ) -> Tensor:
+    def _image_term(self, pool: _Pool, weights: Tensor, prompts: Tensor) -> Tensor:
         """Cross-entropy of images with what they were taken for, over known and new names."""
+        images, texts, weights = (t.to(prompts) for t in (pool.images, pool.texts, weights))
         scale = self.encoder.logit_scale / self.temperature
         wrong, own = scale * images @ texts.T, scale * images @ prompts.T
         logits = torch.cat([wrong, own + self.margin], dim=1)
         return -(weights * logits.log_softmax(dim=1)).sum() / weights.sum().clamp(min=1e-6)
+
+
+# Rows taught by prototypes alone, by encoder: the same for every pool of one vocabulary.
+_TAUGHT: WeakKeyDictionary[Any, OrderedDict[Any, Any]] = WeakKeyDictionary()
+_KEPT = 32
 
 
 def _released_learner(encoder: Any, hint: str, shots: int, n_classes: int) -> NameLearner:
