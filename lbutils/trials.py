@@ -230,9 +230,9 @@ def run(
             raise ValueError(suggest(name, methods, "method"))
         if not np.isfinite(bias):
             raise ValueError(f"the bias {bias} of {name} must be a finite number")
-    shots, draws = list(shots), _capped(list(draws), "DRAWS")
+    shots, draws = list(shots), capped(list(draws), "DRAWS")
     small = sorted(benchmark, key=lambda name: len(benchmark[name].oop.names))
-    allowed = _capped(small, "DOMAINS")
+    allowed = capped(small, "DOMAINS")
     benchmark = {name: domain for name, domain in benchmark.items() if name in allowed}
     before = _takes_before(encoder, benchmark, methods, templates, shots)
     todo = list(tasks(encoder, benchmark, shots, draws, views, seed, before))
@@ -280,7 +280,7 @@ def _takes_before(
     return False
 
 
-def _capped(all_: list[Any], what: str) -> list[Any]:
+def capped(all_: list[Any], what: str) -> list[Any]:
     """The first draws or domains, as many as the environment allows."""
     most = int(os.environ.get(f"LBUTILS_MAX_{what}") or len(all_))
     if most < len(all_):
