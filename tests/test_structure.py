@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     "atomic words matching counting corpora vocabulary certificates screening "
     "layout downloads benchmark mini towers encoders features exchange prompts zeroshot clustering "
-    "textforward installing names fewshot discovery prompting adapters baselines teaching "
-    "evaluation protocol trials records published laion_beyond figures grids pools "
+    "textforward installing names fewshot discovery transduction prompting adapters baselines "
+    "teaching evaluation protocol trials records published laion_beyond figures grids pools "
     "sweeps"
 ).split()
 WITHOUT_TORCH = (
