@@ -236,8 +236,8 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def image(self, index: int) -> Image.Image:
-        """The image at `index` as RGB; a transparent one stands on white.
+    def image(self, index: int, transparent: bool = False) -> Image.Image:
+        """The image at `index` as RGB, on white where it is transparent; or as RGBA, as it is.
 
         Raises
         ------
@@ -248,7 +248,7 @@ class Split:
         image_id = self.ids[index]
         content = self.source.read(image_id)
         try:
-            return _decode(content)
+            return _decode(content, transparent)
         except Image.DecompressionBombError as error:
             what = f"image {image_id!r} is refused as a decompression bomb"
             raise ValueError(f"{what}, {error}: {self.source.advice}") from error
@@ -278,7 +278,7 @@ class Split:
         )
 
 
-def _decode(content: bytes) -> Image.Image:
+def _decode(content: bytes, transparent: bool = False) -> Image.Image:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         # A line one pixel high is small until its shorter side is resized to a model's pixels.
         short, long = sorted(image.size)
@@ -287,9 +287,11 @@ def _decode(content: bytes) -> Image.Image:
                 f"{image.width} x {image.height} pixels where {MAX_PIXELS:,} are admitted, and no "
                 f"side {MAX_RATIO} times the other"
             )
-        if image.mode == "RGB":
+        if image.mode == "RGB" and not transparent:
             return image.copy()
         rgba = image.convert("RGBA")
+    if transparent:
+        return rgba
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
 

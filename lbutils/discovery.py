@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -659,32 +660,42 @@ def shift_head(
 
         return loss_of
 
-    losses = _trained(head, images, losses_of, lr, epochs if count > 0 else 0, batch_size)
+    batches = partial(_shuffled, len(images.plain), batch_size, images.generator)
+    losses = _trained(head, batches, losses_of, lr, epochs if count > 0 else 0)
     return Trained(head.detach().numpy(), losses)
 
 
 def _trained(
     rows: Tensor,
-    images: _Images,
+    batches: Callable[[], Iterator[Tensor]],
     losses_of: Callable[[int], Callable[[Tensor], Tensor]],
     lr: float,
     epochs: int,
-    batch_size: int,
+    optimizer: str = "sgd",
 ) -> list[float]:
-    """Mean loss of each epoch of SGD on `rows`, in place; `losses_of(epoch)(batch)` is the loss."""
-    optimiser = optimiser_for(rows, "sgd", lr)
+    """Mean loss of each epoch of descent on `rows`, in place.
+
+    `batches()` gives the indices of an epoch's images, `losses_of(epoch)(batch)` the loss.
+    """
+    optimiser = optimiser_for(rows, optimizer, lr)
     losses = []
     for epoch in range(epochs):
         optimiser.param_groups[0]["lr"] = schedule(epoch, epochs, lr)
-        loss_of, total = losses_of(epoch), 0.0
-        for batch in images.batches(batch_size):
+        loss_of, total, seen = losses_of(epoch), 0.0, 0
+        for batch in batches():
             loss = loss_of(batch)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            total += float(loss.detach()) * len(batch)
-        losses.append(total / len(images.plain))
+            total, seen = total + float(loss.detach()) * len(batch), seen + len(batch)
+        losses.append(total / seen)
     return losses
+
+
+def _shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of all images in random order, in even batches of `size` at most."""
+    order = torch.randperm(count, generator=generator)
+    return iter(order.tensor_split(-(-count // size)))
 
 
 def _towards(rows: Tensor, memory: Tensor, batch: Tensor, count: int, alpha: float) -> Tensor:
@@ -815,7 +826,8 @@ def prototypes(
 
         return loss_of
 
-    losses = _trained(rows, images, losses_of, lr, epochs, batch_size)
+    batches = partial(_shuffled, len(images.plain), batch_size, images.generator)
+    losses = _trained(rows, batches, losses_of, lr, epochs)
     return Trained(F.normalize(rows.detach(), dim=1).numpy(), losses)
 
 
@@ -833,7 +845,7 @@ def _self_taught(cosines: list[Tensor], teacher: float, entropy: float) -> Tenso
 
 
 class _Images:
-    """All images for training, the labelled first: plain, in two views, and in batches."""
+    """All images for training, the labelled first: plain, and in two views."""
 
     def __init__(
         self, problem: _Problem, views: Any, labelled_views: Any, dropout: float, seed: int
@@ -851,11 +863,6 @@ class _Images:
             self.views = torch.stack([self.plain, *(torch.from_numpy(v).float() for v in shown)])
         elif labelled_views is not None:
             raise ValueError("labelled_views without views: give both or neither")
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Indices of all images in random order, in even batches of `size` at most."""
-        order = torch.randperm(len(self.plain), generator=self.generator)
-        return iter(order.tensor_split(-(-len(order) // size)))
 
     def labelled(self, batch: Tensor, seen_twice: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Of a batch's rows in two views those of labelled images, and their classes."""

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from those before it.
 ORDER = (
     "atomic words matching counting corpora vocabulary certificates screening "
-    "layout downloads benchmark mini towers encoders features exchange prompts zeroshot clustering "
-    "textforward installing names fewshot knowledge assignment discovery zsnl prompting "
-    "adapters baselines teaching evaluation protocol trials mixtures records published "
+    "layout downloads benchmark colours mini towers encoders features exchange prompts zeroshot "
+    "clustering textforward installing names fewshot knowledge assignment discovery zsnl "
+    "transduction prompting adapters baselines teaching evaluation protocol trials mixtures records published "
     "laion_beyond figures grids pools sweeps"
 ).split()
 WITHOUT_TORCH = (
@@ -30,6 +30,7 @@ WITHOUT_TORCH = (
     "layout",
     "downloads",
     "benchmark",
+    "colours",
     "assignment",
     "evaluation",
     "protocol",
