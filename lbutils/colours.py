@@ -71,7 +71,7 @@ def colour_shares(split: Any) -> np.ndarray:
 
 
 def told_colours(phrases: Sequence[str]) -> np.ndarray:
-    """Share of each basic colour among the colour words of phrases, ``(11,)``; equal without any."""
+    """Shares of basic colours among the colour words of phrases, ``(11,)``; equal without."""
     counts = np.zeros(len(BASIC))
     for phrase in phrases:
         for word in canonical(phrase).split():

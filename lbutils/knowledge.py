@@ -21,10 +21,11 @@ from sklearn.kernel_ridge import KernelRidge
 from torch import Tensor
 
 from lbutils.benchmark import mini_file
+from lbutils.colours import told_colours
 from lbutils.words import canonical, suggest
 from lbutils.zeroshot import text_features
 
-SOURCES = ("pieces", "language", "descriptions", "hints")
+SOURCES = ("pieces", "language", "descriptions", "colours", "hints")
 
 
 class Lexicon(NamedTuple):
@@ -85,6 +86,8 @@ class Knowledge:
       a kernel ridge regression from vectors of texts in pre-training to their text features.
     - ``"descriptions"``: the encoder's text feature of the phrases that describe the concept; with
       ``"language"`` also the mean of the phrases' own vectors, moved alike.
+    - ``"colours"``: the colour words of the descriptions, to be compared with the pixels of images
+      (`told_colours`, `lbutils.colours`). They do not enter prototypes.
     - ``"hints"``: whether the language model sees a name as near to the domain's hint as it sees
       the known names, as a share that each candidate may expect of the images (`shares`). It
       does not enter prototypes.
@@ -112,7 +115,7 @@ class Knowledge:
     Raises
     ------
     ValueError
-        If a source is unknown or none but hints is given, or hints come without a hint.
+        If a source is unknown, none gives prototypes, or hints come without a hint.
 
     Notes
     -----
@@ -138,7 +141,7 @@ class Knowledge:
         for source in sources:
             if source not in SOURCES:
                 raise ValueError(suggest(source, SOURCES, "source of knowledge"))
-        if not set(sources) - {"hints"}:
+        if not set(sources) - {"hints", "colours"}:
             raise ValueError(f"prototypes need a source: choose of {', '.join(SOURCES[:3])}")
         if "hints" in sources and not hint:
             raise ValueError("the source 'hints' needs hint=, the superclass of the domain")
@@ -200,6 +203,18 @@ class Knowledge:
             means = [rows.mean(dim=0) for rows in flat.split([len(own) for own in phrases])]
             parts.append(F.normalize(torch.stack(means), dim=1))
         return F.normalize(torch.stack(parts).sum(dim=0), dim=1)
+
+    def told_colours(self, names: Sequence[str]) -> np.ndarray | None:
+        """Colours that the descriptions of names tell, ``(C, 11)``; None without the source.
+
+        A name without a description tells none. Errors are those of `Lexicon.described`, for
+        the first name, where no name has one.
+        """
+        if "colours" not in self.sources:
+            return None
+        if names and not any(self.lexicon.phrases.get(name) for name in names):
+            self.lexicon.described(names[0])
+        return np.stack([told_colours(self.lexicon.phrases.get(name, ())) for name in names])
 
     def shares(self, names: Sequence[str], known: Sequence[str] = ()) -> np.ndarray:
         """Share of the images that each name may expect, ``(C,)`` float64, adding up to one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lbutils.assignment import assign, similarities
 from lbutils.clustering import matched_hits
+from lbutils.colours import colour_shares
 from lbutils.features import image_features
 from lbutils.protocol import JointScores, joint_scores
 from lbutils.trials import capped
@@ -24,6 +25,10 @@ from lbutils.words import suggest
 from lbutils.zeroshot import class_means
 
 ORACLES = ("n_classes", "membership", "vocabulary")
+
+
+class _Names(NamedTuple):
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +49,8 @@ class Mixture:
     labels : ndarray, shape (N,), int64
         Features of unlabelled images; their classes, known names first, then new ones.
     ids : tuple of str
-        Of the unlabelled images.
+    colours : ndarray, shape (N, 11)
+        Of the unlabelled images; see `colours.colour_shares`.
     test_images, test_labels
         The same of test images.
     """
@@ -61,6 +67,7 @@ class Mixture:
     images: Tensor
     labels: np.ndarray
     ids: tuple[str, ...]
+    colours: np.ndarray
     test_images: Tensor
     test_labels: np.ndarray
 
@@ -97,12 +104,19 @@ class Mixture:
             known=self.known,
             labelled=self.labelled,
             labels=self.taught,
+            colours=self.colours,
             **self.oracles(told),
         )
 
+    def zero_shot(self, classifier: Any) -> Any:
+        """A method of few-shot learning that looks at names only, such as `ZeroShot`, fitted."""
+        return classifier.fit(_Names(self.new))
+
     def score(self, learner: Any) -> JointScores:
         """Scores of a fitted learner on test images, over known and new names alone."""
-        new = learner.logits(self.test_images)[:, learner.columns(self.new)]
+        new = learner.logits(self.test_images)
+        if hasattr(learner, "columns"):
+            new = new[:, learner.columns(self.new)]
         joint = torch.cat([learner.other_logits(self.test_images, self.known), new], dim=1)
         return joint_scores(joint.numpy(), self.test_labels, len(self.known))
 
@@ -224,6 +238,7 @@ def mixtures(
         images = torch.cat([unseen, new])
         labels = np.concatenate([mixed.labels, oop.train.labels + len(ip.names)])
         ids = (*mixed.ids, *oop.train.ids)
+        shown = np.concatenate([colour_shares(part) for part in (mixed, oop.train)])
         away = {n for other in benchmark.values() for n in other.oop.names}
         away -= {*oop.names, *ip.names}
         for draw in draws:
@@ -241,6 +256,7 @@ def mixtures(
                 images[torch.from_numpy(rows)],
                 labels[rows],
                 tuple(ids[i] for i in rows),
+                shown[rows],
                 torch.cat([split["test"], image_features(encoder, oop.test)]),
                 np.concatenate([ip.test.labels, oop.test.labels + len(ip.names)]),
             )

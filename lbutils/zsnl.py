@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbutils import assignment
+from lbutils.colours import colour_evidence
 from lbutils.discovery import Discovery, discover
 from lbutils.fewshot import Frozen, NameLearner, optimiser_for, schedule
 from lbutils.knowledge import Knowledge, Lexicon
@@ -57,6 +58,7 @@ def joint_iteration(
     known: Tensor | None = None,
     *,
     shares: Any = None,
+    evidence: Tensor | None = None,
     concentration: float = 20.0,
     prior: float = 1.0,
     iterations: int = 15,
@@ -77,6 +79,8 @@ def joint_iteration(
         Unit centres of the known classes; without them all images are taken as new.
     shares : array, shape (C,), optional
         Share of the new images that each name may expect; all the same by default.
+    evidence : Tensor, shape (N, A + C), optional
+        Log-likelihood of something else that is seen of each image, in each class.
     concentration : float
         Of the directions of a class around its centre.
     prior : float
@@ -99,6 +103,8 @@ def joint_iteration(
         logits = images @ centres.T * concentration + names + np.log(max(new, 1e-12))
         if fixed is not None and a:
             logits = torch.cat([fixed + np.log(max(1 - new, 1e-12)), logits], dim=1)
+        if evidence is not None:
+            logits = logits + evidence
         told = prior * concentration * float((centres * prototypes).sum())
         objective.append((float(logits.double().logsumexp(1).sum()) + told) / len(images))
         weights = logits.softmax(dim=1)
@@ -130,6 +136,7 @@ class _Pool(NamedTuple):
     centres: Tensor
     texts: Tensor
     discovery: Discovery | None
+    colours: tuple[np.ndarray, np.ndarray] | None  # shown (N, 11) and told (A + C, 11)
 
 
 class ZeroShotNameLearner(FeatureClassifier):
@@ -159,7 +166,7 @@ class ZeroShotNameLearner(FeatureClassifier):
     prior : float
         Weight of a prototype beside the images matched to its name, in images.
     concentration, iterations : float, int
-        Of `joint_iteration`.
+        Of `joint_iteration`. One over the concentration is the temperature of `assignment.assign`.
     rounds : int
         Times to match and tune.
     unit_centres : bool
@@ -306,6 +313,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         known: Sequence[str] = (),
         labelled: Tensor | None = None,
         labels: Any = None,
+        colours: Any = None,
         n_classes: int | None = None,
         membership: Any = None,
         vocabulary: Sequence[str] | None = None,
@@ -323,6 +331,8 @@ class ZeroShotNameLearner(FeatureClassifier):
         labelled, labels : Tensor, shape (M, D) and (M,), optional
             Unit features of images of known classes, and which; without them the known names'
             text features stand for their images, and discovery has no labels.
+        colours : array, shape (N, 11), optional
+            `colours.colour_shares` of the images, which the source ``"colours"`` needs.
         n_classes : int, optional
             Oracle: how many new classes the images show. Without it `discover` estimates it; the
             joint matching asks for none, and does not look at it.
@@ -342,6 +352,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         """
         names = _vocabulary(candidates, known, vocabulary)
         pool = self._pool(images, names, labelled, labels, n_classes, membership)
+        pool = pool._replace(colours=self._colours(names, len(images), colours, membership))
         prototypes = self.knowledge.prototypes(names.candidates)
         shares = self.knowledge.shares(names.candidates, names.known)
         self.candidates_, self.known_ = names.candidates, names.known
@@ -357,7 +368,7 @@ class ZeroShotNameLearner(FeatureClassifier):
             prototypes = F.normalize(prototypes + self.classifier_, dim=1)
         self.names_: Names = self.embeddings_.learned()
         self.weights_ = torch.zeros(len(images), weights.shape[1])
-        self.weights_[_members(images, membership)] = weights.cpu()
+        self.weights_[_mask(len(images), membership)] = weights.cpu()
         return self
 
     def columns(self, names: Sequence[str]) -> np.ndarray:
@@ -384,7 +395,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         if (labelled is None) != (labels is None):
             raise ValueError("labelled images and labels go together: give both or neither")
         _check_unit(images, "images")
-        used = images[_members(images, membership)]
+        used = images[_mask(len(images), membership)]
         if n_classes is not None and not 1 <= n_classes <= len(used):
             raise ValueError(f"n_classes={n_classes} for {len(used)} images: 1 for each at most")
         texts = torch.empty(0, images.shape[1])
@@ -411,7 +422,22 @@ class ZeroShotNameLearner(FeatureClassifier):
                 found = discover(used, k, **self._discovery())
         if membership is not None:
             centres = centres[:0]
-        return _Pool(used, centres, texts, found)
+        return _Pool(used, centres, texts, found, None)
+
+    def _colours(
+        self, names: _Vocabulary, n: int, colours: Any, membership: Any
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Colours that images show and names tell, if that is a source of the knowledge."""
+        told = self.knowledge.told_colours([*names.known, *names.candidates])
+        if told is None:
+            return None
+        shown = np.asarray([] if colours is None else colours, dtype=np.float64)
+        if shown.shape != (n, told.shape[1]) or not np.isfinite(shown).all():
+            raise ValueError(
+                f"colours {shown.shape}: the source 'colours' needs those of {n} images, "
+                "lbutils.colours.colour_shares(split)"
+            )
+        return shown[_mask(n, membership).numpy()], told
 
     def _discovery(self) -> dict[str, Any]:
         return {"method": self.discovery, "seed": self.seed}
@@ -428,6 +454,7 @@ class ZeroShotNameLearner(FeatureClassifier):
                 prototypes,
                 pool.centres if len(pool.centres) else None,
                 shares=shares,
+                evidence=_evidence(pool, len(pool.centres) + c),
                 concentration=self.concentration,
                 prior=self.prior,
                 iterations=self.iterations,
@@ -459,8 +486,16 @@ class ZeroShotNameLearner(FeatureClassifier):
         cosines = assignment.similarities(
             centres, prototypes, self.gap, normalise=self.unit_centres
         )
+        if pool.colours is not None:
+            assert pool.discovery is not None
+            weights = pool.discovery.weights[:, fresh]
+            shown = weights.T @ pool.colours[0] / weights.sum(axis=0)[:, None]
+            told = pool.colours[1][-len(prototypes) :]
+            cosines = cosines + colour_evidence(shown, told) / self.concentration
         self.clusters_ = fresh
-        self.assignment_ = assignment.assign(cosines, self.matching, shares=shares)
+        self.assignment_ = assignment.assign(
+            cosines, self.matching, shares=shares, temperature=1 / self.concentration
+        )
         if self.matching == "sinkhorn":
             return self.assignment_.plan
         return np.eye(cosines.shape[1] + 1)[self.assignment_.names][:, :-1]
@@ -590,12 +625,20 @@ def _vocabulary(
     return _Vocabulary(tuple(known), names)
 
 
-def _members(images: Tensor, membership: Any) -> Tensor:
-    """Mask ``(N,)`` of the images that are used."""
+def _evidence(pool: _Pool, columns: int) -> Tensor | None:
+    """Evidence of colours ``(N, columns)`` for the last columns of the vocabulary."""
+    if pool.colours is None:
+        return None
+    shown, told = pool.colours
+    return torch.from_numpy(colour_evidence(shown, told[-columns:])).to(pool.images)
+
+
+def _mask(n: int, membership: Any) -> Tensor:
+    """Mask ``(n,)`` of the images that are used."""
     if membership is None:
-        return torch.ones(len(images), dtype=torch.bool)
+        return torch.ones(n, dtype=torch.bool)
     mask = torch.as_tensor(np.asarray(membership))
-    if mask.dtype != torch.bool or mask.shape != (len(images),) or not mask.any():
+    if mask.dtype != torch.bool or mask.shape != (n,) or not mask.any():
         raise ValueError(
             f"membership {tuple(mask.shape)}: a bool for each image, one True at least"
         )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from lbutils import load_benchmark, load_encoder
 from lbutils.benchmark import mini_file
+from lbutils.colours import BASIC
 from lbutils.knowledge import Knowledge, Lexicon, load_lexicon
 from lbutils.vocabulary import screen
 from lbutils.words import canonical
@@ -123,6 +124,16 @@ def test_hints_prefer_names_of_their_domain(encoder, lexicon):
     assert hinted.shares(names)[:own].sum() != pytest.approx(shares[:own].sum(), abs=1e-3)
     plain = Knowledge(encoder, lexicon, ("descriptions",))
     np.testing.assert_allclose(plain.shares(names), 1 / len(names))
+
+
+def test_colours_come_from_descriptions(encoder, few):
+    knowledge = Knowledge(encoder, few, ("descriptions", "colours"))
+    told = knowledge.told_colours(["banana", "no such name"])
+    assert told.shape == (2, 11) and told[0, BASIC.index("yellow")] > 0.3
+    np.testing.assert_allclose(told[1], 1 / 11)
+    with pytest.raises(KeyError, match="description"):
+        knowledge.told_colours(["no such name"])
+    assert Knowledge(encoder, few, ("descriptions",)).told_colours(["banana"]) is None
 
 
 def test_absent_names_carry_nothing_that_pieces_do_not_leak(encoder):

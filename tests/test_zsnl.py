@@ -31,6 +31,9 @@ class Told:
     def shares(self, names, known=()):
         return np.full(len(names), 1 / len(names))
 
+    def told_colours(self, names):
+        return None
+
 
 @pytest.fixture(scope="module")
 def encoder():
@@ -280,6 +283,25 @@ def test_without_labelled_images_known_names_stand_for_them(encoder):
     images, _, rows, labels = planted(encoder)
     learner = ZeroShotNameLearner(encoder, Told(rows), **QUICK).fit(images, NEW, known=KNOWN)
     assert named(learner, labels) == 1
+
+
+@pytest.mark.parametrize("matching", MATCHINGS)
+def test_colours_decide_where_prototypes_do_not(encoder, matching):
+    images, extra, rows, labels = planted(encoder)
+    alike = dict.fromkeys(NEW, F.normalize(sum(rows.values()), dim=0))
+    told = np.eye(11)[: len(KNOWN) + len(NEW)]
+    knowledge = Told(alike)
+    knowledge.told_colours = lambda names: told[[[*KNOWN, *NEW].index(name) for name in names]]
+    shown = 0.9 * told[labels] + 0.1 / 11
+    learner = ZeroShotNameLearner(encoder, knowledge, matching=matching, **QUICK)
+    learner.fit(images, NEW, **extra, colours=shown, n_classes=6)
+    assert named(learner, labels) == 1
+    new = labels >= 3
+    learner.fit(images, NEW, **extra, colours=shown, n_classes=6, membership=new)
+    assert named_among(learner, labels, new) == 1
+    for wrong in (None, shown[:3], np.full_like(shown, np.nan)):
+        with pytest.raises(ValueError, match="colour_shares"):
+            learner.fit(images, NEW, **extra, colours=wrong)
 
 
 def broken(images, kind):

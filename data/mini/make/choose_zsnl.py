@@ -1,51 +1,61 @@
-"""Choose the settings of zero-shot name learning on IP classes that play OOP.
+"""Choose the settings of zero-shot name learning on IP classes that an encoder has not met.
 
-    python data/mini/make/choose_zsnl.py
+    python data/mini/make/choose_zsnl.py withhold .build/withheld
+    python data/mini/make/pretrain.py --data .build/withheld/mini --steps 1600 --eval-every 4 \
+        --out .build/withheld/encoder
+    python data/mini/make/choose_zsnl.py choose .build/withheld/encoder
 
-In an episode one half of a domain's IP classes plays OOP: its classes get names of real OOP classes
-of the domain, whose rows the encoder knows as little as any, while vectors and descriptions
-are of the classes themselves; the map from language has met no label with a name of any IP class.
-Half of the training images of the other classes is labelled, the other half is mixed with the
-images that play OOP, and candidates are their names and the OOP names of all other domains.
-Scores come from validation images. No OOP image and no test image is read.
+Classes of which the encoder knows drawings and name are no stand-in for OOP classes here: their
+drawings lie where their names, and names like theirs, have drawn them. So half of each domain's IP
+classes is withheld from a shorter pre-training, pairs and captions alike, and plays OOP. Of the
+withheld classes most images are unlabelled, the others are for scores; of the rest training images
+are labelled, and validation images are divided between the two. Distractors are the names that
+play OOP in other domains, and the real OOP names there. No OOP image and no test image is read.
 
-Writes `selection_zsnl.csv`: for each setting, means over domains, halves and divisions of the
-accuracy among the names that play OOP, with all three oracles (oop_oracles) and with none (oop);
-the same over all candidates (oop_candidates); the share of the pool's OOP images that got their
-name (named); accuracy of IP images on the joint vocabulary, less that of zero-shot (ip_change).
-One argument differs from the defaults in each row. Chosen are the defaults: see the sum of
-oop_oracles and oop, with ip_change above -2. Run `checksums.py` afterwards.
+Writes `selection_zsnl.csv`: for each setting, means over domains and divisions, in per cent, of
+the accuracy among the names that play OOP with all three oracles (oop_oracles) and with none (oop),
+the same over all candidates (oop_candidates), the share of unlabelled OOP images that got their
+name (right), the accuracy of IP images on the joint vocabulary less that of zero-shot (ip_change),
+and of OOP images there (oop_joint). Settings are compared by the sum of the first two where
+ip_change is above -2. Run `checksums.py` afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from lbutils import load_benchmark, load_encoder
+from lbutils import load_benchmark, load_encoder, protocol
+from lbutils.baselines import ZeroShot
+from lbutils.colours import colour_shares
 from lbutils.features import image_features
-from lbutils.knowledge import Knowledge, Lexicon, load_lexicon
-from lbutils.zeroshot import text_features
+from lbutils.knowledge import Knowledge, load_lexicon
+from lbutils.mixtures import ORACLES, Mixture
+from lbutils.words import canonical
 from lbutils.zsnl import ZeroShotNameLearner
 
 DATA = Path(__file__).parent.parent
-ALL = ("language", "descriptions", "hints")
+SOURCES = ("language", "descriptions", "colours", "hints")
+WITHHELD = "withheld.json"
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
-    *({"margin": margin} for margin in (1.0, 2.0, 3.0, 4.0)),
+    *({"margin": margin} for margin in (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)),
     *({"matching": matching} for matching in ("hungarian", "sinkhorn", "nearest")),
     {"matching": "hungarian", "gap": "mean"},
-    *({"sources": sources} for sources in (ALL[:1], ALL[:2], ALL[1:])),
-    *({"prior": prior} for prior in (0.5, 2.0, 4.0)),
-    *({"concentration": value} for value in (10.0, 30.0)),
+    *({"sources": SOURCES[:k]} for k in (1, 2, 3)),
+    {"sources": ("language", "colours", "hints")},
+    {"sources": ("descriptions", "colours", "hints")},
+    *({"prior": prior} for prior in (0.5, 2.0, 4.0, 8.0)),
+    *({"concentration": value} for value in (10.0, 15.0, 30.0)),
     *({"iterations": count} for count in (1, 5)),
     {"rounds": 2},
     *({"image_weight": weight} for weight in (0.0, 0.25, 1.0)),
@@ -54,129 +64,144 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 
 
-class Episode(NamedTuple):
-    """Images and names of a domain of which one half plays OOP; labels count within each half."""
-
-    hint: str
-    known: list[str]
-    new: list[str]
-    lexicon: Lexicon
-    distractors: list[str]
-    labelled: tuple[Tensor, np.ndarray]
-    pool: tuple[Tensor, np.ndarray]
-    oop: tuple[Tensor, np.ndarray]
-    ip: tuple[Tensor, np.ndarray]
+def withheld_names() -> dict[str, list[str]]:
+    """Every second IP name of each domain, after a shuffle of its own."""
+    bench, found = load_benchmark("mini"), {}
+    for name, domain in bench.items():
+        order = np.random.default_rng(7).permutation(len(domain.ip.names))
+        found[name] = sorted(domain.ip.names[i] for i in order[::2])
+    return found
 
 
-def episodes(encoder: Any, bench: Any, lexicon: Lexicon, divisions: int) -> Iterator[Episode]:
-    """Every domain, half and division of which both sides have two classes or more."""
-    for domain in bench.values():
+def withhold(folder: Path) -> None:
+    """Write a data folder whose pairs tell none of the withheld names, in any plain inflection."""
+    names = withheld_names()
+    longest = sorted((canonical(n) for own in names.values() for n in own), key=len, reverse=True)
+    told = re.compile(rf"\b({'|'.join(map(re.escape, longest))})(e?s)?\b")
+    pairs = pd.read_parquet(DATA / "pairs.parquet").query("scale == 'small'")
+    pairs = pairs[[not told.search(canonical(label)) for label in pairs["label"]]]
+    kept = [[c for c in own if not told.search(canonical(c))] for own in pairs["captions"]]
+    pairs = pairs.assign(captions=kept)
+    pairs = pairs[[len(own) > 0 for own in kept]]
+    (folder / "mini").mkdir(parents=True, exist_ok=True)
+    pairs.to_parquet(folder / "mini" / "pairs.parquet", index=False)
+    (folder / WITHHELD).write_text(json.dumps(names, indent=1))
+    for file in (*DATA.glob("images-*.parquet"), DATA / "samples.parquet", DATA / "concepts.csv"):
+        (folder / "mini" / file.name).symlink_to(file.resolve())
+    (folder / "prompts").symlink_to((DATA.parent / "prompts").resolve())
+    print(f"{len(longest)} names withheld, {len(pairs)} pairs left, in {folder}")
+
+
+def divided(labels: np.ndarray, share: float, rng: Any) -> np.ndarray:
+    """Whether an image is in the first part: a share of each class, one at least."""
+    first = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        own = rng.permutation(np.flatnonzero(labels == label))
+        first[own[: max(1, round(share * len(own)))]] = True
+    return first
+
+
+def episodes(encoder: Any, bench: Any, names: Any, divisions: int) -> Iterator[Mixture]:
+    """A mixture of known and withheld IP classes for each domain and division."""
+    for name, domain in bench.items():
         ip = domain.ip
-        train, val = image_features(encoder, ip.train), image_features(encoder, ip.val)
-        others = [
-            name for other in bench.values() if other is not domain for name in other.oop.names
+        new = np.isin(ip.names, names[name])
+        place = np.where(new, (~new).sum() + new.cumsum() - 1, (~new).cumsum() - 1)
+        images = torch.cat([image_features(encoder, part) for part in (ip.train, ip.val)])
+        labels = place[np.concatenate([ip.train.labels, ip.val.labels])]
+        colours = np.concatenate([colour_shares(part) for part in (ip.train, ip.val)])
+        known = labels < (~new).sum()
+        labelled = known & (np.arange(len(labels)) < len(ip.train))
+        rest = np.flatnonzero(~labelled)
+        away = [
+            n for d in bench.values() if d is not domain for n in (*d.oop.names, *names[d.name])
         ]
         for division in range(divisions):
             rng = np.random.default_rng(division)
-            order = rng.permutation(len(ip.names))
-            for playing in (order[::2], order[1::2]):
-                rest = np.setdiff1d(order, playing)
-                if min(len(playing), len(rest)) < 2:
-                    continue
-                place = np.empty(len(order), dtype=np.int64)
-                place[rest] = np.arange(len(rest))
-                place[playing] = len(rest) + np.arange(len(playing))
-                of_train, of_val = place[ip.train.labels], place[ip.val.labels]
-                shown = np.zeros(len(of_train), dtype=bool)
-                for k in range(len(rest)):
-                    own = rng.permutation(np.flatnonzero(of_train == k))
-                    shown[own[: -(-len(own) // 2)]] = True
-                fake = list(domain.oop.names[: len(playing)])
-                unseen = of_val >= len(rest)
-                yield Episode(
-                    domain.hint,
-                    [ip.names[k] for k in rest],
-                    fake,
-                    aliased(lexicon, dict(zip(fake, (ip.names[k] for k in playing), strict=True))),
-                    others,
-                    (train[shown], of_train[shown]),
-                    (train[~shown], of_train[~shown]),
-                    (val[unseen], of_val[unseen] - len(rest)),
-                    (val[~unseen], of_val[~unseen]),
-                )
+            half = divided(labels[rest], 0.5, rng)
+            most = divided(labels[rest], 0.75, rng)
+            pool = np.where(known[rest], half, most)
+            yield Mixture(
+                name,
+                domain.hint,
+                division,
+                tuple(np.array(ip.names)[~new]),
+                tuple(np.array(ip.names)[new]),
+                tuple(away),
+                np.zeros(new.sum(), dtype=bool),
+                images[labelled],
+                labels[labelled],
+                images[rest[pool]],
+                labels[rest[pool]],
+                (),
+                colours[rest[pool]],
+                images[rest[~pool]],
+                labels[rest[~pool]],
+            )
 
 
-def aliased(lexicon: Lexicon, aliases: dict[str, str]) -> Lexicon:
-    """The lexicon in which a name says what the other name does."""
-    vectors = {**lexicon.vectors, **{a: lexicon.vectors[b] for a, b in aliases.items()}}
-    phrases = {**lexicon.phrases, **{a: lexicon.phrases[b] for a, b in aliases.items()}}
-    return lexicon._replace(vectors=vectors, phrases=phrases)
-
-
-def scores(encoder: Any, episode: Episode, knowledge: Knowledge, options: Any) -> dict[str, float]:
-    """What the table has, in per cent, of one episode."""
-    knowledge.hint, knowledge.lexicon = episode.hint, episode.lexicon
-    images, labels = episode.pool
-    new = labels >= len(episode.known)
-    common = {
-        "known": episode.known,
-        "labelled": episode.labelled[0],
-        "labels": episode.labelled[1],
+def scores(encoder: Any, mixture: Mixture, knowledge: Knowledge, options: Any) -> dict[str, float]:
+    """What the table has of one episode, in per cent."""
+    knowledge.hint = mixture.hint
+    free = mixture.fit(ZeroShotNameLearner(encoder, knowledge, **options))
+    told = mixture.fit(ZeroShotNameLearner(encoder, knowledge, **options), ORACLES)
+    before = mixture.zero_shot(ZeroShot(encoder))
+    runs = {key: {"": [mixture.score(m)]} for key, m in (("", free), ("told", told))}
+    runs["before"] = {"": [mixture.score(before)]}
+    value = {
+        (key, measure): 100 * protocol.value(run, measure)
+        for key, run in runs.items()
+        for measure in ("oop_separate", "oop_joint", "ip_joint")
     }
-    candidates = episode.new + episode.distractors
-    free = ZeroShotNameLearner(encoder, knowledge, **options).fit(images, candidates, **common)
-    told = ZeroShotNameLearner(encoder, knowledge, **options).fit(
-        images,
-        candidates,
-        **common,
-        n_classes=len(np.unique(labels[new])),
-        membership=new,
-        vocabulary=episode.new,
-    )
-    columns = free.columns(episode.new)
-    texts = text_features(encoder, episode.known)
-    before = torch.cat([texts, text_features(encoder, episode.new)])
-    after = torch.cat([texts, free.classifier_[columns]])
-    joint = [hits(episode.ip, rows) for rows in (after, before)]
-    named = free.weights_[torch.from_numpy(new)].argmax(dim=1).numpy() == labels[new]
     return {
-        "oop_oracles": 100 * hits(episode.oop, told.classifier_),
-        "oop": 100 * hits(episode.oop, free.classifier_[columns]),
-        "oop_candidates": 100 * hits(episode.oop, free.classifier_),
-        "named": 100 * float(named.mean()),
-        "ip_change": 100 * (joint[0] - joint[1]),
+        "oop_oracles": value["told", "oop_separate"],
+        "oop": value["", "oop_separate"],
+        "oop_candidates": 100 * mixture.among_candidates(free),
+        "right": 100 * mixture.budget(free)["right"],
+        "ip_change": value["", "ip_joint"] - value["before", "ip_joint"],
+        "oop_joint": value["", "oop_joint"],
+        "ip_change_oracles": value["told", "ip_joint"] - value["before", "ip_joint"],
     }
 
 
-def hits(images: tuple[Tensor, np.ndarray], rows: Tensor) -> float:
-    """Share of images whose row is the nearest."""
-    return float(((images[0] @ rows.T).argmax(dim=1).numpy() == images[1]).mean())
+def choose(folder: Path, divisions: int, only: Sequence[str]) -> None:
+    """Write the table, row by row."""
+    encoder = load_encoder(f"local-dir:{folder}", crop_scale=(0.8, 1.0))
+    bench, lexicon, names = load_benchmark("mini"), load_lexicon(), withheld_names()
+    hold_out = [name for own in names.values() for name in own]
+    cases = list(episodes(encoder, bench, names, divisions))
+    made: dict[str, Knowledge] = {}
+    rows = []
+    for setting in tqdm(SETTINGS, desc="settings"):
+        name = ", ".join(f"{key}={value}" for key, value in setting.items()) or "defaults"
+        if only and not any(part in name for part in only):
+            continue
+        options = dict(setting)
+        told = {k: options.pop(k) for k in ("quantile",) if k in options}
+        sources = options.pop("sources", SOURCES)
+        key = f"{sources} {told}"
+        if key not in made:
+            made[key] = Knowledge(
+                encoder, lexicon, sources, hint="thing", hold_out=hold_out, **told
+            )
+        table = pd.DataFrame([scores(encoder, case, made[key], options) for case in cases])
+        rows.append({"setting": name, "episodes": len(cases), **table.mean().round(2)})
+        tqdm.write(" ".join(f"{k}={v}" for k, v in rows[-1].items()))
+        if not only:
+            pd.DataFrame(rows).to_csv(DATA / "selection_zsnl.csv", index=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--divisions", type=int, default=2, help="divisions into halves")
-    divisions = parser.parse_args().divisions
-    encoder, bench, lexicon = load_encoder("mini"), load_benchmark("mini"), load_lexicon()
-    every = [name for domain in bench.values() for name in domain.ip.names]
-    cases = list(episodes(encoder, bench, lexicon, divisions))
-    rows = []
-    made: dict[str, Knowledge] = {}
-    for setting in tqdm(SETTINGS, desc="settings"):
-        options = dict(setting)
-        told = {k: options.pop(k) for k in ("quantile",) if k in options}
-        sources = options.pop("sources", ALL)
-        key = f"{sources} {told}"
-        if key not in made:
-            made[key] = Knowledge(encoder, lexicon, sources, hint="animal", hold_out=every, **told)
-        knowledge = made[key]
-        table = pd.DataFrame([scores(encoder, case, knowledge, options) for case in cases])
-        name = ", ".join(f"{key}={value}" for key, value in setting.items())
-        rows.append(
-            {"setting": name or "defaults", "episodes": len(cases), **table.mean().round(2)}
-        )
-        tqdm.write(str(rows[-1]))
-        pd.DataFrame(rows).to_csv(DATA / "selection_zsnl.csv", index=False)
+    parser.add_argument("step", choices=("withhold", "choose"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--divisions", type=int, default=3, help="of images into pool and scores")
+    parser.add_argument("--only", nargs="*", default=[], help="settings with such a part; no table")
+    args = parser.parse_args()
+    if args.step == "withhold":
+        withhold(args.folder)
+    else:
+        choose(args.folder, args.divisions, args.only)
 
 
 if __name__ == "__main__":

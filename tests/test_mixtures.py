@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lbutils import load_benchmark, load_encoder, protocol
+from lbutils.baselines import ZeroShot
+from lbutils.mixtures import ORACLES, mixtures
+from lbutils.zeroshot import text_features
+from lbutils.zsnl import ZeroShotNameLearner
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder("mini")
+
+
+@pytest.fixture(scope="module")
+def mixed(encoder):
+    bench = load_benchmark("mini", domains=["Insects", "Plants"])
+    return list(mixtures(encoder, bench, range(2))), bench
+
+
+class Answers:
+    """A learner that was told what to answer."""
+
+    def __init__(self, encoder, weights, names, discovery=None):
+        self.encoder, self.weights_, self.names, self.discovery_ = (
+            encoder,
+            weights,
+            names,
+            discovery,
+        )
+        self.rows = F.normalize(torch.randn(len(names), encoder.dim), dim=1)
+
+    def columns(self, names):
+        return np.array([self.names.index(name) for name in names])
+
+    def logits(self, images):
+        return images @ self.rows.T
+
+    def other_logits(self, images, names):
+        return images @ text_features(self.encoder, names).T
+
+
+def test_nothing_is_on_both_sides(mixed):
+    for mixture in mixed[0]:
+        domain = mixed[1][mixture.domain]
+        tests = {*domain.ip.test.ids, *domain.oop.test.ids}
+        assert not tests & set(mixture.ids)
+        assert not set(domain.ip.train.ids) & set(mixture.ids)
+        assert len(mixture.labelled) == len(domain.ip.train)
+        whole = np.concatenate([domain.ip.val.labels, domain.oop.train.labels + len(mixture.known)])
+        for label in np.unique(whole):
+            wanted = max(1, round(0.8 * (whole == label).sum()))
+            assert (mixture.labels == label).sum() == wanted
+        assert mixture.colours.shape[0] == len(mixture.images) == len(mixture.ids)
+
+
+def test_draws_differ_and_repeat(mixed, encoder):
+    first, second = (m for m in mixed[0] if m.domain == "Plants")
+    assert first.ids != second.ids
+    again = next(mixtures(encoder, {"Plants": mixed[1]["Plants"]}, [0]))
+    assert again.ids == first.ids
+
+
+def test_candidates_do_not_tell_who_is_new(mixed):
+    mixture = mixed[0][0]
+    assert list(mixture.candidates) == sorted(mixture.candidates)
+    assert set(mixture.new) < set(mixture.candidates)
+    assert not set(mixture.known) & set(mixture.candidates)
+    assert set(mixture.distractors) == set(mixed[1]["Plants"].oop.names)
+
+
+def test_oracles_hold_the_truth_and_nothing_unasked(mixed):
+    mixture = mixed[0][0]
+    assert mixture.oracles(()) == {}
+    told = mixture.oracles(ORACLES)
+    assert set(told) == set(ORACLES)
+    assert told["n_classes"] == len(set(mixture.labels[mixture.labels >= len(mixture.known)]))
+    np.testing.assert_array_equal(told["membership"], mixture.labels >= len(mixture.known))
+    with pytest.raises(ValueError, match="membership"):
+        mixture.oracles(["members"])
+
+
+def test_zero_shot_is_scored_as_elsewhere(mixed, encoder):
+    mixture, domain = mixed[0][0], mixed[1]["Insects"]
+    score = mixture.score(mixture.zero_shot(ZeroShot(encoder)))
+    texts = text_features(encoder, domain.oop.names)
+    unseen = torch.from_numpy(mixture.test_labels >= len(mixture.known))
+    found = (mixture.test_images[unseen] @ texts.T).argmax(dim=1).numpy()
+    expected = (found == domain.oop.test.labels).mean()
+    assert protocol.value({"": [score]}, "oop_separate") == pytest.approx(expected)
+
+
+def weights_of(mixture, names, given):
+    """One-hot weights over known names and candidates; None is no name."""
+    rows = torch.zeros(len(given), len(mixture.known) + len(names))
+    for i, name in enumerate(given):
+        if name is not None:
+            rows[i, [*mixture.known, *names].index(name)] = 1
+    return rows
+
+
+def test_the_budget_parts_naming_from_clustering(mixed, encoder):
+    mixture = mixed[0][0]
+    names = list(mixture.candidates)
+    every = [*mixture.known, *mixture.new]
+    truth = [every[label] for label in mixture.labels]
+    n = mixture.is_new.sum()
+
+    def parts(given):
+        return mixture.budget(Answers(encoder, weights_of(mixture, names, given), names))
+
+    assert parts(truth)["right"] == 1
+    # A cyclic change of the new names: clusters are perfect, every name is wrong.
+    turned = dict(zip(mixture.new, [*mixture.new[1:], mixture.new[0]], strict=True))
+    assert parts([turned.get(name, name) for name in truth])["misnamed"] == 1
+    lost = parts([mixture.known[0]] * len(truth))
+    assert lost["taken for known"] == 1
+    # All of them one cluster with the name of the first class.
+    one = parts([name if name in mixture.known else mixture.new[0] for name in truth])
+    first = sum(name == mixture.new[0] for name in truth) / n
+    assert one["right"] == pytest.approx(first)
+    assert sum(one.values()) == pytest.approx(1)
+    nothing = parts([None] * len(truth))
+    assert nothing["right"] == 0 and sum(nothing.values()) == pytest.approx(1)
+
+
+def test_confidence_goes_with_the_name(mixed, encoder):
+    mixture = mixed[0][0]
+    names = list(mixture.candidates)
+    every = [*mixture.known, *mixture.new]
+    weights = 0.7 * weights_of(mixture, names, [every[label] for label in mixture.labels])
+    sure, right = mixture.confidence(Answers(encoder, weights, names))
+    assert len(sure) == mixture.is_new.sum() and right.all()
+    np.testing.assert_allclose(sure, 0.7, atol=1e-6)
+
+
+def test_perfect_prototypes_name_all_classes(mixed):
+    mixture = mixed[0][0]
+    means = torch.stack(
+        [
+            mixture.images[mixture.labels == len(mixture.known) + c].mean(0)
+            for c in range(len(mixture.new))
+        ]
+    )
+    assert mixture.named_from_truth(F.normalize(means, dim=1)) == 1
+    turned = F.normalize(means.roll(1, 0), dim=1)
+    assert mixture.named_from_truth(turned) == 0
+
+
+def test_choices_among_candidates_are_no_easier(mixed, encoder):
+    mixture = mixed[0][0]
+    torch.manual_seed(0)
+    learner = Answers(encoder, torch.zeros(0, 0), list(mixture.candidates))
+    separate = protocol.value({"": [mixture.score(learner)]}, "oop_separate")
+    assert mixture.among_candidates(learner) <= separate
+
+
+def test_a_learner_is_fitted_with_what_it_may_know(mixed, encoder):
+    class Told:
+        def prototypes(self, names):
+            return text_features(encoder, names)
+
+        def shares(self, names, known=()):
+            return np.ones(len(names))
+
+        def told_colours(self, names):
+            return None
+
+    learner = mixed[0][0].fit(ZeroShotNameLearner(encoder, Told(), steps=2), ["vocabulary"])
+    assert learner.candidates_ == mixed[0][0].new and learner.known_ == mixed[0][0].known
+    assert set(learner.names_) == set(mixed[0][0].new)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_shares_are_checked(mixed, encoder, share):
+    with pytest.raises(ValueError, match="share"):
+        next(mixtures(encoder, mixed[1], share=share))
