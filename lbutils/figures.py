@@ -149,7 +149,8 @@ def example_grid(examples: pd.DataFrame, columns: int = 8) -> Figure:
     ----------
     examples : DataFrame
         ``image`` (PIL image or array), ``name``, ``row`` (the label of the row) and,
-        optionally, ``subset``, which frames the image in its colour.
+        optionally, ``subset``, which frames the image in its colour, or ``right`` (bool), which
+        frames it in a solid or a dashed line.
     columns : int
         Images a row at most; further ones are left out.
     """
@@ -169,18 +170,30 @@ def example_grid(examples: pd.DataFrame, columns: int = 8) -> Figure:
             axis.imshow(np.asarray(example["image"]), interpolation="lanczos")
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(_wrapped(_plain(example["name"]), 14), fontsize=7.5, labelpad=2.5)
-            subset = example.get("subset")
             for spine in axis.spines.values():
-                spine.set(visible=True, color=SUBSET_COLOURS.get(subset, RULE))
-                spine.set(linewidth=1.6 if subset in SUBSETS else 0.7)
-                spine.set(linestyle=(0, (3, 1.5)) if subset == "oop" else "-")
+                spine.set(visible=True, **_frame(example.get("subset"), example.get("right")))
     if "subset" in examples and set(examples["subset"]) == set(SUBSETS):
         handles = [
             Line2D([], [], color=SUBSET_COLOURS[s], lw=1.6, ls="--" if s == "oop" else "-")
             for s in SUBSETS
         ]
         figure.legend(handles, list(SUBSETS.values()), loc="outside upper right", ncols=2)
+    if "right" in examples:
+        handles = [Line2D([], [], **_frame(None, right)) for right in (True, False)]
+        figure.legend(handles, ["right", "wrong"], loc="outside upper right", ncols=2)
     return figure
+
+
+def _frame(subset: str | None, right: bool | None) -> dict[str, Any]:
+    """Line of an image's frame: by its subset, or by whether it was named right."""
+    if right is not None:
+        colour = OKABE_ITO["green" if right else "vermillion"]
+        return {"color": colour, "linewidth": 1.6, "linestyle": "-" if right else (0, (3, 1.5))}
+    return {
+        "color": SUBSET_COLOURS.get(str(subset), RULE),
+        "linewidth": 1.6 if subset in SUBSETS else 0.7,
+        "linestyle": (0, (3, 1.5)) if subset == "oop" else "-",
+    }
 
 
 @_styled
@@ -1367,6 +1380,32 @@ def frequency_curve(table: pd.DataFrame) -> Figure:
         ruler.set_minor_formatter(NullFormatter())
     axis.grid(axis="y")
     figure.legend(loc="outside upper left", ncols=3, columnspacing=1.4)
+    return figure
+
+
+@_styled
+def risk_curves(table: pd.DataFrame) -> Figure:
+    """Error among the answers given over the share of answers given, a line a method.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``method``, ``coverage`` and ``risk`` in 0..1, as from `assignment.risk_coverage`.
+    """
+    _require(table, "method", "coverage", "risk")
+    figure, axis = plt.subplots(figsize=(5.2, 3.2))
+    methods = list(dict.fromkeys(table["method"]))
+    looks = line_styles(methods)
+    for i, method in enumerate(methods):
+        rows = table[table["method"] == method].sort_values("coverage")
+        look = looks[method] | {"ls": ("-", (0, (4, 1.5)), (0, (1, 1)), "-.")[i % 4]}
+        marks = max(1, len(rows) // 8)
+        x, y = 100 * rows["coverage"], 100 * rows["risk"]
+        axis.plot(x, y, **look, lw=1.7, markevery=marks, label=_plain(method))
+    axis.set(xlim=(0, 100), ylim=(0, 100))
+    axis.set(xlabel="images that get a name (%)", ylabel="of these, named wrong (%)")
+    axis.grid()
+    axis.legend(loc="lower right")
     return figure
 
 

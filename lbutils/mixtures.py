@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lbutils.assignment import assign, similarities
 from lbutils.clustering import matched_hits
-from lbutils.colours import colour_shares
+from lbutils.colours import colour_evidence, colour_shares
 from lbutils.features import image_features
 from lbutils.protocol import JointScores, joint_scores
 from lbutils.trials import capped
@@ -167,19 +167,27 @@ class Mixture:
         sure, given = weights.max(dim=1)
         return sure.numpy().astype(np.float64), (given.numpy() == place) & (sure.numpy() > 0)
 
-    def named_from_truth(self, prototypes: Tensor) -> float:
+    def named_from_truth(self, knowledge: Any, concentration: float = 20.0) -> float:
         """Share of new images named right if each true class is a cluster: the bound of naming.
 
         Parameters
         ----------
-        prototypes : Tensor, shape (len(new), D)
-            Of the new names, which are matched one-to-one to the classes that have images.
+        knowledge : Knowledge
+            Whose prototypes (and colours) of the new names are matched one-to-one to the classes
+            that have images.
+        concentration : float
+            As in `ZeroShotNameLearner`, whose one-to-one matching this is.
         """
         truth = self.labels[self.is_new] - len(self.known)
         images = self.images[torch.from_numpy(self.is_new)]
         means, counts = class_means(images[None], torch.from_numpy(truth), len(self.new))
         shown = np.flatnonzero(counts.numpy())
-        found = assign(similarities(F.normalize(means[shown], dim=1), prototypes)).names
+        cosines = similarities(F.normalize(means[shown], dim=1), knowledge.prototypes(self.new))
+        told = knowledge.told_colours(self.new)
+        if told is not None:
+            own = [self.colours[self.is_new][truth == c].mean(axis=0) for c in shown]
+            cosines = cosines + colour_evidence(own, told) / concentration
+        found = assign(cosines, temperature=1 / concentration).names
         return float(counts.numpy()[shown[found == shown]].sum() / counts.sum())
 
 

@@ -129,7 +129,18 @@ def moves():
     return pd.DataFrame(rows, columns=["x", "y", "kind", "class", "panel"])
 
 
+def named_examples():
+    return examples().drop(columns="subset").assign(right=[True, False] * 3)
+
+
+def risks():
+    rows = [(m, c, c / 2 + 0.1 * i) for i, m in enumerate(("a $b$", "c")) for c in (0.2, 0.6, 1)]
+    return pd.DataFrame(rows, columns=["method", "coverage", "risk"])
+
+
 DRAWN = {
+    "named": lambda: figures.example_grid(named_examples(), columns=3),
+    "risks": lambda: figures.risk_curves(risks()),
     "protocol": lambda: figures.protocol_overview(protocol_rows(), curves()),
     "bare protocol": lambda: figures.protocol_overview(protocol_rows().drop(columns="p_holm")),
     "reliability": lambda: figures.reliability_diagrams(bins(), columns=3),
@@ -189,6 +200,18 @@ def test_lines_go_through_the_values_of_the_table():
     axis = DRAWN["one panel"]().axes[0]
     lines = {tuple(line.get_ydata()) for line in axis.lines}
     assert {(1.0, 2.0, 4.0), (11.0, 12.0, 14.0), (30.0, 30.0)} <= lines
+
+
+def test_risks_are_drawn_in_percent_by_coverage():
+    lines = DRAWN["risks"]().axes[0].lines
+    assert [list(line.get_xdata()) for line in lines] == [[20, 60, 100]] * 2
+    assert list(lines[0].get_ydata()) == [10, 30, 50]
+
+
+def test_right_and_wrong_differ_without_colour():
+    figure = DRAWN["named"]()
+    dashes = [axis.spines["left"].get_linestyle() for axis in figure.axes]
+    assert len(set(dashes[:2])) == 2 and "right" in words(figure) and "wrong" in words(figure)
 
 
 def test_names_are_not_taken_for_mathematics():

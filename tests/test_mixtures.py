@@ -139,17 +139,33 @@ def test_confidence_goes_with_the_name(mixed, encoder):
     np.testing.assert_allclose(sure, 0.7, atol=1e-6)
 
 
-def test_perfect_prototypes_name_all_classes(mixed):
+class Rows:
+    """Knowledge whose prototypes are given, and colours perhaps."""
+
+    def __init__(self, rows, told=None):
+        self.rows, self.told = F.normalize(rows, dim=1), told
+
+    def prototypes(self, names):
+        return self.rows
+
+    def shares(self, names, known=()):
+        return np.full(len(names), 1 / len(names))
+
+    def told_colours(self, names):
+        return self.told
+
+
+def test_perfect_knowledge_names_all_classes_and_wrong_knowledge_none(mixed):
     mixture = mixed[0][0]
-    means = torch.stack(
-        [
-            mixture.images[mixture.labels == len(mixture.known) + c].mean(0)
-            for c in range(len(mixture.new))
-        ]
-    )
-    assert mixture.named_from_truth(F.normalize(means, dim=1)) == 1
-    turned = F.normalize(means.roll(1, 0), dim=1)
-    assert mixture.named_from_truth(turned) == 0
+    own = [mixture.labels == len(mixture.known) + c for c in range(len(mixture.new))]
+    means = torch.stack([mixture.images[torch.from_numpy(mask)].mean(0) for mask in own])
+    assert mixture.named_from_truth(Rows(means)) == 1
+    assert mixture.named_from_truth(Rows(means.roll(1, 0))) == 0
+    # Colours alone decide where all prototypes are the same.
+    told = np.stack([mixture.colours[mask].mean(axis=0) for mask in own])
+    alike = means.mean(dim=0, keepdim=True).expand(len(means), -1)
+    coloured = mixture.named_from_truth(Rows(alike, told / told.sum(axis=1, keepdims=True)))
+    assert coloured > 2 / len(mixture.new)
 
 
 def test_choices_among_candidates_are_no_easier(mixed, encoder):
@@ -161,17 +177,8 @@ def test_choices_among_candidates_are_no_easier(mixed, encoder):
 
 
 def test_a_learner_is_fitted_with_what_it_may_know(mixed, encoder):
-    class Told:
-        def prototypes(self, names):
-            return text_features(encoder, names)
-
-        def shares(self, names, known=()):
-            return np.ones(len(names))
-
-        def told_colours(self, names):
-            return None
-
-    learner = mixed[0][0].fit(ZeroShotNameLearner(encoder, Told(), steps=2), ["vocabulary"])
+    knowledge = Rows(text_features(encoder, mixed[0][0].new))
+    learner = mixed[0][0].fit(ZeroShotNameLearner(encoder, knowledge, steps=2), ["vocabulary"])
     assert learner.candidates_ == mixed[0][0].new and learner.known_ == mixed[0][0].known
     assert set(learner.names_) == set(mixed[0][0].new)
 
