@@ -7,12 +7,15 @@ that is switched on by name.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -59,19 +62,39 @@ class Lexicon(NamedTuple):
         return tuple(self.phrases[name])
 
 
-def load_lexicon() -> Lexicon:
-    """Lexicon of the miniature: vectors of all-MiniLM-L6-v2, descriptions in IP words.
+def load_lexicon(folder: str | os.PathLike[str] | None = None) -> Lexicon:
+    """Lexicon of the miniature, or that of a folder with the same two files.
 
-    Labels are those of the pre-training pairs of scale small, whose captions the other scales
-    hold as well. See ``data/mini/make/describe.py``.
+    The miniature's has vectors of all-MiniLM-L6-v2, and descriptions in IP words. Its labels are
+    those of the pre-training pairs of scale small, whose captions the other scales hold as well;
+    see ``data/mini/make/describe.py``, which shows how to make one.
+
+    Parameters
+    ----------
+    folder : path, optional
+        With ``language.parquet`` (columns text; pairs, 0 for what is no label; vector, as many
+        signed bytes as it is wide) and ``descriptions.csv`` (columns name, phrase).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is missing or has other columns.
     """
-    table = pq.read_table(mini_file("language.parquet"))
+    files = ("language.parquet", "descriptions.csv")
+    paths = [Path(folder) / file if folder else mini_file(file) for file in files]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: a lexicon has {' and '.join(files)}")
+    try:
+        table = pq.read_table(paths[0], columns=["text", "pairs", "vector"])
+        rows = pd.read_csv(paths[1], usecols=["name", "phrase"], dtype=str)
+    except (ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{Path(paths[0]).parent} holds no lexicon: {error}") from error
     texts = table["text"].to_pylist()
     flat = np.frombuffer(b"".join(table["vector"].to_pylist()), np.int8)
     vectors = flat.reshape(len(texts), -1).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     pairs = dict(zip(texts, table["pairs"].to_pylist(), strict=True))
-    rows = pd.read_csv(mini_file("descriptions.csv"))
     phrases = {str(name): tuple(own) for name, own in rows.groupby("name")["phrase"]}
     labels = {text: number for text, number in pairs.items() if number}
     return Lexicon(dict(zip(texts, vectors, strict=True)), phrases, labels)
@@ -100,8 +123,6 @@ class Knowledge:
     lexicon : Lexicon
     sources : sequence of str
         Of `SOURCES`.
-    hint : str, optional
-        The domain's superclass, which ``"hints"`` needs.
     template : str
         Into which names, phrases and labels are put.
     hold_out : sequence of str
@@ -115,7 +136,7 @@ class Knowledge:
     Raises
     ------
     ValueError
-        If a source is unknown, none gives prototypes, or hints come without a hint.
+        If a source is unknown, or none gives prototypes.
 
     Notes
     -----
@@ -130,7 +151,6 @@ class Knowledge:
         lexicon: Lexicon,
         sources: Sequence[str] = ("language", "descriptions"),
         *,
-        hint: str | None = None,
         template: str = "a {name}",
         hold_out: Sequence[str] = (),
         gamma: float = 3.0,
@@ -143,10 +163,8 @@ class Knowledge:
                 raise ValueError(suggest(source, SOURCES, "source of knowledge"))
         if not set(sources) - {"hints", "colours"}:
             raise ValueError(f"prototypes need a source: choose of {', '.join(SOURCES[:3])}")
-        if "hints" in sources and not hint:
-            raise ValueError("the source 'hints' needs hint=, the superclass of the domain")
         self.encoder, self.lexicon, self.sources = encoder, lexicon, tuple(sources)
-        self.hint, self.template = hint, template
+        self.template = template
         self.sharpness, self.quantile = sharpness, quantile
         self._map: KernelRidge | None = None
         if "language" in sources:
@@ -164,7 +182,7 @@ class Knowledge:
         self._map.fit(self.lexicon.vector(labels), targets - self._mean, sample_weight=weights)
 
     def _texts(self, texts: Sequence[str]) -> Tensor:
-        return text_features(self.encoder, texts, self.template, self.hint)
+        return text_features(self.encoder, texts, self.template)
 
     def moved(self, texts: Sequence[str]) -> Tensor:
         """Language model's vectors of texts in the encoder's space, ``(N, D)`` float32.
@@ -216,16 +234,21 @@ class Knowledge:
             self.lexicon.described(names[0])
         return np.stack([told_colours(self.lexicon.phrases.get(name, ())) for name in names])
 
-    def shares(self, names: Sequence[str], known: Sequence[str] = ()) -> np.ndarray:
+    def shares(
+        self, names: Sequence[str], known: Sequence[str] = (), hint: str | None = None
+    ) -> np.ndarray:
         """Share of the images that each name may expect, ``(C,)`` float64, adding up to one.
 
         All the same unless ``"hints"`` is a source. With it a name has the more, the nearer it is
-        to the hint, up to what is usual: a sigmoid of its cosine, whose middle is a low quantile
-        of the cosines of the `known` names of the domain (without any, the median of `names`).
+        to the `hint`, the domain's superclass, up to what is usual: a sigmoid of its cosine, whose
+        middle is a low quantile of the cosines of the `known` names of the domain (without any,
+        the median of `names`). Raises ValueError where the source lacks a hint.
         """
-        if "hints" not in self.sources or self.hint is None:
+        if "hints" not in self.sources:
             return np.full(len(names), 1 / max(len(names), 1))
-        goal = self.lexicon.vector([self.hint])[0].astype(np.float64)
+        if not hint:
+            raise ValueError("the source 'hints' needs hint=, the superclass of the domain")
+        goal = self.lexicon.vector([hint])[0].astype(np.float64)
         near = self.lexicon.vector(names) @ goal
         usual, quantile = (near, 0.5)
         if len(known):

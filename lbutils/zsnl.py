@@ -178,8 +178,10 @@ class ZeroShotNameLearner(FeatureClassifier):
         Tunes names instead of the procedure above: called with the images for each name matched
         (at least 1) and the number of names, it returns a `NameLearner`, which is fitted to the
         images that a name was matched to, with hard labels.
-    hint, templates : str
-        For the names' prompts.
+    hint : str, optional
+        The domain's superclass, for templates with a ``{hint}`` and for the source ``"hints"``.
+    templates : str or sequence of str
+        A template set, one template, or several.
     image_weight, anchor_weight : float
         Weights of the image term and of the centres in tuning.
     least : float
@@ -292,7 +294,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         **changes
             Arguments of `ZeroShotNameLearner` to differ in.
         """
-        template = resolve("released")[0]
+        template = resolve("released")[0].replace("{hint}", hint)
         constants: dict[str, Any] = {
             "matching": "hungarian",
             "discovery": "contrastive_mean_shift",
@@ -302,7 +304,7 @@ class ZeroShotNameLearner(FeatureClassifier):
             "templates": "released",
             "learner": partial(_released_learner, encoder, hint),
         }
-        pieces = Knowledge(encoder, lexicon, ("pieces",), hint=hint, template=template)
+        pieces = Knowledge(encoder, lexicon, ("pieces",), template=template)
         return cls(encoder, pieces, **{**constants, **changes})
 
     def fit(
@@ -354,7 +356,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         pool = self._pool(images, names, labelled, labels, n_classes, membership)
         pool = pool._replace(colours=self._colours(names, len(images), colours, membership))
         prototypes = self.knowledge.prototypes(names.candidates)
-        shares = self.knowledge.shares(names.candidates, names.known)
+        shares = self.knowledge.shares(names.candidates, names.known, self.hint)
         self.candidates_, self.known_ = names.candidates, names.known
         self.discovery_ = pool.discovery
         self.history_: list[float] = []

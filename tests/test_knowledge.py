@@ -115,13 +115,17 @@ def test_hints_prefer_names_of_their_domain(encoder, lexicon):
     animals = bench["Animals"]
     others = [n for d in bench.values() if d is not animals for n in d.oop.names]
     names = [*animals.oop.names, *others]
-    hinted = Knowledge(encoder, lexicon, ("descriptions", "hints"), hint=animals.hint)
+    hinted = Knowledge(encoder, lexicon, ("descriptions", "hints"))
     own = len(animals.oop.names)
-    shares = hinted.shares(names, animals.ip.names)
+    shares = hinted.shares(names, animals.ip.names, animals.hint)
     assert shares.sum() == pytest.approx(1)
     assert shares[:own].sum() > 2 * own / len(names)
     # Known names say what is usual: without them the middle of the candidates does.
-    assert hinted.shares(names)[:own].sum() != pytest.approx(shares[:own].sum(), abs=1e-3)
+    assert hinted.shares(names, hint=animals.hint)[:own].sum() != pytest.approx(
+        shares[:own].sum(), abs=1e-3
+    )
+    with pytest.raises(ValueError, match="superclass"):
+        hinted.shares(names)
     plain = Knowledge(encoder, lexicon, ("descriptions",))
     np.testing.assert_allclose(plain.shares(names), 1 / len(names))
 
@@ -157,8 +161,8 @@ def test_absent_names_carry_nothing_that_pieces_do_not_leak(encoder):
     [
         (("langage",), {}, "language"),
         ((), {}, "source"),
-        (("hints",), {"hint": "animal"}, "source"),
-        (("pieces", "hints"), {}, "superclass"),
+        (("hints",), {}, "source"),
+        (("colours", "hints"), {}, "source"),
     ],
 )
 def test_sources_are_checked(encoder, few, sources, options, word):
@@ -175,3 +179,19 @@ def test_names_that_the_lexicon_lacks_are_told(encoder, few):
         Knowledge(encoder, bare, ("descriptions",)).prototypes(["dog"])
     with pytest.raises(ValueError, match="no names"):
         knowledge.prototypes([])
+
+
+def test_a_lexicon_of_ones_own_is_read_and_rubbish_refused(tmp_path, lexicon):
+    for file in ("language.parquet", "descriptions.csv"):
+        with pytest.raises(FileNotFoundError, match="lexicon has"):
+            load_lexicon(tmp_path)
+        (tmp_path / file).write_bytes(mini_file(file).read_bytes())
+    own = load_lexicon(tmp_path)
+    assert own.phrases == lexicon.phrases and own.labels == lexicon.labels
+    np.testing.assert_array_equal(own.vectors["dog"], lexicon.vectors["dog"])
+    (tmp_path / "descriptions.csv").write_text("names\nowl\n")
+    with pytest.raises(ValueError, match="no lexicon"):
+        load_lexicon(tmp_path)
+    (tmp_path / "language.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="no lexicon"):
+        load_lexicon(tmp_path)

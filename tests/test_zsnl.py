@@ -28,7 +28,7 @@ class Told:
     def prototypes(self, names):
         return torch.stack([self.rows[name] for name in names])
 
-    def shares(self, names, known=()):
+    def shares(self, names, known=(), hint=None):
         return np.full(len(names), 1 / len(names))
 
     def told_colours(self, names):
@@ -369,7 +369,9 @@ def test_real_knowledge_goes_through(encoder):
     vectors = {text: row / np.linalg.norm(row) for text, row in vectors.items()}
     lexicon = Lexicon(vectors, dict.fromkeys(NEW, ("a red ball",)), {"dog": 3, "cat": 1, "tree": 2})
     sources = ("language", "descriptions", "hints")
-    knowledge = Knowledge(encoder, lexicon, sources, hint="thing")
-    learner = ZeroShotNameLearner(encoder, knowledge, **QUICK).fit(images, NEW, **extra)
+    knowledge = Knowledge(encoder, lexicon, sources)
+    learner = ZeroShotNameLearner(encoder, knowledge, hint="thing", **QUICK).fit(
+        images, NEW, **extra
+    )
     assert learner.logits(images).shape == (len(images), len(NEW))
     assert learner.joint_logits(images, KNOWN).shape == (len(images), 9)

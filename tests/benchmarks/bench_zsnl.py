@@ -36,7 +36,7 @@ class Blurred:
     def prototypes(self, names):
         return torch.stack([self.rows[name] for name in names])
 
-    def shares(self, names, known=()):
+    def shares(self, names, known=(), hint=None):
         return np.full(len(names), 1 / len(names))
 
     def told_colours(self, names):

@@ -142,7 +142,7 @@ def episodes(encoder: Any, bench: Any, names: Any, divisions: int) -> Iterator[M
 
 def scores(encoder: Any, mixture: Mixture, knowledge: Knowledge, options: Any) -> dict[str, float]:
     """What the table has of one episode, in per cent."""
-    knowledge.hint = mixture.hint
+    options = {**options, "hint": mixture.hint}
     free = mixture.fit(ZeroShotNameLearner(encoder, knowledge, **options))
     told = mixture.fit(ZeroShotNameLearner(encoder, knowledge, **options), ORACLES)
     before = mixture.zero_shot(ZeroShot(encoder))
@@ -181,9 +181,7 @@ def choose(folder: Path, divisions: int, only: Sequence[str]) -> None:
         sources = options.pop("sources", SOURCES)
         key = f"{sources} {told}"
         if key not in made:
-            made[key] = Knowledge(
-                encoder, lexicon, sources, hint="thing", hold_out=hold_out, **told
-            )
+            made[key] = Knowledge(encoder, lexicon, sources, hold_out=hold_out, **told)
         table = pd.DataFrame([scores(encoder, case, made[key], options) for case in cases])
         rows.append({"setting": name, "episodes": len(cases), **table.mean().round(2)})
         tqdm.write(" ".join(f"{k}={v}" for k, v in rows[-1].items()))
