@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from lbutils.encoders import load_encoder
     from lbutils.fewshot import NameLearner
     from lbutils.vocabulary import screen
+    from lbutils.zsnl import ZeroShotNameLearner
 
 # A dependency asks for notebook widgets that no bar here needs, with a path in every notebook.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 __version__ = "0.1.0"
-__all__ = ["NameLearner", "load_benchmark", "load_encoder", "screen"]
+__all__ = ["NameLearner", "ZeroShotNameLearner", "load_benchmark", "load_encoder", "screen"]
 
 _HOME = {
     "NameLearner": "lbutils.fewshot",
+    "ZeroShotNameLearner": "lbutils.zsnl",
     "load_benchmark": "lbutils.benchmark",
     "load_encoder": "lbutils.encoders",
     "screen": "lbutils.vocabulary",

@@ -95,8 +95,9 @@ def assign(
         Of the softmax over similarities, from which plans and confidences come.
     slack : float
         For ``"sinkhorn"``: how far names may miss their share of the clusters. 0 makes each
-        name take its share to the full; 1 asks half of it (in logarithms); infinity asks nothing,
-        so that each row is a softmax. Distractors, names without a cluster, need slack.
+        name take its share to the full, as far as 1,000 iterations get at this temperature; 1 asks
+        half of it (in logarithms); infinity asks nothing, so that each row is a softmax.
+        Distractors, names without a cluster, need slack.
     shares : array, shape (C,), optional
         What share of the clusters a name may expect; all the same by default. It enters soft
         plans and confidences, and the Hungarian matching as a bonus of `temperature` times its
@@ -120,10 +121,12 @@ def assign(
         raise ValueError(f"similarities {scores.shape}: wanted is a finite matrix (K, C)")
     if method not in METHODS:
         raise ValueError(suggest(method, METHODS, "method"))
-    if temperature <= 0 or slack < 0:
+    if not temperature > 0 or not slack >= 0:
         raise ValueError("temperature must be above 0, and slack not below")
     expected = np.full(scores.shape[1], 1.0) if shares is None else np.asarray(shares, float)
-    if expected.shape != scores.shape[1:] or not (expected >= 0).all() or not expected.any():
+    if expected.shape != scores.shape[1:] or not (
+        np.isfinite(expected).all() and (expected >= 0).all() and expected.any()
+    ):
         raise ValueError(f"shares {expected.shape}: one for each of {scores.shape[1]} names")
     expected = np.maximum(expected / expected.sum(), 1e-12)
     scaled = scores / temperature + np.log(expected)

@@ -71,20 +71,20 @@ def colour_shares(split: Any) -> np.ndarray:
 
 
 def told_colours(phrases: Sequence[str]) -> np.ndarray:
-    """Shares of basic colours among the colour words of phrases, ``(11,)``; equal without."""
+    """Shares of basic colours among the colour words of phrases, ``(11,)``; zeros without any."""
     counts = np.zeros(len(BASIC))
     for phrase in phrases:
         for word in canonical(phrase).split():
             if _ALSO.get(word, word) in BASIC:
                 counts[BASIC.index(_ALSO.get(word, word))] += 1
-    return counts / counts.sum() if counts.any() else np.full(len(BASIC), 1 / len(BASIC))
+    return counts / max(counts.sum(), 1)
 
 
 def colour_evidence(shown: Any, told: Any, floor: float = 0.1) -> np.ndarray:
-    """Log-likelihood ratio of images' colours under each name's words, ``(N, C)`` float64.
+    """How well images' colours go with each name's words, ``(N, C)`` float64, in logarithms.
 
     How many times more of the colours that a name tells an image shows than images do on average,
-    with a floor for what no words can exclude.
+    with a floor for what no words can exclude. A name without colours is told by none: once.
 
     Parameters
     ----------
@@ -105,4 +105,5 @@ def colour_evidence(shown: Any, told: Any, floor: float = 0.1) -> np.ndarray:
         raise ValueError(f"colours of images {seen.shape} and of names {words.shape} do not fit")
     # A colour that hardly any image shows must not decide by its few pixels.
     usual = seen.mean(axis=0) + 0.02
-    return np.log((seen / usual) @ words.T + floor)
+    ratio = np.where(words.any(axis=1), (seen / usual) @ words.T, 1.0)
+    return np.log(ratio + floor)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lbutils.benchmark import mini_file
 from lbutils.colours import told_colours
-from lbutils.words import canonical, suggest
+from lbutils.words import canonical, inflections, suggest
 from lbutils.zeroshot import text_features
 
 SOURCES = ("pieces", "language", "descriptions", "colours", "hints")
@@ -86,13 +86,23 @@ def load_lexicon(folder: str | os.PathLike[str] | None = None) -> Lexicon:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: a lexicon has {' and '.join(files)}")
     try:
-        table = pq.read_table(paths[0], columns=["text", "pairs", "vector"])
-        rows = pd.read_csv(paths[1], usecols=["name", "phrase"], dtype=str)
+        return _lexicon(*paths)
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(f"{Path(paths[0]).parent} holds no lexicon: {error}") from error
-    texts = table["text"].to_pylist()
-    flat = np.frombuffer(b"".join(table["vector"].to_pylist()), np.int8)
-    vectors = flat.reshape(len(texts), -1).astype(np.float32)
+
+
+def _lexicon(language: Path, descriptions: Path) -> Lexicon:
+    table = pq.read_table(language, columns=["text", "pairs", "vector"])
+    # A concept may well be called "null".
+    rows = pd.read_csv(descriptions, usecols=["name", "phrase"], dtype=str, keep_default_na=False)
+    if not (rows["phrase"].str.strip() != "").all():
+        raise ValueError("descriptions.csv has an empty phrase: leave its row out")
+    texts, raw = table["text"].to_pylist(), table["vector"].to_pylist()
+    if None in raw or len({len(vector) for vector in raw}) != 1:
+        raise ValueError("vectors must be of one width")
+    vectors = np.frombuffer(b"".join(raw), np.int8).reshape(len(raw), -1).astype(np.float32)
+    if not vectors.any(axis=1).all():
+        raise ValueError(f"the vector of {texts[int(vectors.any(axis=1).argmin())]!r} is zero")
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     pairs = dict(zip(texts, table["pairs"].to_pylist(), strict=True))
     phrases = {str(name): tuple(own) for name, own in rows.groupby("name")["phrase"]}
@@ -107,8 +117,8 @@ class Knowledge:
       this is what its BPE pieces leak, and nothing else.
     - ``"language"``: the language model's vector of the name, moved into the encoder's space by
       a kernel ridge regression from vectors of texts in pre-training to their text features.
-    - ``"descriptions"``: the encoder's text feature of the phrases that describe the concept; with
-      ``"language"`` also the mean of the phrases' own vectors, moved alike.
+    - ``"descriptions"``: the mean of the encoder's text features of the phrases that describe the
+      concept; with ``"language"`` also the mean of the phrases' own vectors, moved alike.
     - ``"colours"``: the colour words of the descriptions, to be compared with the pixels of images
       (`told_colours`, `lbutils.colours`). They do not enter prototypes.
     - ``"hints"``: whether the language model sees a name as near to the domain's hint as it sees
@@ -129,9 +139,10 @@ class Knowledge:
         Names that the map must not have met: labels that contain one are left out of its fit.
         For choosing settings on names in pre-training that play names out of it.
     gamma, alpha : float
-        Of the Gaussian kernel on unit vectors, and of the ridge. Chosen on IP names held out.
+        Of the Gaussian kernel on unit vectors, and of the ridge. Chosen on IP names held out of
+        the map alone, whose images the encoder had met.
     sharpness, quantile : float
-        Of the sigmoid in `shares`. Chosen on IP names that play OOP.
+        Of the sigmoid in `shares`.
 
     Raises
     ------
@@ -214,12 +225,12 @@ class Knowledge:
         if self._map is not None:
             parts.append(F.normalize(self.moved(names), dim=1))
         if described:
-            joined = [", ".join(own) for own in phrases]
-            parts.append(self._texts(joined))
-        if described and self._map is not None:
-            flat = self.moved([phrase for own in phrases for phrase in own])
-            means = [rows.mean(dim=0) for rows in flat.split([len(own) for own in phrases])]
-            parts.append(F.normalize(torch.stack(means), dim=1))
+            flat, counts = [p for own in phrases for p in own], [len(own) for own in phrases]
+            # One prompt each: joined, they would not fit into a short context.
+            told = [self._texts(flat)] + ([self.moved(flat)] if self._map is not None else [])
+            for rows in told:
+                means = [part.mean(dim=0) for part in rows.split(counts)]
+                parts.append(F.normalize(torch.stack(means), dim=1))
         return F.normalize(torch.stack(parts).sum(dim=0), dim=1)
 
     def told_colours(self, names: Sequence[str]) -> np.ndarray | None:
@@ -258,9 +269,9 @@ class Knowledge:
 
 
 def _without(labels: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Labels that contain none of the names, nor their plain plurals."""
+    """Labels that contain none of the names, nor an inflection of one."""
     if not names:
         return list(labels)
-    longest = sorted(map(canonical, names), key=len, reverse=True)
-    told = re.compile(rf"\b({'|'.join(map(re.escape, longest))})(e?s)?\b")
+    forms = {canonical(form) for name in names for form in (name, *inflections(canonical(name)))}
+    told = re.compile(rf"\b({'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})\b")
     return [label for label in labels if not told.search(canonical(label))]

@@ -109,23 +109,34 @@ class Mixture:
         )
 
     def zero_shot(self, classifier: Any) -> Any:
-        """A method of few-shot learning that looks at names only, such as `ZeroShot`, fitted."""
-        return classifier.fit(_Names(self.new))
+        """A few-shot method that looks at names only, such as `ZeroShot`, fitted to candidates."""
+        fitted = classifier.fit(_Names(self.candidates))
+        fitted.columns = lambda names: np.array([self.candidates.index(name) for name in names])
+        return fitted
 
     def score(self, learner: Any) -> JointScores:
         """Scores of a fitted learner on test images, over known and new names alone."""
-        new = learner.logits(self.test_images)
-        if hasattr(learner, "columns"):
-            new = new[:, learner.columns(self.new)]
+        new = learner.logits(self.test_images)[:, learner.columns(self.new)]
         joint = torch.cat([learner.other_logits(self.test_images, self.known), new], dim=1)
         return joint_scores(joint.numpy(), self.test_labels, len(self.known))
 
-    def among_candidates(self, learner: Any) -> float:
-        """Share of new test images that get their name where all names learned are choices."""
-        new = self.test_labels >= len(self.known)
-        place = learner.columns(self.new)[self.test_labels[new] - len(self.known)]
-        found = learner.logits(self.test_images[torch.from_numpy(new)]).argmax(dim=1).numpy()
-        return float((found == place).mean())
+    def among_candidates(self, learner: Any) -> dict[str, float]:
+        """Accuracies on test images where known names and all candidates learned are choices.
+
+        Returns
+        -------
+        dict
+            ``ip_wide``, ``oop_wide``: of images of known and of new classes, as shares.
+        """
+        a, new = len(self.known), self.test_labels >= len(self.known)
+        place = self.test_labels.copy()
+        place[new] = a + learner.columns(self.new)[self.test_labels[new] - a]
+        known = learner.other_logits(self.test_images, self.known)
+        found = torch.cat([known, learner.logits(self.test_images)], dim=1).argmax(dim=1).numpy()
+        return {
+            "ip_wide": float((found == place)[~new].mean()),
+            "oop_wide": float((found == place)[new].mean()),
+        }
 
     def budget(self, learner: Any) -> dict[str, float]:
         """What became of the unlabelled images of new classes, as shares that add up to one.
@@ -150,7 +161,9 @@ class Mixture:
             clusters = clusters if len(clusters) == len(truth) else clusters[self.is_new]
             lost = known[clusters] >= 0
         right = (given == place) & ~bare & ~lost
-        hits = matched_hits(truth, clusters) & ~lost
+        hits = np.zeros(len(truth), dtype=bool)
+        if not lost.all():
+            hits[~lost] = matched_hits(truth[~lost], clusters[~lost])
         shares = {
             "right": right,
             "misnamed": hits & ~right,
@@ -160,15 +173,21 @@ class Mixture:
         return {part: float(mask.mean()) for part, mask in shares.items()}
 
     def confidence(self, learner: Any) -> tuple[np.ndarray, np.ndarray]:
-        """How sure each unlabelled new image's name is, and whether it is right, ``(N_new,)``."""
-        weights = learner.weights_[torch.from_numpy(self.is_new)]
-        truth = self.labels[self.is_new] - len(self.known)
-        place = len(self.known) + learner.columns(self.new)[truth]
-        sure, given = weights.max(dim=1)
-        return sure.numpy().astype(np.float64), (given.numpy() == place) & (sure.numpy() > 0)
+        """How sure each unlabelled image's new name is, and whether it is right, ``(N,)``.
+
+        Images of known classes are among them: a new name is wrong for each. An image that is
+        taken for a known class has a confidence of zero or less, the lower the surer.
+        """
+        place = np.full(len(self.labels), -1)
+        new = self.labels[self.is_new] - len(self.known)
+        place[self.is_new] = len(self.known) + learner.columns(self.new)[new]
+        known = learner.weights_[:, : len(self.known)].sum(dim=1)
+        sure, given = learner.weights_[:, len(self.known) :].max(dim=1)
+        right = (given.numpy() + len(self.known) == place) & (sure.numpy() > 0)
+        return np.where(known > sure, -known, sure).astype(np.float64), right
 
     def named_from_truth(self, knowledge: Any, concentration: float = 20.0) -> float:
-        """Share of new images named right if each true class is a cluster: the bound of naming.
+        """Share of new images named right by one-to-one matching if clusters were the true classes.
 
         Parameters
         ----------

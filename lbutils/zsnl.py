@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lbutils import assignment
 from lbutils.colours import colour_evidence
-from lbutils.discovery import Discovery, discover
+from lbutils.discovery import METHODS, Discovery, discover
 from lbutils.fewshot import Frozen, NameLearner, optimiser_for, schedule
 from lbutils.knowledge import Knowledge, Lexicon
 from lbutils.names import NameEmbeddings, Names
@@ -174,6 +174,8 @@ class ZeroShotNameLearner(FeatureClassifier):
         are not.
     min_images : int
         Clusters that are the likeliest of fewer images get no name. 0 keeps all.
+    floor : float
+        Clusters whose name has less confidence get none.
     learner : callable, optional
         Tunes names instead of the procedure above: called with the images for each name matched
         (at least 1) and the number of names, it returns a `NameLearner`, which is fitted to the
@@ -204,8 +206,9 @@ class ZeroShotNameLearner(FeatureClassifier):
         Learned rows by name.
     candidates_, known_ : tuple of str
     weights_ : Tensor, shape (N, A + C)
-        What each image of the pool was taken for, known names first. Rows sum to one, or less
-        where clusters went without a name; images outside of `membership` have zeros.
+        What each image of the pool was taken for, known names first. Rows of the joint matching sum
+        to one; with clusters a name counts for the confidence in it, and a cluster without one for
+        nothing. Images outside of `membership` have zeros.
     centres_ : Tensor, shape (C, D)
         Unit rows that the names were tuned towards.
     new_share_ : float
@@ -240,6 +243,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         rounds: int = 1,
         unit_centres: bool = True,
         min_images: int = 0,
+        floor: float = 0.0,
         learner: Callable[[int, int], NameLearner] | None = None,
         hint: str | None = None,
         templates: str | Sequence[str] = "mini",
@@ -255,17 +259,23 @@ class ZeroShotNameLearner(FeatureClassifier):
     ):
         if matching not in MATCHINGS:
             raise ValueError(suggest(matching, MATCHINGS, "matching"))
+        for value, valid, what in (
+            (discovery, METHODS, "method of discovery"),
+            (gap, assignment.GAPS, "correction of the modality gap"),
+        ):
+            if value not in valid:
+                raise ValueError(suggest(value, valid, what))
         if min(rounds, iterations, steps) < 1:
             raise ValueError("rounds, iterations and steps must be at least 1")
-        if min(prior, image_weight, anchor_weight) < 0 or image_weight + anchor_weight == 0:
+        if not (image_weight >= 0 and anchor_weight >= 0 and image_weight + anchor_weight > 0):
             raise ValueError("weights must not be negative, nor those of tuning all 0")
-        if min(concentration, temperature) <= 0:
-            raise ValueError("concentration and temperature must be above 0")
+        if not (concentration > 0 and temperature > 0 and prior > 0):
+            raise ValueError("concentration, prior and temperature must be above 0")
         self.encoder, self.knowledge = encoder, knowledge
         self.matching, self.discovery, self.gap = matching, discovery, gap
         self.prior, self.concentration, self.iterations = prior, concentration, iterations
         self.rounds, self.unit_centres, self.min_images = rounds, unit_centres, min_images
-        self.learner = learner
+        self.floor, self.learner = floor, learner
         self.hint, self.templates = hint, templates
         self.image_weight, self.anchor_weight = image_weight, anchor_weight
         self.least, self.margin = least, margin
@@ -396,7 +406,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         """What matching needs, checked."""
         if (labelled is None) != (labels is None):
             raise ValueError("labelled images and labels go together: give both or neither")
-        _check_unit(images, "images")
+        images = _unit_rows(images, "images")
         used = images[_mask(len(images), membership)]
         if n_classes is not None and not 1 <= n_classes <= len(used):
             raise ValueError(f"n_classes={n_classes} for {len(used)} images: 1 for each at most")
@@ -405,8 +415,11 @@ class ZeroShotNameLearner(FeatureClassifier):
             texts = text_features(self.encoder, names.known, self.templates, self.hint)
         centres = texts
         if labelled is not None:
-            _check_unit(labelled, "labelled images")
-            places = torch.tensor(np.asarray(labels), dtype=torch.long)
+            labelled = _unit_rows(labelled, "labelled images")
+            given = np.asarray(labels)
+            if given.dtype.kind not in "iu":
+                raise ValueError("labels must be integers, places among the known names")
+            places = torch.tensor(given, dtype=torch.long)
             outside = len(places) and not 0 <= int(places.min()) <= int(places.max()) < len(texts)
             if places.shape != (len(labelled),) or outside:
                 raise ValueError(f"labels {tuple(places.shape)}: one of 0..{len(texts) - 1} each")
@@ -415,13 +428,15 @@ class ZeroShotNameLearner(FeatureClassifier):
         found = None
         if self.matching != "joint":
             k = n_classes
-            if membership is None and labelled is not None:
-                k = None if k is None else k + len(torch.unique(places))
-                found = discover(
-                    used, k, labelled=labelled, labels=places.numpy(), **self._discovery()
-                )
-            else:
+            if membership is not None or not names.known:
                 found = discover(used, k, **self._discovery())
+            else:
+                # Without images, a known class's text feature is its one labelled image.
+                shown, which = (
+                    (texts, torch.arange(len(texts))) if labelled is None else (labelled, places)
+                )
+                k = None if k is None else k + len(torch.unique(which))
+                found = discover(used, k, labelled=shown, labels=which.numpy(), **self._discovery())
         if membership is not None:
             centres = centres[:0]
         return _Pool(used, centres, texts, found, None)
@@ -496,16 +511,21 @@ class ZeroShotNameLearner(FeatureClassifier):
             cosines = cosines + colour_evidence(shown, told) / self.concentration
         self.clusters_ = fresh
         self.assignment_ = assignment.assign(
-            cosines, self.matching, shares=shares, temperature=1 / self.concentration
+            cosines,
+            self.matching,
+            shares=shares,
+            temperature=1 / self.concentration,
+            floor=self.floor,
         )
         if self.matching == "sinkhorn":
             return self.assignment_.plan
-        return np.eye(cosines.shape[1] + 1)[self.assignment_.names][:, :-1]
+        one_hot = np.eye(cosines.shape[1] + 1)[self.assignment_.names][:, :-1]
+        return one_hot * self.assignment_.confidence[:, None]
 
     def _hand_on(self, names: Sequence[str], pool: _Pool, weights: Tensor) -> None:
         """Names learned by `learner` from hard labels; ``classifier_`` follows them."""
         new = weights[:, len(pool.texts) :]
-        sure = (new.sum(dim=1) > 0.5).nonzero()[:, 0]
+        sure = (new.sum(dim=1) > 0).nonzero()[:, 0]
         if not len(sure):
             raise ValueError(
                 f"no image was matched to a name: lower min_images (now {self.min_images})"
@@ -616,6 +636,8 @@ def _vocabulary(
     if isinstance(candidates, str) or not len(candidates):
         raise ValueError("candidates must be a list of one name at least")
     check_others(known, candidates)
+    if len(set(known)) < len(known):
+        raise ValueError("a known name stands twice: merge its images")
     names = tuple(candidates)
     if vocabulary is not None:
         for name in vocabulary:
@@ -647,9 +669,14 @@ def _mask(n: int, membership: Any) -> Tensor:
     return mask
 
 
-def _check_unit(features: Tensor, what: str) -> None:
-    if features.ndim != 2 or not len(features):
-        raise ValueError(f"{what} are {tuple(features.shape)}: one row (D,) an image, one at least")
+def _unit_rows(features: Any, what: str) -> Tensor:
+    """Features as float32 on the CPU, checked."""
+    if not isinstance(features, Tensor):
+        features = torch.from_numpy(np.array(features, dtype=np.float32))
+    rows = features.detach().cpu().float()
+    if rows.ndim != 2 or not len(rows):
+        raise ValueError(f"{what} are {tuple(rows.shape)}: one row (D,) an image, one at least")
     # The comparison is false for NaN, too.
-    if not bool(((features.norm(dim=1) - 1).abs() < 1e-2).all()):
+    if not bool(((rows.norm(dim=1) - 1).abs() < 1e-2).all()):
         raise ValueError(f"{what} must be of unit length, without NaN: normalise them first")
+    return rows

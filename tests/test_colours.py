@@ -113,13 +113,18 @@ def test_half_and_half():
 def test_words_tell_colours():
     told = told_colours(["red ball", "Dark RED fruit", "grey"])
     assert told[BASIC.index("red")] == 0.5 and told[BASIC.index("gray")] == 0.25
-    np.testing.assert_allclose(told_colours(["redder things", "tall"]), 1 / len(BASIC))
+    assert not told_colours(["redder things", "tall"]).any()
 
 
 def test_descriptions_of_the_miniature_tell_colours():
     phrases = load_lexicon().phrases
     told = [told_colours(own).max() > 0.1 for own in phrases.values()]
     assert np.mean(told) > 0.7
+
+
+def test_a_name_without_colours_is_neutral_whatever_an_image_shows():
+    found = colour_evidence(np.eye(11), np.zeros((1, 11)), floor=0.1)
+    np.testing.assert_allclose(found, np.log(1.1))
 
 
 def test_evidence_equals_its_formula_and_prefers_what_is_told():

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -129,14 +132,37 @@ def test_the_budget_parts_naming_from_clustering(mixed, encoder):
     assert nothing["right"] == 0 and sum(nothing.values()) == pytest.approx(1)
 
 
-def test_confidence_goes_with_the_name(mixed, encoder):
+def test_the_budget_looks_at_clusters_where_there_are_some(mixed, encoder):
+    mixture = mixed[0][0]
+    names, new = list(mixture.candidates), mixture.is_new
+    every = [*mixture.known, *mixture.new]
+    # One cluster a class; most images of the first new class lie in that of the first known.
+    clusters, known = mixture.labels.copy(), np.arange(len(every))
+    known[len(mixture.known) :] = -1
+    first = np.flatnonzero(mixture.labels == len(mixture.known))
+    clusters[first[: len(first) // 2 + 1]] = 0
+    turned = dict(zip(mixture.new, [*mixture.new[1:], mixture.new[0]], strict=True))
+    given = [turned.get(every[c], every[c]) for c in clusters]
+    found = SimpleNamespace(clusters=clusters, known=known)
+    learner = Answers(encoder, weights_of(mixture, names, given), names, found)
+    parts = mixture.budget(learner)
+    assert parts["taken for known"] == pytest.approx((len(first) // 2 + 1) / new.sum())
+    assert parts["misnamed"] == pytest.approx(1 - parts["taken for known"])
+    # Under the membership oracle new images alone were clustered.
+    alone = SimpleNamespace(
+        clusters=mixture.labels[new] - len(mixture.known), known=known[-len(mixture.new) :]
+    )
+    assert mixture.budget(Answers(encoder, learner.weights_, names, alone))["misclustered"] == 0
+
+
+def test_confidence_goes_with_the_name_and_known_images_have_none(mixed, encoder):
     mixture = mixed[0][0]
     names = list(mixture.candidates)
     every = [*mixture.known, *mixture.new]
     weights = 0.7 * weights_of(mixture, names, [every[label] for label in mixture.labels])
     sure, right = mixture.confidence(Answers(encoder, weights, names))
-    assert len(sure) == mixture.is_new.sum() and right.all()
-    np.testing.assert_allclose(sure, 0.7, atol=1e-6)
+    np.testing.assert_allclose(sure, np.where(mixture.is_new, 0.7, -0.7), atol=1e-6)
+    np.testing.assert_array_equal(right, mixture.is_new)
 
 
 class Rows:
@@ -168,12 +194,32 @@ def test_perfect_knowledge_names_all_classes_and_wrong_knowledge_none(mixed):
     assert coloured > 2 / len(mixture.new)
 
 
-def test_choices_among_candidates_are_no_easier(mixed, encoder):
+def test_among_candidates_equals_a_loop(mixed, encoder):
     mixture = mixed[0][0]
     torch.manual_seed(0)
     learner = Answers(encoder, torch.zeros(0, 0), list(mixture.candidates))
-    separate = protocol.value({"": [mixture.score(learner)]}, "oop_separate")
-    assert mixture.among_candidates(learner) <= separate
+    found = mixture.among_candidates(learner)
+    texts = torch.cat([text_features(encoder, mixture.known), learner.rows])
+    every = [*mixture.known, *mixture.candidates]
+    own = [*mixture.known, *mixture.new]
+    right = [
+        every[int((texts @ image).argmax())] == own[label]
+        for image, label in zip(mixture.test_images, mixture.test_labels, strict=True)
+    ]
+    new = mixture.test_labels >= len(mixture.known)
+    assert found["oop_wide"] == pytest.approx(np.mean(np.array(right)[new]))
+    assert found["ip_wide"] == pytest.approx(np.mean(np.array(right)[~new]))
+
+
+def test_labels_of_unlabelled_images_do_not_reach_a_learner(mixed, encoder):
+    mixture = mixed[0][0]
+    knowledge = Rows(text_features(encoder, mixture.candidates))
+    shuffled = replace(mixture, labels=np.random.default_rng(0).permutation(mixture.labels))
+    learners = [
+        m.fit(ZeroShotNameLearner(encoder, knowledge, steps=2)) for m in (mixture, shuffled)
+    ]
+    assert torch.equal(learners[0].weights_, learners[1].weights_)
+    assert torch.equal(learners[0].classifier_, learners[1].classifier_)
 
 
 def test_a_learner_is_fitted_with_what_it_may_know(mixed, encoder):

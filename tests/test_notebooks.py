@@ -58,9 +58,7 @@ def printed(cell):
 
 def test_notebooks_are_numbered_without_gaps():
     numbers = [int(path.stem.split("_")[0]) for path in NOTEBOOKS]
-    assert numbers and numbers == sorted(set(numbers))
-    # 05 is kept for zero-shot name learning, to which the others refer by number.
-    assert set(range(1, numbers[-1] + 1)) - set(numbers) <= {5}
+    assert numbers == list(range(1, len(NOTEBOOKS) + 1))
 
 
 @each

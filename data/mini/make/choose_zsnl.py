@@ -14,10 +14,11 @@ play OOP in other domains, and the real OOP names there. No OOP image and no tes
 
 Writes `selection_zsnl.csv`: for each setting, means over domains and divisions, in per cent, of
 the accuracy among the names that play OOP with all three oracles (oop_oracles) and with none (oop),
-the same over all candidates (oop_candidates), the share of unlabelled OOP images that got their
-name (right), the accuracy of IP images on the joint vocabulary less that of zero-shot (ip_change),
-and of OOP images there (oop_joint). Settings are compared by the sum of the first two where
-ip_change is above -2. Run `checksums.py` afterwards.
+the accuracies of OOP and IP images over known names and all candidates (oop_wide, ip_wide, and
+zero-shot's ip_wide_before), the share of unlabelled OOP images that got their name (right), the
+accuracy of IP images on the joint vocabulary of the benchmark less that of zero-shot (ip_change;
+with all oracles ip_change_oracles), and of OOP images there (oop_joint). Settings are compared by
+the sum of the first two where ip_change is above -2. Run `checksums.py` afterwards.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     *({"image_weight": weight} for weight in (0.0, 0.25, 1.0)),
     *({"steps": 8}, {"steps": 30}),
     *({"quantile": 0.0}, {"quantile": 0.5}),
+    *({"sharpness": 20.0}, {"least": 0.0}, {"anchor_weight": 2.0}, {"temperature": 1.0}),
 )
 
 
@@ -87,9 +89,15 @@ def withhold(folder: Path) -> None:
     pairs.to_parquet(folder / "mini" / "pairs.parquet", index=False)
     (folder / WITHHELD).write_text(json.dumps(names, indent=1))
     for file in (*DATA.glob("images-*.parquet"), DATA / "samples.parquet", DATA / "concepts.csv"):
-        (folder / "mini" / file.name).symlink_to(file.resolve())
-    (folder / "prompts").symlink_to((DATA.parent / "prompts").resolve())
+        linked(folder / "mini" / file.name, file)
+    linked(folder / "prompts", DATA.parent / "prompts")
     print(f"{len(longest)} names withheld, {len(pairs)} pairs left, in {folder}")
+
+
+def linked(path: Path, target: Path) -> None:
+    """Make or renew a link."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(target.resolve())
 
 
 def divided(labels: np.ndarray, share: float, rng: Any) -> np.ndarray:
@@ -156,7 +164,8 @@ def scores(encoder: Any, mixture: Mixture, knowledge: Knowledge, options: Any) -
     return {
         "oop_oracles": value["told", "oop_separate"],
         "oop": value["", "oop_separate"],
-        "oop_candidates": 100 * mixture.among_candidates(free),
+        **{k: 100 * v for k, v in mixture.among_candidates(free).items()},
+        "ip_wide_before": 100 * mixture.among_candidates(before)["ip_wide"],
         "right": 100 * mixture.budget(free)["right"],
         "ip_change": value["", "ip_joint"] - value["before", "ip_joint"],
         "oop_joint": value["", "oop_joint"],
@@ -177,7 +186,7 @@ def choose(folder: Path, divisions: int, only: Sequence[str]) -> None:
         if only and not any(part in name for part in only):
             continue
         options = dict(setting)
-        told = {k: options.pop(k) for k in ("quantile",) if k in options}
+        told = {k: options.pop(k) for k in ("quantile", "sharpness") if k in options}
         sources = options.pop("sources", SOURCES)
         key = f"{sources} {told}"
         if key not in made:
