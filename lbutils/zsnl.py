@@ -136,6 +136,7 @@ class _Pool(NamedTuple):
     centres: Tensor
     texts: Tensor
     discovery: Discovery | None
+    labelled: tuple[Tensor, Tensor] | None  # (M, D) and (M,)
     colours: tuple[np.ndarray, np.ndarray] | None  # shown (N, 11) and told (A + C, 11)
 
 
@@ -144,10 +145,9 @@ class ZeroShotNameLearner(FeatureClassifier):
 
     1. Discover: the clusters of the images (`discover`; the joint matching needs none).
     2. Match: clusters to candidate names, by the prototypes of `Knowledge`.
-    3. Tune: all names' rows towards their prototypes; then those of names to which images were
-       matched by these images, weighted with how surely they bear the name, against the known
-       names, and towards the centre of images and prototype. A name without images keeps what
-       its prototype taught it.
+    3. Tune: all names' rows towards their prototypes; then by the images, weighted with how surely
+       they bear a name, against the known names with the labelled images, and towards the centre
+       of images and prototype.
 
     Further rounds match again, by prototypes and the names just learned together.
 
@@ -187,7 +187,8 @@ class ZeroShotNameLearner(FeatureClassifier):
     image_weight, anchor_weight : float
         Weights of the image term and of the centres in tuning.
     least : float
-        Images, in sum of weights, from which on a name is tuned by them.
+        Images, in sum of weights, from which on a name is tuned by images; others keep what their
+        prototype taught them, which is faster where most candidates are distractors.
     margin : float
         Given to the logits of new names while tuning, so that they end lower beside the known.
     temperature : float
@@ -247,9 +248,9 @@ class ZeroShotNameLearner(FeatureClassifier):
         learner: Callable[[int, int], NameLearner] | None = None,
         hint: str | None = None,
         templates: str | Sequence[str] = "mini",
-        image_weight: float = 0.5,
+        image_weight: float = 0.1,
         anchor_weight: float = 1.0,
-        least: float = 0.5,
+        least: float = 0.0,
         margin: float = 2.5,
         temperature: float = 2.0,
         lr: float = 0.02,
@@ -352,7 +353,8 @@ class ZeroShotNameLearner(FeatureClassifier):
             Oracle: which images show new classes. The others are left out, and so are known
             classes in discovery.
         vocabulary : sequence of str, optional
-            Oracle: the names that the new classes bear, of `candidates`. Others are not learned.
+            Oracle: the names that the new classes bear, of `candidates`. Others are not learned,
+            and hints have nothing to tell.
 
         Raises
         ------
@@ -366,7 +368,9 @@ class ZeroShotNameLearner(FeatureClassifier):
         pool = self._pool(images, names, labelled, labels, n_classes, membership)
         pool = pool._replace(colours=self._colours(names, len(images), colours, membership))
         prototypes = self.knowledge.prototypes(names.candidates)
-        shares = self.knowledge.shares(names.candidates, names.known, self.hint)
+        shares = np.full(len(names.candidates), 1.0)
+        if vocabulary is None:
+            shares = self.knowledge.shares(names.candidates, names.known, self.hint)
         self.candidates_, self.known_ = names.candidates, names.known
         self.discovery_ = pool.discovery
         self.history_: list[float] = []
@@ -425,7 +429,7 @@ class ZeroShotNameLearner(FeatureClassifier):
                 raise ValueError(f"labels {tuple(places.shape)}: one of 0..{len(texts) - 1} each")
             means, _ = class_means(labelled[None], places, len(texts))
             centres = F.normalize(texts + F.normalize(means, dim=1), dim=1)
-        found = None
+        found, taught = None, None if labelled is None else (labelled, places)
         if self.matching != "joint":
             k = n_classes
             if membership is not None or not names.known:
@@ -439,7 +443,7 @@ class ZeroShotNameLearner(FeatureClassifier):
                 found = discover(used, k, labelled=shown, labels=which.numpy(), **self._discovery())
         if membership is not None:
             centres = centres[:0]
-        return _Pool(used, centres, texts, found, None)
+        return _Pool(used, centres, texts, found, taught, None)
 
     def _colours(
         self, names: _Vocabulary, n: int, colours: Any, membership: Any
@@ -603,7 +607,12 @@ class ZeroShotNameLearner(FeatureClassifier):
 
     def _image_term(self, pool: _Pool, weights: Tensor, prompts: Tensor) -> Tensor:
         """Cross-entropy of images with what they were taken for, over known and new names."""
-        images, texts, weights = (t.to(prompts) for t in (pool.images, pool.texts, weights))
+        images = pool.images
+        if pool.labelled is not None:
+            images = torch.cat([images, pool.labelled[0]])
+            sure = F.one_hot(pool.labelled[1], weights.shape[1])
+            weights = torch.cat([weights, sure.to(weights)])
+        images, texts, weights = (t.to(prompts) for t in (images, pool.texts, weights))
         scale = self.encoder.logit_scale / self.temperature
         wrong, own = scale * images @ texts.T, scale * images @ prompts.T
         logits = torch.cat([wrong, own + self.margin], dim=1)
