@@ -164,7 +164,17 @@ def example_grid(examples: pd.DataFrame, columns: int = 8) -> Figure:
         axis.set_axis_off()
     for line, label in zip(axes, rows, strict=True):
         shown = examples[examples["row"] == label].head(columns)
-        line[0].set_title(pretty(label), fontsize=9, pad=5)
+        # The title keeps the height free; as wide as it is, it would push the columns apart.
+        line[0].set_title(" ", fontsize=9, pad=5)
+        line[0].annotate(
+            pretty(label),
+            (0, 1),
+            (0, 5),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=9,
+            fontweight="bold",
+        ).set_in_layout(False)
         for axis, (_, example) in zip(line, shown.iterrows(), strict=False):
             axis.set_axis_on()
             axis.imshow(np.asarray(example["image"]), interpolation="lanczos")

@@ -545,7 +545,10 @@ class ZeroShotNameLearner(FeatureClassifier):
 
     def _taught(self, names: tuple[str, ...], prototypes: Tensor) -> dict[str, Tensor]:
         """Rows of each name after tuning towards its prototype; the latest answers are kept."""
-        options = (self.templates, self.hint, self.lr, self.steps, self.min_rows, self.seed)
+        templates = resolve(self.templates)
+        # A hint that no template asks for does not tell vocabularies apart.
+        hint = self.hint if any("{hint}" in template for template in templates) else None
+        options = (templates, hint, self.lr, self.steps, self.min_rows, self.seed)
         key = (names, str(options), prototypes.numpy().tobytes(), state_of(self.encoder))
         kept = _TAUGHT.setdefault(self.encoder, OrderedDict())
         if key not in kept:
