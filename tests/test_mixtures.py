@@ -20,6 +20,15 @@ def encoder():
     return load_encoder("mini")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def all_draws():
+    """As `make test` asks notebooks to make do with one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LBUTILS_MAX_DRAWS", raising=False)
+        patch.delenv("LBUTILS_MAX_DOMAINS", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def mixed(encoder):
     bench = load_benchmark("mini", domains=["Insects", "Plants"])
@@ -233,3 +242,13 @@ def test_a_learner_is_fitted_with_what_it_may_know(mixed, encoder):
 def test_shares_are_checked(mixed, encoder, share):
     with pytest.raises(ValueError, match="share"):
         next(mixtures(encoder, mixed[1], share=share))
+
+
+def test_the_environment_makes_do_with_less(encoder, mixed, monkeypatch):
+    monkeypatch.setenv("LBUTILS_MAX_DRAWS", "1")
+    monkeypatch.setenv("LBUTILS_MAX_DOMAINS", "1")
+    with pytest.warns(UserWarning, match="LBUTILS_MAX"):
+        found = list(mixtures(encoder, mixed[1], range(3)))
+    assert [(m.domain, m.draw) for m in found] == [("Insects", 0)]
+    # Distractors are the names of all domains none the less.
+    assert set(found[0].distractors) == set(mixed[1]["Plants"].oop.names)
