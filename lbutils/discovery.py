@@ -660,12 +660,12 @@ def shift_head(
 
         return loss_of
 
-    batches = partial(_shuffled, len(images.plain), batch_size, images.generator)
-    losses = _trained(head, batches, losses_of, lr, epochs if count > 0 else 0)
+    batches = partial(shuffled_batches, len(images.plain), batch_size, images.generator)
+    losses = train_rows(head, batches, losses_of, lr, epochs if count > 0 else 0)
     return Trained(head.detach().numpy(), losses)
 
 
-def _trained(
+def train_rows(
     rows: Tensor,
     batches: Callable[[], Iterator[Tensor]],
     losses_of: Callable[[int], Callable[[Tensor], Tensor]],
@@ -692,7 +692,7 @@ def _trained(
     return losses
 
 
-def _shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def shuffled_batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of all images in random order, in even batches of `size` at most."""
     order = torch.randperm(count, generator=generator)
     return iter(order.tensor_split(-(-count // size)))
@@ -826,8 +826,8 @@ def prototypes(
 
         return loss_of
 
-    batches = partial(_shuffled, len(images.plain), batch_size, images.generator)
-    losses = _trained(rows, batches, losses_of, lr, epochs)
+    batches = partial(shuffled_batches, len(images.plain), batch_size, images.generator)
+    losses = train_rows(rows, batches, losses_of, lr, epochs)
     return Trained(F.normalize(rows.detach(), dim=1).numpy(), losses)
 
 

@@ -183,7 +183,7 @@ class Knowledge:
 
     def _fit(self, hold_out: Sequence[str], gamma: float, alpha: float) -> None:
         """The map from vectors to text features; a label weighs as the root of its number."""
-        labels = _without(list(self.lexicon.labels), hold_out)
+        labels = without_names(list(self.lexicon.labels), hold_out)
         if len(labels) < 2:
             raise ValueError("a map from language needs two labels in pre-training: add some")
         targets = self._texts(labels).numpy()
@@ -268,7 +268,7 @@ class Knowledge:
         return weights / weights.sum()
 
 
-def _without(labels: Sequence[str], names: Sequence[str]) -> list[str]:
+def without_names(labels: Sequence[str], names: Sequence[str]) -> list[str]:
     """Labels that contain none of the names, nor an inflection of one."""
     if not names:
         return list(labels)

@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from lbutils.discovery import _shuffled, _trained, discover
+from lbutils.discovery import discover, shuffled_batches, train_rows
 from lbutils.zeroshot import logits as cosine_logits
 
 # Rows of images against all others at a time: 0.2 GB for 20,000 images.
@@ -424,8 +424,8 @@ class S3A(Rival):
 
             return loss_of
 
-        batches = partial(_shuffled, len(pool), self.batch_size, generator)
-        self.history_ = _trained(rows, batches, losses_of, self.lr, self.epochs, "adam")
+        batches = partial(shuffled_batches, len(pool), self.batch_size, generator)
+        self.history_ = train_rows(rows, batches, losses_of, self.lr, self.epochs, "adam")
         self.classifier_ = F.normalize(teacher.lerp_(rows.detach(), 1 - decay), dim=1)
 
     def _said(self, images: Tensor, rows: Tensor) -> Tensor:
@@ -558,8 +558,8 @@ class DeViSE(Rival):
             return _hinge_rank_loss(mapped, known, labels[batch], self.margin)
 
         generator = torch.Generator().manual_seed(self.seed)
-        batches = partial(_shuffled, len(labels), self.batch_size, generator)
-        self.history_ = _trained(
+        batches = partial(shuffled_batches, len(labels), self.batch_size, generator)
+        self.history_ = train_rows(
             matrix, batches, lambda epoch: loss_of, self.lr, self.epochs, "adam"
         )
         self.map_ = matrix.detach()

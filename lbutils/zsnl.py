@@ -60,7 +60,7 @@ def joint_iteration(
     shares: Any = None,
     evidence: Tensor | None = None,
     concentration: float = 20.0,
-    prior: float = 1.0,
+    prior: float = 2.0,
     iterations: int = 15,
 ) -> Joint:
     """Mixture of known classes and names, in which images and prototypes settle each other.
@@ -160,7 +160,8 @@ class ZeroShotNameLearner(FeatureClassifier):
     matching : str
         ``"joint"`` (`joint_iteration`), or a method of `assignment.assign` on discovered clusters.
     discovery : str
-        Method of `discover`; the joint matching does without.
+        Method of `discover`. This, `gap`, `unit_centres`, `min_images` and `floor` are about
+        clusters: the joint matching, which has none, does without.
     gap : "none" or "mean"
         Correction of the modality gap, see `assignment.similarities`.
     prior : float
@@ -238,7 +239,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         matching: str = "joint",
         discovery: str = "semi_kmeans",
         gap: str = "none",
-        prior: float = 1.0,
+        prior: float = 2.0,
         concentration: float = 20.0,
         iterations: int = 15,
         rounds: int = 1,

@@ -17,7 +17,6 @@ the tokens of a text, normalised.
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -31,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from lbutils.knowledge import without_names
 from lbutils.prompts import hint
 from lbutils.words import canonical
 
@@ -75,15 +75,14 @@ def check_phrases(phrases: pd.DataFrame, concepts: pd.DataFrame, pairs: pd.DataF
     words = {word for caption in small for word in canonical(caption).split()}
     screening = pd.read_csv(DATA / "screening.csv").set_index("concept_id")
     kept = screening.loc[concepts["concept_id"], "subset_small"].to_numpy()
-    withheld = concepts.loc[kept == "oop", "name"]
-    names = "|".join(sorted(map(re.escape, map(canonical, withheld)), key=len, reverse=True))
+    withheld = concepts.loc[kept == "oop", "name"].tolist()
     for name, phrase in phrases[["name", "phrase"]].itertuples(index=False):
         text = canonical(phrase)
         unseen = [word for word in text.split() if word not in words]
         if unseen:
             raise SystemExit(f"{name}: no caption has {unseen[0]!r} of {phrase!r}")
-        if told := re.search(rf"\b({names})(e?s)?\b", text):
-            raise SystemExit(f"{name}: {phrase!r} has the withheld name {told[1]!r}")
+        if not without_names([phrase], withheld):
+            raise SystemExit(f"{name}: {phrase!r} has a withheld name")
     if missing := sorted(set(concepts["name"]) - set(phrases["name"])):
         raise SystemExit(f"descriptions.csv has no phrase for {missing[0]!r}")
 
