@@ -105,7 +105,8 @@ def joint_iteration(
             logits = torch.cat([fixed + np.log(max(1 - new, 1e-12)), logits], dim=1)
         if evidence is not None:
             logits = logits + evidence
-        told = prior * concentration * float((centres * prototypes).sum())
+        # In double: among many names the sum loses more in single than an iteration brings.
+        told = prior * concentration * float((centres.double() * prototypes.double()).sum())
         objective.append((float(logits.double().logsumexp(1).sum()) + told) / len(images))
         weights = logits.softmax(dim=1)
         theirs = weights[:, a:]

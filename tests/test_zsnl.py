@@ -407,3 +407,10 @@ def test_real_knowledge_goes_through(encoder):
     )
     assert learner.logits(images).shape == (len(images), len(NEW))
     assert learner.joint_logits(images, KNOWN).shape == (len(images), 9)
+
+
+def test_the_objective_never_falls_among_thousands_of_names():
+    draw = torch.Generator().manual_seed(0)
+    images, names = (F.normalize(torch.randn(n, 32, generator=draw), dim=1) for n in (40, 4000))
+    found = joint_iteration(images, names, prior=2.0, iterations=40)
+    assert np.diff(found.objective).min() > -5e-6
