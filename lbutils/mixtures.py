@@ -20,7 +20,7 @@ from lbutils.clustering import matched_hits
 from lbutils.colours import colour_evidence, colour_shares
 from lbutils.features import image_features
 from lbutils.protocol import JointScores, joint_scores
-from lbutils.trials import capped
+from lbutils.trials import allowed, capped
 from lbutils.words import suggest
 from lbutils.zeroshot import class_means
 
@@ -245,11 +245,7 @@ def mixtures(
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must be above 0, and 1 at most")
     draws = capped(list(draws), "DRAWS")
-    small = sorted(benchmark, key=lambda name: len(benchmark[name].oop.names))
-    allowed = capped(small, "DOMAINS")
-    for name, domain in benchmark.items():
-        if name not in allowed:
-            continue
+    for name, domain in allowed(benchmark).items():
         ip, oop = domain.ip, domain.oop
         if not len(ip.train):
             raise ValueError(f"{name} has no training images of IP classes: leave it out")

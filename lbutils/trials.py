@@ -231,9 +231,7 @@ def run(
         if not np.isfinite(bias):
             raise ValueError(f"the bias {bias} of {name} must be a finite number")
     shots, draws = list(shots), capped(list(draws), "DRAWS")
-    small = sorted(benchmark, key=lambda name: len(benchmark[name].oop.names))
-    allowed = capped(small, "DOMAINS")
-    benchmark = {name: domain for name, domain in benchmark.items() if name in allowed}
+    benchmark = allowed(benchmark)
     before = _takes_before(encoder, benchmark, methods, templates, shots)
     todo = list(tasks(encoder, benchmark, shots, draws, views, seed, before))
     # Tasks take a time about proportional to their images; long ones first waste least at the end.
@@ -287,6 +285,13 @@ def capped(all_: list[Any], what: str) -> list[Any]:
         told = f"LBUTILS_MAX_{what}: {most} of {len(all_)} {what.lower()} are run"
         warnings.warn(told, stacklevel=3)
     return all_[:most]
+
+
+def allowed(benchmark: Mapping[str, Any]) -> dict[str, Any]:
+    """The domains that the environment allows, in their order: those of fewest OOP classes."""
+    small = sorted(benchmark, key=lambda name: len(benchmark[name].oop.names))
+    kept = capped(small, "DOMAINS")
+    return {name: domain for name, domain in benchmark.items() if name in kept}
 
 
 def _run_task(

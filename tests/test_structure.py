@@ -15,7 +15,7 @@ ORDER = (
     "atomic words matching counting corpora vocabulary certificates screening "
     "layout downloads benchmark colours mini towers encoders features exchange prompts zeroshot "
     "clustering textforward installing names fewshot knowledge assignment discovery zsnl "
-    "transduction prompting adapters baselines teaching evaluation protocol trials mixtures "
+    "transduction prompting adapters baselines teaching evaluation protocol trials mixtures scales "
     "records published laion_beyond figures grids pools sweeps"
 ).split()
 WITHOUT_TORCH = (
