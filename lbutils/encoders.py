@@ -224,7 +224,8 @@ def load_encoder(
         ``"hf-hub:<repository>"`` with the same; or ``"transformers:<folder or repository>"``
         with a model of transformers.
     pretrained : str or path, optional
-        For ``"mini"`` the scale of the pre-training corpus, by default ``"small"``. For an
+        For ``"mini"`` the corpus that it was pre-trained on, ``"small"`` (default), ``"medium"`` or
+        ``"large"``; ``"small-tiny"`` has an image tower of a quarter of the widths. For an
         architecture one of open_clip's tags, such as ``"laion400m_e32"``, or a file of weights.
         For a name in the table, the file or folder in which its weights lie. The others bring
         their own.

@@ -371,3 +371,30 @@ def test_an_encoder_of_the_miniature_is_certified_and_loads(pretrain, miniature,
     (miniature / "encoder" / "small" / "pieces.json").write_text("[]")
     with pytest.raises(ValueError, match="corrupt or was changed"):
         load_encoder("mini")
+
+
+DATA = SCRIPT.parents[1]
+COMMITTED = sorted(path.parent.name for path in DATA.glob("encoder/*/training.json"))
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_encoders_saw_the_committed_corpora(pretrain, monkeypatch, name):
+    record = json.loads((DATA / "encoder" / name / "training.json").read_text())
+    assert record["scale"] == name.split("-")[0]
+    monkeypatch.setattr(pretrain, "decode", lambda images: torch.zeros(len(images)))
+    corpus, tokenizer = pretrain.load_corpus(DATA, record["scale"])
+    assert record["sha256"] == corpus.hashes
+    model = load_encoder("mini", name).model
+    assert model.token_embedding.num_embeddings == tokenizer.vocab_size
+
+
+def test_committed_encoders_differ_in_their_corpus_alone():
+    records = {
+        name: json.loads((DATA / "encoder" / name / "training.json").read_text())
+        for name in COMMITTED
+    }
+    found = ["device", "threads", "torch", "seconds", "pairs_per_second", "val_zero_shot_ip"]
+    for name, record in records.items():
+        other = {"scale", "sha256", "steps"} if "-" not in name else {"tower"}
+        for key in set(record) - other - set(found):
+            assert record[key] == records["small"][key], f"{name}: {key}"
