@@ -1453,3 +1453,101 @@ def sweep_lines(table: pd.DataFrame) -> Figure:
     axis.set(xlabel=_plain(str(x).removeprefix("set_")), ylabel=_plain(table["metric"].iloc[0]))
     figure.legend(loc="outside right upper")
     return figure
+
+
+@_styled
+def lines_in_panels(table: pd.DataFrame, xlabel: str = "", ylabel: str = "") -> Figure:
+    """A line a group, a panel a source, over corpora, doses or sizes (Figures 4 and 6).
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``panel``, ``line``, ``x``, ``value``; optionally ``low`` and ``high``. Where ``x`` holds
+        numbers its axis is logarithmic, and ``point`` may have a text for a place; panels whose
+        places have texts show dots without lines, as these are things of different kinds. Other
+        values of ``x`` stand evenly. Lines whose name ends in ``", names learned"`` are
+        dashed and share the look of the line without that.
+    """
+    _require(table, "panel", "line", "x", "value")
+    panels = list(dict.fromkeys(table["panel"]))
+    lines = list(dict.fromkeys(table["line"]))
+    kinds = list(dict.fromkeys(line.removesuffix(LEARNED) for line in lines))
+    # The plain colours in their order: lines here are groups of names, not methods.
+    colours = ("blue", "vermillion", "green", "purple", "orange", "sky", "black")
+    looks = {
+        kind: (OKABE_ITO[colours[i % 7]], _MARKERS[i % len(_MARKERS)])
+        for i, kind in enumerate(kinds)
+    }
+    told = table["point"].notna().any() if "point" in table else False
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(6.4 if len(panels) == 1 else 7.6, 4.2 if told else 3.4),
+        sharey=True,
+        squeeze=False,
+    )
+    for axis, panel in zip(axes[0], panels, strict=True):
+        _panel_lines(axis, table[table["panel"] == panel], looks)
+        axis.set_title(_plain(panel) if len(panels) > 1 else "", pad=66 if told else None)
+    axes[0, 0].set_ylim(bottom=0)
+    figure.supxlabel(xlabel, fontsize=9)
+    figure.supylabel(ylabel, fontsize=9)
+    handles = [Line2D([], [], **_line_look(line, looks)) for line in lines]
+    figure.legend(handles, list(map(_plain, lines)), loc="outside upper left", ncols=3)
+    return figure
+
+
+LEARNED = ", names learned"
+
+
+def _panel_lines(axis: Axes, here: pd.DataFrame, looks: dict[str, tuple[str, str]]) -> None:
+    if pd.api.types.is_numeric_dtype(here["x"].infer_objects()):
+        here = here.assign(at=here["x"].astype(float))
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter("{x:,g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlim(here["at"].min() / 1.6, here["at"].max() * 1.6)
+    else:
+        ticks = list(dict.fromkeys(here["x"]))
+        axis.set_xlim(-0.3, len(ticks) - 0.7)
+        lines = list(dict.fromkeys(here["line"]))
+        # A little apart, so that intervals do not hide each other.
+        beside = here["line"].map(lines.index) - (len(lines) - 1) / 2
+        here = here.assign(at=here["x"].map(ticks.index) + 0.025 * beside)
+        axis.set_xticks(range(len(ticks)), [_wrapped(tick, 14) for tick in ticks])
+    places = _points(here)
+    for line, rows in here.groupby("line", sort=False):
+        look = _line_look(str(line), looks)
+        axis.plot(rows["at"], rows["value"], **look | ({"ls": ""} if places else {}))
+        if "low" in rows:
+            axis.vlines(rows["at"], rows["low"], rows["high"], color=look["color"], lw=1, alpha=0.7)
+    for at, text in places:
+        axis.annotate(
+            _plain(text), (at, 1.01), xycoords=("data", "axes fraction"), rotation=40,
+            rotation_mode="anchor", fontsize=7.5, color=FAINT, ha="left", va="bottom",
+        )  # fmt: skip
+        axis.axvline(at, color=RULE, lw=0.7, zorder=0)
+    axis.tick_params(labelleft=True)
+    axis.grid(axis="y")
+
+
+def _points(table: pd.DataFrame) -> list[tuple[float, str]]:
+    """Places with their texts; those of neighbours that would overlap are joined."""
+    if "point" not in table:
+        return []
+    found: list[tuple[float, str]] = []
+    for row in table.dropna(subset=["point"]).sort_values("at", kind="stable").itertuples():
+        if found and row.at < 1.1 * found[-1][0]:
+            if str(row.point) not in found[-1][1].split("\n"):
+                found[-1] = found[-1][0], f"{found[-1][1]}\n{row.point}"
+        else:
+            found.append((row.at, str(row.point)))
+    return found
+
+
+def _line_look(line: str, looks: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    colour, marker = looks[line.removesuffix(LEARNED)]
+    dashed = line.endswith(LEARNED)
+    face, style = ("white", (0, (4, 1.6))) if dashed else (colour, "-")
+    return {"color": colour, "marker": marker, "mfc": face, "ls": style, "ms": 5, "lw": 1.5}

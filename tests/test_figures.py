@@ -138,7 +138,24 @@ def risks():
     return pd.DataFrame(rows, columns=["method", "coverage", "risk"])
 
 
+def sized():
+    rows = [
+        (p, line + end, x, 30 + 5 * i, f"model {x}")
+        for p, places in (("ours", ("small", "large")), ("$published", (0.15, 5.0)))
+        for line in ("IP", "OOP")
+        for end in ("", figures.LEARNED)
+        for i, x in enumerate(places)
+    ]
+    table = pd.DataFrame(rows, columns=["panel", "line", "x", "value", "point"])
+    table.loc[table["panel"] == "ours", "point"] = np.nan
+    return table.assign(low=table["value"] - 3, high=table["value"] + 4)
+
+
 DRAWN = {
+    "panels": lambda: figures.lines_in_panels(sized(), "corpus", "accuracy (%)"),
+    "one panel of lines": lambda: figures.lines_in_panels(
+        sized().query("panel == 'ours'").drop(columns=["low", "high", "point"])
+    ),
     "named": lambda: figures.example_grid(named_examples(), columns=3),
     "risks": lambda: figures.risk_curves(risks()),
     "protocol": lambda: figures.protocol_overview(protocol_rows(), curves()),
@@ -182,6 +199,25 @@ def test_every_figure_is_drawn_and_saved(name, tmp_path):
     files = figures.save(figure, tmp_path / "new" / "figure", ["png"])
     assert files == [tmp_path / "new" / "figure.png"] and files[0].stat().st_size > 3000
     assert list(files[0].parent.iterdir()) == files
+
+
+def test_panels_have_categories_or_a_logarithmic_axis():
+    ours, published = DRAWN["panels"]().axes
+    assert [t.get_text() for t in ours.get_xticklabels()] == ["small", "large"]
+    assert published.get_xscale() == "log"
+    dashed = [line for line in ours.lines if line.get_linestyle() == "--"]
+    assert len(ours.lines) == 4 and len(dashed) == 2
+    assert [line.get_ydata().tolist() for line in ours.lines] == [[30, 35]] * 4
+    assert [np.round(line.get_xdata()).tolist() for line in ours.lines] == [[0, 1]] * 4
+    assert [text.get_text() for text in published.texts] == ["model 0.15", "model 5.0"]
+    dots = [line for line in published.lines if line.get_marker() in ("o", "s")]
+    assert len(dots) == 4 and {line.get_linestyle() for line in dots} == {"None"}
+
+
+def test_points_at_one_place_share_a_text():
+    close = sized().query("panel != 'ours'").replace({"x": {5.0: 0.155}})
+    axis = figures.lines_in_panels(close).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["model 0.15\nmodel 5.0"]
 
 
 def test_statistics_add_up_images_but_not_classes():
