@@ -88,6 +88,8 @@ _STYLE: dict[str, Any] = {
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
 }
+# Ends the names of lines that are drawn as the learned side of another.
+LEARNED = ", names learned"
 _HALO = [patheffects.withStroke(linewidth=2.8, foreground="white")]
 _P = ParamSpec("_P")
 
@@ -1457,7 +1459,7 @@ def sweep_lines(table: pd.DataFrame) -> Figure:
 
 @_styled
 def lines_in_panels(table: pd.DataFrame, xlabel: str = "", ylabel: str = "") -> Figure:
-    """A line a group, a panel a source, over corpora, doses or sizes (Figures 4 and 6).
+    """A line a group, a panel a source, over corpora or sizes (Figures 4 and 6).
 
     Parameters
     ----------
@@ -1495,9 +1497,6 @@ def lines_in_panels(table: pd.DataFrame, xlabel: str = "", ylabel: str = "") -> 
     handles = [Line2D([], [], **_line_look(line, looks)) for line in lines]
     figure.legend(handles, list(map(_plain, lines)), loc="outside upper left", ncols=3)
     return figure
-
-
-LEARNED = ", names learned"
 
 
 def _panel_lines(axis: Axes, here: pd.DataFrame, looks: dict[str, tuple[str, str]]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbutils import load_benchmark, load_encoder
-from lbutils.baselines import ZeroShot
+from lbutils.baselines import RIVALS
 from lbutils.benchmark import data_dir
 from lbutils.features import image_features
 from lbutils.scales import NEVER, admissions, class_accuracies, class_table
@@ -153,13 +153,8 @@ def test_a_table_of_classes_has_every_draw_and_class(benches):
 def test_zero_shot_in_the_table_is_that_of_the_encoder(benches):
     encoder = load_encoder("mini", "medium")
     insects = benches["small"]["Insects"]
-
-    def zero_shot(encoder, ip_names, shots, seed, **task):
-        return ZeroShot(encoder, **task)
-
-    found = class_table(
-        encoder, {"Insects": insects}, {"zero-shot": zero_shot}, admissions(benches), progress=False
-    )
+    methods = {"zero-shot": RIVALS["zero-shot"]}
+    found = class_table(encoder, {"Insects": insects}, methods, admissions(benches), progress=False)
     for subset in (insects.ip, insects.oop):
         texts = text_classifier(encoder, subset.names, "mini", insects.hint)
         taken = (image_features(encoder, subset.test) @ texts.T).argmax(dim=1).numpy()

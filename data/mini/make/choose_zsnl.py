@@ -19,8 +19,8 @@ zero-shot's ip_wide_before), the share of unlabelled OOP images that got their n
 accuracy of IP images on the joint vocabulary of the benchmark less that of zero-shot (ip_change;
 with all oracles ip_change_oracles), and of OOP images there (oop_joint). Settings are compared by
 the mean of the first two where ip_change is above -2; the default stays unless another gains half a
-point, as in `choose.py`. A table that was begun is gone on with: after
-a change of defaults or code, delete it first. Run `checksums.py` afterwards.
+point, as in `choose.py`. A table that was begun is gone on with: after a change of defaults or of
+code, delete it first. Run `checksums.py` afterwards.
 """
 
 from __future__ import annotations
