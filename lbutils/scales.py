@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,13 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from lbutils import trials
+from lbutils.benchmark import mini_file
 from lbutils.evaluation import per_class_accuracy
 from lbutils.vocabulary import screen
 
 NEVER = "never"
+# Drawings that `data/mini/make/dose.py` gives back to a concept by lot.
+ARMS = ("0", "1", "2", "4", "all")
 
 
 def admissions(benchmarks: Mapping[str, Any]) -> pd.DataFrame:
@@ -183,3 +186,47 @@ def class_table(
     if not parts:
         raise ValueError("no domain or no draw: there is nothing to measure")
     return pd.concat(parts, ignore_index=True)
+
+
+def doses() -> pd.DataFrame:
+    """What lots gave back to the concepts that the miniature's largest corpus admits.
+
+    Returns
+    -------
+    DataFrame
+        ``domain``, ``name``, ``arm`` (of `ARMS`), ``drawings`` (with the name, in the corpus of the
+        encoder "large-dosed") and ``captions`` (with the name as a phrase).
+    """
+    table = pd.read_csv(mini_file("doses.csv"), dtype={"arm": str})
+    found = table.merge(pd.read_csv(mini_file("concepts.csv")), validate="one_to_one")
+    return found[["domain", "name", "arm", "drawings", "captions"]]
+
+
+class LearnedAmong:
+    """Classifier of names as they are, but for some that are learned.
+
+    Parameters
+    ----------
+    learner, plain : not fitted methods
+        As `trials.run` takes them: the one whose logits the learned names have, and that of all
+        others. Both must have the encoder's scale, as `NameLearner` and `ZeroShot` do.
+    learned : collection of str
+        OOP names to learn.
+    """
+
+    def __init__(self, learner: Any, plain: Any, learned: Collection[str]):
+        self.learner, self.plain, self.learned = learner, plain, frozenset(learned)
+
+    def fit(self, split: Any, features: Any = None) -> LearnedAmong:
+        """Self, with both fitted to all classes of a few-shot split."""
+        self.learner.fit(split, features)
+        self.plain.fit(split, features)
+        self.names_ = tuple(split.names)
+        return self
+
+    def joint_logits(self, images: Any, ip_names: Sequence[str]) -> Any:
+        """Logits (M, K + C), IP names first."""
+        logits = self.plain.joint_logits(images, ip_names).clone()
+        rows = [len(ip_names) + i for i, name in enumerate(self.names_) if name in self.learned]
+        logits[:, rows] = self.learner.joint_logits(images, ip_names)[:, rows]
+        return logits

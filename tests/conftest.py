@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import os
 
 # Before numpy and torch start their threads: small tests are fastest on one.
@@ -142,3 +143,13 @@ def make_encoder(tmp_path_factory: Any) -> Any:
 @pytest.fixture(scope="session")
 def tiny_encoder(make_encoder: Any) -> Any:
     return make_encoder()
+
+
+@pytest.fixture(scope="session")
+def dose() -> Any:
+    """The script that deals pre-training pairs out by lot."""
+    from lbutils.benchmark import data_dir
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(data_dir() / "mini" / "make")  # it imports its neighbours
+        return importlib.import_module("dose")

@@ -11,7 +11,16 @@ from lbutils import load_benchmark, load_encoder
 from lbutils.baselines import RIVALS
 from lbutils.benchmark import data_dir
 from lbutils.features import image_features
-from lbutils.scales import NEVER, admissions, class_accuracies, class_table
+from lbutils.scales import (
+    ARMS,
+    NEVER,
+    LearnedAmong,
+    admissions,
+    class_accuracies,
+    class_table,
+    doses,
+)
+from lbutils.words import canonical
 from lbutils.zeroshot import text_classifier
 
 SCALES = ("small", "medium", "large")
@@ -166,3 +175,64 @@ def test_zero_shot_in_the_table_is_that_of_the_encoder(benches):
 def test_nothing_to_measure_is_said(benches):
     with pytest.raises(ValueError, match="nothing to measure"):
         class_table(load_encoder("mini"), {}, {}, admissions(benches))
+
+
+class Fixed:
+    def __init__(self, logits):
+        self.logits = torch.as_tensor(logits)
+
+    def fit(self, split, features=None):
+        self.seen = split, features
+        return self
+
+    def joint_logits(self, images, ip_names):
+        return self.logits
+
+
+def test_some_names_learned_among_others():
+    plain, learned = Fixed(np.zeros((4, 5))), Fixed(np.ones((4, 5)))
+    split = type("Split", (), {"names": ("a", "b", "c")})()
+    both = LearnedAmong(learned, plain, {"c", "a"}).fit(split, "features")
+    assert plain.seen == learned.seen == (split, "features")
+    logits = both.joint_logits(None, ["x", "y"])
+    assert logits[0].tolist() == [0, 0, 1, 0, 1]
+    assert not plain.logits.any()  # what the others gave is left alone
+
+
+def test_the_committed_doses_are_those_of_the_lots(dose, benches):
+    pairs, table = dose.dosed()
+    found = doses()
+    told = pd.read_csv(data_dir() / "mini" / "concepts.csv").merge(table)
+    pd.testing.assert_frame_equal(
+        found.sort_values(["domain", "name"], ignore_index=True),
+        told[found.columns].sort_values(["domain", "name"], ignore_index=True),
+    )
+    every = pd.read_parquet(data_dir() / "mini" / "pairs.parquet")
+    assert (pairs["scale"] == "small").sum() == (every["scale"] == "small").sum()
+    assert (pairs["scale"] != "small").sum() == found["drawings"].sum()
+    # Counted in another way: by plain string search in each caption.
+    captions = [f" {canonical(c)} " for own in pairs["captions"] for c in own]
+    for row in found.sample(12, random_state=0).itertuples():
+        assert row.captions == sum(f" {canonical(row.name)} " in c for c in captions)
+
+
+def test_lots_are_even_and_gave_what_they_say(benches):
+    found = doses()
+    admitted = admissions(benches).query("since in ['medium', 'large']")
+    assert set(zip(found["domain"], found["name"], strict=True)) == set(
+        zip(admitted["domain"], admitted["name"], strict=True)
+    )
+    for _, own in found.groupby("domain"):
+        assert own["arm"].value_counts().reindex(ARMS, fill_value=0).agg(np.ptp) <= 1
+    numbers = found[found["arm"] != "all"]
+    assert (numbers["drawings"] == numbers["arm"].astype(int)).all()
+    assert (found.loc[found["arm"] == "0", "captions"] == 0).all()
+    assert (found.loc[found["arm"] != "0", "captions"] > 0).all()
+    assert (found.loc[found["arm"] == "all", "drawings"] >= 4).all()
+
+
+def test_a_pair_of_two_concepts_is_refused(dose):
+    pairs = pd.DataFrame({"label": ["a fox", "fox and owl"], "captions": [["fox"], ["owls"]]})
+    assert dose.named_pairs(pairs.iloc[:1], ["owl", "fox"]).tolist() == [1]
+    with pytest.raises(ValueError, match="'fox and owl' names two"):
+        dose.named_pairs(pairs, ["owl", "fox"])

@@ -87,19 +87,20 @@ def withhold(folder: Path) -> None:
     kept = [[c for c in own if not told.search(canonical(c))] for own in pairs["captions"]]
     pairs = pairs.assign(captions=kept)
     pairs = pairs[[len(own) > 0 for own in kept]]
-    (folder / "mini").mkdir(parents=True, exist_ok=True)
-    pairs.to_parquet(folder / "mini" / "pairs.parquet", index=False)
+    data_folder(folder, pairs)
     (folder / WITHHELD).write_text(json.dumps(names, indent=1))
-    for file in (*DATA.glob("images-*.parquet"), DATA / "samples.parquet", DATA / "concepts.csv"):
-        linked(folder / "mini" / file.name, file)
-    linked(folder / "prompts", DATA.parent / "prompts")
     print(f"{len(longest)} names withheld, {len(pairs)} pairs left, in {folder}")
 
 
-def linked(path: Path, target: Path) -> None:
-    """Make or renew a link."""
-    path.unlink(missing_ok=True)
-    path.symlink_to(target.resolve())
+def data_folder(folder: Path, pairs: pd.DataFrame) -> None:
+    """A data folder for `pretrain.py` with these pairs; all else is linked."""
+    (folder / "mini").mkdir(parents=True, exist_ok=True)
+    pairs.to_parquet(folder / "mini" / "pairs.parquet", index=False)
+    kept = (*DATA.glob("images-*.parquet"), DATA / "samples.parquet", DATA / "concepts.csv")
+    links = {folder / "mini" / file.name: file for file in kept}
+    for path, target in (links | {folder / "prompts": DATA.parent / "prompts"}).items():
+        path.unlink(missing_ok=True)
+        path.symlink_to(target.resolve())
 
 
 def divided(labels: np.ndarray, share: float, rng: Any) -> np.ndarray:
