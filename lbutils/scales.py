@@ -218,7 +218,7 @@ class LearnedAmong:
         self.learner, self.plain, self.learned = learner, plain, frozenset(learned)
 
     def fit(self, split: Any, features: Any = None) -> LearnedAmong:
-        """Self, with both fitted to all classes of a few-shot split."""
+        """Self, both fitted to a few-shot split, whose other classes serve as contrast."""
         self.learner.fit(split, features)
         self.plain.fit(split, features)
         self.names_ = tuple(split.names)
