@@ -26,9 +26,9 @@ from typing import Any, cast
 import huggingface_hub as hub
 import pandas as pd
 from huggingface_hub.errors import (
-    CachedRepoTreeNotFoundError,
     HfHubHTTPError,
     RevisionResolutionError,
+    XetDownloadError,
 )
 from huggingface_hub.file_download import repo_folder_name
 
@@ -38,8 +38,15 @@ from lbutils.words import suggest
 
 NAME = "laion-beyond"
 RECORD = "lbutils.json"
-# What Python's library unpacks; anything else has to be unpacked by hand.
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# What Python's library unpacks, by its name there; anything else has to be unpacked by hand.
+ARCHIVES = {
+    ".zip": "zip",
+    ".tar": "tar",
+    ".tar.gz": "gztar",
+    ".tgz": "gztar",
+    ".tar.bz2": "bztar",
+    ".tar.xz": "xztar",
+}
 # Images hardly shrink in an archive; one that grows by more is made to fill a disk.
 MAX_GROWTH = 20
 
@@ -49,6 +56,14 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _OTHER_ARCHIVES = (".7z", ".rar", ".zst", ".gz", ".bz2", ".xz", *(f".{i:03}" for i in range(10)))
 # A full or closed disk has nothing to do with the hub, and says what is wrong itself.
 _LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+# What to do about the hub's answers, by HTTP status.
+_REFUSED = {
+    401: "the repository has moved or is not open to you: log in with `hf auth login`, or",
+    403: "it is not open to you: accept its terms on the hub, log in with `hf auth login`, or",
+    404: "the repository or the revision is not there: ask for another revision, or",
+    429: "that was too much at a time for the hub: run it again in some minutes (after `hf auth "
+    "login` it allows more), or",
+}
 # The hub's client raises its own errors and those of the HTTP library under it, whichever it is.
 _HTTPError: type[Exception] = cast("type[Exception]", HfHubHTTPError.__mro__[1])
 
@@ -65,6 +80,17 @@ class Source:
     repository: str
     revision: str
     licence: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a repository: its bytes, and the SHA-256 of a large one or git's SHA-1 of others.
+
+    Of a large file git keeps a pointer only, so that its SHA-1 says nothing of the content.
+    """
+
+    size: int
+    checksum: str
 
 
 def source(name: str = NAME) -> Source:
@@ -220,19 +246,46 @@ class _Place:
             )
         )
 
-    def listing(self, commit: str) -> dict[str, hub.RepoFile]:
+    def listing(self, commit: str) -> dict[str, File]:
         """Every file of the repository at a commit, by its path."""
-        about: dict[str, Any] = {"repo_type": "dataset", "revision": commit, "local_dir": self.to}
-        try:
-            files = hub.get_cached_repo_tree(self.source.repository, **about)
-        except CachedRepoTreeNotFoundError:
+        found = self._kept_listing(commit)
+        if found is None:
             # Fetches no data: the client keeps the list of files that it makes on the way.
             self.fetch(commit, {"": [".gitattributes"]})
-            try:
-                files = hub.get_cached_repo_tree(self.source.repository, **about)
-            except CachedRepoTreeNotFoundError as error:
-                raise ConnectionError("the list of its files is not in the cache") from error
-        return {file.path: file for file in files}
+            found = self._kept_listing(commit)
+        if found is None and hub.constants.HF_HUB_OFFLINE:
+            raise ConnectionError(
+                "the list of its files is not in the cache, as older clients keep none: if all is "
+                f"in {self.root(commit)}, give load_benchmark that folder"
+            )
+        return found or self._asked_listing(commit)
+
+    def _kept_listing(self, commit: str) -> dict[str, File] | None:
+        """The list of files that the client keeps, None without one that can be read.
+
+        `huggingface_hub.get_cached_repo_tree` reads it too, but leaves the SHA-256 of large files
+        out (as of version 2.4).
+        """
+        folder = self.to / ".cache" / "huggingface" if self.to is not None else self.folder
+        try:
+            text = (folder / "trees" / f"{commit}.json").read_text(encoding="utf-8")
+            files = json.loads(text)["files"].items()
+            return {
+                path: File(int(about["size"]), str(about.get("lfs_sha256") or about["blob_id"]))
+                for path, about in files
+            }
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+
+    def _asked_listing(self, commit: str) -> dict[str, File]:
+        files = hub.HfApi().list_repo_tree(
+            self.source.repository, recursive=True, revision=commit, repo_type="dataset"
+        )
+        return {
+            file.path: File(file.size, str(file.lfs.sha256 if file.lfs else file.blob_id))
+            for file in files
+            if isinstance(file, hub.RepoFile)
+        }
 
 
 def _stay(place: _Place, commit: str, asked: str) -> None:
@@ -258,22 +311,30 @@ def _told(place: _Place, wanted: Sequence[str]) -> Iterator[None]:
     """Say in one line what to do when the hub cannot be reached."""
     try:
         yield
-    except (OSError, RevisionResolutionError, _HTTPError) as error:
+    except (OSError, RevisionResolutionError, XetDownloadError, _HTTPError) as error:
         if getattr(error, "errno", None) in _LOCAL:
             raise
         lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:200]
-        offline = hub.constants.HF_HUB_OFFLINE
-        advice = (
-            "HF_HUB_OFFLINE is set and not all of it is in the cache; unset it once, or"
-            if offline
-            else "what has arrived is kept, so run it again with a connection, or"
-        )
+        reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:400]
+        advice = "what has arrived is kept, so run it again with a connection, or"
+        if hub.constants.HF_HUB_OFFLINE:
+            advice = "HF_HUB_OFFLINE is set and not all of it is in the cache; unset it once, or"
+        elif (status := _status(error)) in _REFUSED:
+            advice = _REFUSED[status]
         names = ", ".join(wanted) or place.source.repository
         raise Unreachable(
             f"{names} of {place.source.name} could not be downloaded ({reason}): {advice} give "
             'load_benchmark a folder copied from elsewhere; load_benchmark("mini") needs none'
         ) from error
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status that the hub answered, None if it did not answer."""
+    while error is not None:
+        if status := getattr(getattr(error, "response", None), "status_code", None):
+            return int(status)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _is_complete(place: _Place, record: Mapping[str, Any], domain: str, scale: str) -> bool:
@@ -343,8 +404,12 @@ def _folder_of(path: str, known: Sequence[str]) -> tuple[tuple[str, ...], layout
 
 def _stem(name: str) -> str | None:
     """An archive's name without its suffix, None for any other file."""
-    ending = max((s for s in ARCHIVES if name.lower().endswith(s)), key=len, default=None)
+    ending = _ending(name)
     return name[: -len(ending)] if ending else None
+
+
+def _ending(name: str) -> str | None:
+    return max((s for s in ARCHIVES if name.lower().endswith(s)), key=len, default=None)
 
 
 def _kinds(domain: str, scale: str) -> set[str]:
@@ -380,7 +445,7 @@ def _best(
     tops = sorted({PurePosixPath(path).parts[0] for path in files})[:12]
     packed = [path for path in files if path.lower().endswith((*ARCHIVES, *_OTHER_ARCHIVES))]
     advice = (
-        f"unpack {packed[0]} by hand and give load_benchmark the folder"
+        f"unpack {packed[0]} by hand (`hf download` fetches it) and give load_benchmark its folder"
         if packed
         else "see `find_folders` of lbutils.layout for the names that are read"
     )
@@ -402,7 +467,7 @@ def _announce(
     place: _Place,
     commit: str,
     chosen: Mapping[str, Sequence[str]],
-    files: Mapping[str, hub.RepoFile],
+    files: Mapping[str, File],
 ) -> None:
     paths = [path for own in chosen.values() for path in own]
     gigabytes = sum(files[path].size for path in paths) / 1e9
@@ -416,9 +481,7 @@ def _announce(
 # --- after the download --------------------------------------------------------------------
 
 
-def _verify(
-    root: Path, chosen: Mapping[str, Sequence[str]], files: Mapping[str, hub.RepoFile]
-) -> None:
+def _verify(root: Path, chosen: Mapping[str, Sequence[str]], files: Mapping[str, File]) -> None:
     """Compare the new files with the hub's checksums; those that differ are removed.
 
     The client checks sizes; it can check contents too (`verify_repo_checksums`), but for all of a
@@ -427,7 +490,8 @@ def _verify(
     wrong = []
     for path in (path for paths in chosen.values() for path in paths):
         place = root / path
-        if not place.is_file() or _checksum(place, files[path]) != _expected(files[path]):
+        expected = files[path].checksum
+        if not place.is_file() or _checksum(place, expected) != expected:
             wrong.append(path)
             for file in {place, place.resolve()}:
                 file.unlink(missing_ok=True)
@@ -438,14 +502,11 @@ def _verify(
         )
 
 
-def _expected(file: hub.RepoFile) -> str:
-    return str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
-
-
-def _checksum(place: Path, file: hub.RepoFile) -> str:
-    """SHA-256 of a large file, git's SHA-1 of any other."""
-    digest = hashlib.sha256() if file.lfs is not None else hashlib.sha1(usedforsecurity=False)
-    if file.lfs is None:
+def _checksum(place: Path, expected: str) -> str:
+    """The checksum of a file of the kind that is expected, which its length tells."""
+    large = len(expected) == 64
+    digest = hashlib.sha256() if large else hashlib.sha1(usedforsecurity=False)
+    if not large:
         digest.update(f"blob {place.stat().st_size}\0".encode())
     with place.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -469,8 +530,9 @@ def _unpack(root: Path, chosen: Mapping[str, Sequence[str]]) -> None:
 def unpack(archive: Path, target: Path) -> None:
     """Unpack an archive into the folder `target`.
 
-    A single folder of the target's name in the archive is the target itself. Nothing is seen of
-    the content before all of it is unpacked.
+    A single folder in the archive that has the target's name, or that of a subset of a benchmark,
+    is the target itself, whatever a file manager left beside it. Nothing is seen of the content
+    before all of it is unpacked.
 
     Raises
     ------
@@ -487,19 +549,28 @@ def unpack(archive: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         # Checked above, and again by the library where its Python is recent enough.
         content = Path(scratch, "content")
-        is_tar = archive.suffix.lower() != ".zip"
+        kind = ARCHIVES[_ending(archive.name) or ".zip"]
         strict: dict[str, Any] = (
-            {"filter": "data"} if is_tar and hasattr(tarfile, "data_filter") else {}
+            {"filter": "data"} if kind != "zip" and hasattr(tarfile, "data_filter") else {}
         )
-        shutil.unpack_archive(archive, content, **strict)
-        tops = list(content.iterdir())
-        single = len(tops) == 1 and tops[0].name == target.name and tops[0].is_dir()
-        _merge(tops[0] if single else content, target)
+        shutil.unpack_archive(archive, content, kind, **strict)
+        _merge(_content(content, target.name), target)
+
+
+def _content(folder: Path, name: str) -> Path:
+    """The folder of an unpacked archive that is to be the one of a name."""
+    # Finder and others leave these: "__MACOSX", ".DS_Store", "._name".
+    tops = [top for top in folder.iterdir() if top.name != "__MACOSX" and top.name[0] != "."]
+    if len(tops) == 1 and tops[0].is_dir():
+        known = list(layout.read_hints("laion_beyond"))
+        if tops[0].name == name or layout.parse_folder(tops[0].name, known):
+            return tops[0]
+    return folder
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, bool]]:
     """Name, size and whether it is a plain file or folder, of each member."""
-    if archive.suffix.lower() == ".zip":
+    if _ending(archive.name) == ".zip":
         with zipfile.ZipFile(archive) as packed:
             for info in packed.infolist():
                 kind = info.external_attr >> 28
@@ -513,7 +584,8 @@ def _members(archive: Path) -> Iterator[tuple[str, int, bool]]:
 def _admit(archive: Path, members: Sequence[tuple[str, int, bool]]) -> None:
     for name, _, is_plain in members:
         parts = re.split(r"[/\\]", name)
-        if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
+        drive = re.match("[A-Za-z]:", name)  # a longer word is a class, such as "Type: Null"
+        if name.startswith(("/", "\\")) or ".." in parts or drive or "\0" in name:
             raise ValueError(f"{archive} is refused: its member {name!r} leads out of it")
         if not is_plain:
             raise ValueError(f"{archive} is refused: its member {name!r} is a link or a device")

@@ -54,11 +54,18 @@ class Hub:
 
 
 def is_large(path):
-    return path.endswith((".jpg", ".zip", ".gz", ".tar"))
+    return path.lower().endswith((".jpg", ".zip", ".gz", ".tar"))
 
 
 def blob_id(content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def pointer(content):
+    """What git holds of a large file, as the specification of git LFS has it."""
+    digest = hashlib.sha256(content).hexdigest()
+    lines = "version https://git-lfs.github.com/spec/v1", f"oid sha256:{digest}"
+    return "\n".join((*lines, f"size {len(content)}", "")).encode()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -98,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
             row = {"type": "file", "path": name, "size": len(content), "oid": blob_id(content)}
             if is_large(name):
                 digest = hashlib.sha256(content).hexdigest()
+                # Git holds the pointer, so that is what its own checksum is of.
+                row["oid"] = blob_id(pointer(content))
                 row["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
             rows.append(row)
         more = {}
@@ -425,6 +434,44 @@ def test_offline_with_half_of_it_names_what_lacks(fake, monkeypatch):
 # --- cut short, altered --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [(401, "has moved or is not open to you"), (403, "accept its terms"), (404, "ask for another")],
+)
+def test_what_the_hub_refuses_is_told_from_no_connection(fake, monkeypatch, status, advice):
+    def refuse(handler, path, query):
+        handler.answer(status, b"{}")
+
+    monkeypatch.setattr(Handler, "api", refuse)
+    with pytest.raises(downloads.Unreachable, match=advice) as caught:
+        downloads.download(["Food"])
+    assert "with a connection" not in str(caught.value)
+
+
+def test_a_listing_that_cannot_be_read_is_asked_for(fake, released, monkeypatch, tmp_path):
+    """A client that keeps its listing elsewhere: contents are compared all the same."""
+    monkeypatch.setattr(downloads._Place, "_kept_listing", lambda place, commit: None)
+    path = next(p for p in released if p.startswith("Food3") and p.endswith(".jpg"))
+    fake.altered[path] = bytes(len(released[path]))
+    with pytest.raises(ValueError, match="1 files differ"):
+        downloads.download(["Food"], to=tmp_path / "mine")
+    fake.altered.clear()
+    root = downloads.download(["Food"], to=tmp_path / "mine")
+    assert (root / path).read_bytes() == released[path]
+
+
+def test_a_cache_of_an_older_client_is_named_when_offline(fake, monkeypatch):
+    root = downloads.download(["Food"])
+    for file in (*fake.cache.rglob("trees/*.json"), *fake.cache.rglob(downloads.RECORD)):
+        file.unlink()
+    (fake.cache / "datasets--MHuangX--LAION-Beyond" / "refs").mkdir(exist_ok=True)
+    (fake.cache / "datasets--MHuangX--LAION-Beyond" / "refs" / "main").write_text(FIRST)
+    offline(monkeypatch, "switch")
+    with pytest.raises(downloads.Unreachable, match="older clients") as caught:
+        downloads.download(["Food"])
+    assert str(root) in str(caught.value)
+
+
 def test_a_connection_that_breaks_within_a_file_is_taken_up_there(fake, released, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 32)
     path = max((p for p in released if p.startswith("Animals3_OOP/images/")), key=str)
@@ -496,7 +543,7 @@ def test_altered_content_is_found_and_fetched_anew(fake, released, tmp_path, suf
 def pack(files, suffix, prefix=""):
     """An archive of files by path."""
     packed = io.BytesIO()
-    if suffix == ".zip":
+    if suffix.lower() == ".zip":
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for path, content in files.items():
                 archive.writestr(prefix + path, content)
@@ -521,6 +568,7 @@ def inside(files, folder):
         (".tar.gz", "whole", False),
         (".tar", "bare", True),
         (".zip", "images", False),
+        (".ZIP", "finder", True),
     ],
 )
 def test_packed_domains_are_unpacked(
@@ -533,7 +581,10 @@ def test_packed_domains_are_unpacked(
             files[f"{folder}/images{suffix}"] = pack(inside(own, "images"), suffix, "images/")
             files[f"{folder}/split_Xin_{folder}.json"] = own[f"split_Xin_{folder}.json"]
         else:
-            files[f"{folder}{suffix}"] = pack(own, suffix, f"{folder}/" if form == "whole" else "")
+            prefix = "" if form == "bare" else f"{folder}/"
+            junk = {f"__MACOSX/._{folder}": b"?", ".DS_Store": b"?"} if form == "finder" else {}
+            packed = {prefix + path: content for path, content in own.items()}
+            files[f"{folder}{suffix}"] = pack(packed | junk, suffix)
     fake.commits[FIRST] = files
     to = tmp_path / "mine" if own_folder else None
     root = downloads.download(["Food"], to=to)
@@ -548,6 +599,13 @@ def test_packed_domains_are_unpacked(
         }
     offline(monkeypatch, "switch")
     assert downloads.download(["Food"], to=to) == root
+
+
+def test_a_class_with_a_colon_is_no_drive(tmp_path):
+    archive = tmp_path / "images.zip"
+    archive.write_bytes(pack({"Type: Null/1.jpg": b"x"}, ".zip"))
+    downloads.unpack(archive, tmp_path / "images")
+    assert (tmp_path / "images" / "Type: Null" / "1.jpg").read_bytes() == b"x"
 
 
 def test_an_archive_of_another_kind_is_refused_with_what_to_do(fake, released):
