@@ -52,7 +52,10 @@ class Lexicon(NamedTuple):
         """Vectors of texts, ``(N, W)``. Raises KeyError for a text that has none."""
         for text in texts:
             if text not in self.vectors:
-                raise KeyError(suggest(text, list(self.vectors), "text with a vector"))
+                raise KeyError(
+                    f"the lexicon has no vector of {text!r}: give a lexicon of your names (see "
+                    "load_lexicon), or only sources that need none, which is 'pieces'"
+                )
         return np.stack([self.vectors[text] for text in texts])
 
     def described(self, name: str) -> tuple[str, ...]:

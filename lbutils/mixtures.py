@@ -7,7 +7,7 @@ reach it only as oracles that are asked for by name.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbutils.assignment import assign, similarities
+from lbutils.benchmark import Domain
 from lbutils.clustering import matched_hits
 from lbutils.colours import colour_evidence, colour_shares
 from lbutils.features import image_features
@@ -283,6 +284,29 @@ def mixtures(
                 torch.cat([split["test"], image_features(encoder, oop.test)]),
                 np.concatenate([ip.test.labels, oop.test.labels + len(ip.names)]),
             )
+
+
+def with_labelled(domain: Domain, share: float = 1 / 6) -> Domain:
+    """The domain itself, or with labelled IP images out of its test images if it has no others.
+
+    IP images of LAION-Beyond are for evaluation. The released code, whose discovery needs labelled
+    ones, keeps five sixths of each class for that.
+
+    Parameters
+    ----------
+    domain : Domain
+    share : float
+        Of the IP test images of each class, which become its training images; always the same.
+        A class of one image keeps it for the test.
+    """
+    ip = domain.ip
+    counts = np.bincount(ip.test.labels, minlength=len(ip.names))
+    rows = np.flatnonzero(counts[ip.test.labels] > 1)
+    if len(ip.train) or not len(rows):
+        return domain
+    taken = rows[_drawn(ip.test.labels[rows], share, draw=0)]
+    kept = np.setdiff1d(np.arange(len(ip.test)), taken)
+    return replace(domain, ip=replace(ip, train=ip.test.take(taken), test=ip.test.take(kept)))
 
 
 def _drawn(labels: np.ndarray, share: float, draw: int) -> np.ndarray:

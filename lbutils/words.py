@@ -65,15 +65,19 @@ def suggest(word: object, options: Iterable[object], what: str) -> str:
     word : object
         The name that was given.
     options : iterable
-        The valid names, printed in this order.
+        The valid names, printed in this order; of more than 40 the nearest ones.
     what : str
         What the name stands for, such as ``"domain"``.
     """
     valid = [str(option) for option in options]
     folded = {option.casefold(): option for option in reversed(valid)}
-    near = difflib.get_close_matches(str(word).casefold(), list(folded), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(word).casefold(), list(folded), n=5, cutoff=0.5)
     hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
-    return f"unknown {what} {str(word)!r}: choose from {', '.join(valid) or '(none)'}.{hint}"
+    shown = ", ".join(valid) or "(none)"
+    if len(valid) > 40:  # nobody reads thousands of names
+        some = [folded[name] for name in near] or valid[:5]
+        shown = f"{len(valid):,} names such as {', '.join(some)}"
+    return f"unknown {what} {str(word)!r}: choose from {shown}.{hint}"
 
 
 @cache

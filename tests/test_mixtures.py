@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils import load_benchmark, load_encoder, protocol
+from lbutils import layout, load_benchmark, load_encoder, protocol
 from lbutils.baselines import ZeroShot
-from lbutils.mixtures import ORACLES, mixtures
+from lbutils.mixtures import ORACLES, mixtures, with_labelled
 from lbutils.zeroshot import text_features
 from lbutils.zsnl import ZeroShotNameLearner
 
@@ -252,3 +252,27 @@ def test_the_environment_makes_do_with_less(encoder, mixed, monkeypatch):
     assert [(m.domain, m.draw) for m in found] == [("Insects", 0)]
     # Distractors are the names of all domains none the less.
     assert set(found[0].distractors) == set(mixed[1]["Plants"].oop.names)
+
+
+def test_labelled_images_are_lent_by_the_test_images_where_there_are_none(tmp_path, encoder):
+    """As IP classes of LAION-Beyond have test images only."""
+    layout.generate(tmp_path, ["Animals"], images=(2, 0, 12))
+    domain = load_benchmark(tmp_path)["Animals"]
+    with pytest.raises(ValueError, match="no training images of IP"):
+        next(mixtures(encoder, {"Animals": domain}))
+    lent = with_labelled(domain)
+    assert np.bincount(lent.ip.train.labels).tolist() == [2, 2]
+    assert np.bincount(lent.ip.test.labels).tolist() == [10, 10]
+    parts = lent.ip.train.ids, lent.ip.test.ids
+    assert sorted(parts[0] + parts[1]) == sorted(domain.ip.test.ids)
+    assert with_labelled(domain).ip.train.ids == parts[0] and lent.oop is domain.oop
+    found = next(mixtures(encoder, {"Animals": lent}))
+    assert not set(found.ids) & {*parts[1], *domain.oop.test.ids}
+    assert len(found.test_labels) == len(parts[1]) + len(domain.oop.test)
+    assert with_labelled(lent) is lent
+
+
+def test_a_class_of_one_image_lends_none(tmp_path):
+    layout.generate(tmp_path, ["Animals"], images=(2, 0, 1))
+    domain = with_labelled(load_benchmark(tmp_path)["Animals"])
+    assert not len(domain.ip.train) and len(domain.ip.test) == 2

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 
-from lbutils import sweeps
+from lbutils import layout, sweeps
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -185,3 +186,41 @@ def test_nbval_fails_when_a_stored_output_is_corrupted(tmp_path):
     failed = validate(corrupt)
     assert failed.returncode == 1, failed.stdout + failed.stderr
     assert "mismatch" in failed.stdout and "1 failed" in failed.stdout
+
+
+# Names that no lexicon knows, few images of great likeness, and as few runs as will do. Ablations
+# take the path of few-shot name learning, for longer.
+RELEASED = {
+    "01": {},
+    "02": {},
+    "03": {},
+    "04": {"shot_counts": [1], "shots": 1, "draws": 1, "slow": []},
+    "05": {"sources": ["pieces"]},
+    "07": {"leave_out": [], "classes": 2, "images": 3, "rounds": 2},
+    "08": {"shots": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A folder as LAION-Beyond is released: IP classes have test images only, and no caption."""
+    root = tmp_path_factory.mktemp("released")
+    return layout.generate(root, ["Animals"], oop=4, ip=4, images=(8, 4, 12))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", RELEASED)
+def test_notebooks_run_on_a_folder_of_the_released_layout(released, tmp_path, monkeypatch, number):
+    notebook = next(path for path in NOTEBOOKS if path.stem.startswith(number))
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", paths)
+    given = RELEASED[number] | {"benchmark": str(released), "out": str(tmp_path / "out")}
+    papermill.execute_notebook(
+        str(notebook),
+        str(tmp_path / notebook.name),
+        given,
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=str(notebook.parent),
+    )
+    assert list((tmp_path / "out" / "records").glob(f"{number}_*.json"))
