@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -160,8 +160,11 @@ class Files:
 
     @property
     def advice(self) -> str:
-        """Download it again; and how to see all damage at once."""
-        return "download it again; Benchmark.report() lists all such files"
+        """Download it again; and how to see all damage at once, or to do without such files."""
+        return (
+            "download it again; Benchmark.report() lists all such files, and `python -m "
+            f"lbutils.laion_beyond check {self.root} --leave-out` makes do without them"
+        )
 
     def read(self, image_id: str) -> bytes:
         """The bytes of an image file.
@@ -471,8 +474,9 @@ class Benchmark(Mapping[str, Domain]):
         Reads every image. Kinds: "missing file", "unreadable file" (or refused), "empty class"
         (no image), "one-image class", "no train image" (OOP), "no test image", "same image in
         two splits", "same image in two classes" (equal bytes), "no captions", "name in ip and
-        oop", and for a folder "folder name", "no folder", "number of classes" and "unlisted
-        file"; for the miniature "label and name", "few-shot draw" and "test image in pairs".
+        oop", and for a folder "folder name", "no folder", "number of classes", "unlisted
+        file" and "left out"; for the miniature "label and name", "few-shot draw" and "test image
+        in pairs".
         """
         rows = [*self.inspect(), *_class_defects(self), *_image_defects(self)]
         return pd.DataFrame(rows, columns=["kind", "where", "detail"]).astype("str")
@@ -538,7 +542,7 @@ def _digest(split: Split, index: int) -> tuple[str | None, str, str]:
     except OSError as error:
         return None, "unreadable file", f"{image_id}: {error.strerror}"
     except ValueError as error:
-        return None, "unreadable file", str(error)
+        return None, "unreadable file", f"{image_id}: {error}"
     try:
         _decode(content)
     except _UNREADABLE as error:
@@ -694,6 +698,7 @@ def _load_folder(
     rows: dict[Path, list[layout.Row]] = {}
     paths: dict[str, str] = {}
     source = Files(root, paths)
+    left_out = layout.read_left_out(root)
     for name in _select(wanted, list(dict.fromkeys(domain for domain, _ in folders))):
         compositional = set(manifest.compositional.get(name, ())) if manifest else set()
         subsets = {}
@@ -702,10 +707,11 @@ def _load_folder(
             if folder is not None:
                 rows[folder] = layout.read_rows(folder, root)
                 _note_paths(folder, rows[folder], paths)
+                rows[folder] = [row for row in rows[folder] if row.image_id not in left_out]
             own = compositional if kind == "oop" else set()
             subsets[kind] = _folder_subset(name, kind, folder, rows, source, own)
         domains.append(Domain(name, hints.get(name, name.replace("_", " ").lower()), **subsets))
-    inspect = partial(_folder_findings, domains, folders, rows, list(hints))
+    inspect = partial(_folder_findings, domains, folders, rows, list(hints), left_out)
     return Benchmark(manifest.name if manifest else "laion_beyond", scale, domains, inspect)
 
 
@@ -749,6 +755,7 @@ def _folder_findings(
     folders: Mapping[tuple[str, str], Path],
     rows: Mapping[Path, Sequence[layout.Row]],
     known: Sequence[str],
+    left_out: Collection[str],
 ) -> Iterator[Finding]:
     """What folder names, numbers of classes and files on disk disagree on."""
     for domain, kind in ((domain, kind) for domain in domains for kind in SUBSETS):
@@ -764,7 +771,10 @@ def _folder_findings(
         names = {row.name for row in rows[folder]}
         if name and name.classes is not None and name.classes != len(names):
             yield "number of classes", folder.name, f"{len(names)} classes have images"
-        yield from _disk_findings(folder, names, {row.path for row in rows[folder]})
+        listed = {row.path for row in rows[folder]} | {*left_out}
+        yield from _disk_findings(folder, names, listed)
+        if away := sum(image.startswith(f"{folder.name}/") for image in left_out):
+            yield "left out", folder.name, f"{away} images, by {layout.LEFT_OUT}"
 
 
 def _disk_findings(folder: Path, names: set[str], listed: set[str]) -> Iterator[Finding]:

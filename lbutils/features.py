@@ -122,6 +122,7 @@ def image_features(
         Threads that read and prepare images; by default one for each core, at most 16.
     autocast : "bf16" or "fp16", optional
         Precision of the model's products, on a GPU only. Features are another entry of the cache.
+        By default ``$LBUTILS_AUTOCAST``, which encoders on a CPU pass over.
 
     Returns
     -------
@@ -143,7 +144,9 @@ def image_features(
     if found.skipped:
         raise ValueError(
             f"{len(found.skipped)} of {len(split)} images are unreadable, the first being "
-            f"{found.skipped[0]!r}: restore them, or leave them out with features.extract"
+            f"{found.skipped[0]!r}: restore them, or leave them out: of one split with "
+            "features.extract, of a folder for good with `python -m lbutils.laion_beyond check "
+            "FOLDER --leave-out`"
         )
     return found.features
 
@@ -200,12 +203,19 @@ def _job(
     workers = min(16, os.cpu_count() or 1) if workers is None else workers
     if min(batch_size, workers) < 1:
         raise ValueError("batch_size and workers must be 1 or more")
-    if autocast is not None:
-        if autocast not in AUTOCAST:
-            raise ValueError(suggest(autocast, AUTOCAST, "autocast"))
+    if autocast is None and (preset := os.environ.get("LBUTILS_AUTOCAST")):
+        _known_precision(preset)
+        autocast = preset if encoder.device.type != "cpu" else None
+    elif autocast is not None:
+        _known_precision(autocast)
         if encoder.device.type == "cpu":
             raise ValueError(f"autocast={autocast!r} is for a GPU, and the encoder is on the CPU")
     return _Job(encoder, split, views, seed, batch_size, workers, autocast, skip)
+
+
+def _known_precision(name: str) -> None:
+    if name not in AUTOCAST:
+        raise ValueError(suggest(name, AUTOCAST, "autocast"))
 
 
 def _extract(job: _Job, cache: Cache, progress: bool) -> _Block:

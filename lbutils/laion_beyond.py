@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -288,6 +289,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(call=lambda given: _check(given.folder, given))
     fetch.add_argument("--scale", default="400m", choices=SCALES["laion_beyond"])
     inspect.add_argument("--scale", help="default: 400m, or what an exported folder says")
+    without = "from now on do without images that are missing or cannot be read"
+    inspect.add_argument("--leave-out", action="store_true", help=without)
     for command in (fetch, inspect):
         command.add_argument("--report", help="write all findings to this CSV file")
         command.add_argument("--counts-only", action="store_true", help="do not read the images")
@@ -342,7 +345,23 @@ def _check(
     for kind, rows in report.groupby("kind", sort=False):
         first = rows.iloc[0]
         print(f"{len(rows):7,} {kind}, such as {first['where']}: {first['detail']}")
+    if getattr(given, "leave_out", False):
+        _leave_out(bench, report, Path(root))
     return int(report["kind"].isin(GRAVE).any())
+
+
+def _leave_out(bench: Benchmark, report: pd.DataFrame, root: Path) -> None:
+    """Add the images that cannot be used to those that the folder does without."""
+    ids = {image for _, _, split in bench.splits() for image in split.ids}
+    details = report["detail"][report["kind"].isin(("missing file", "unreadable file"))]
+    # A detail is an id, or an id, a colon and a reason; either may hold a colon itself.
+    starts = {detail: [m.start() for m in re.finditer(": |$", detail)] for detail in details}
+    bad = {d[:end] for d, ends in starts.items() for end in ends if d[:end] in ids}
+    if bad:
+        place = root / layout.LEFT_OUT
+        listed = sorted({*layout.read_left_out(root), *bad})
+        write_text(place, json.dumps(listed, indent=1, ensure_ascii=False))
+        print(f"{place} names {len(listed)} images that are left out; remove it to have them back")
 
 
 if __name__ == "__main__":

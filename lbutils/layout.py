@@ -32,6 +32,7 @@ ALIASES = {"plantsfugi": "Plants_Fungi"}
 LAYOUT = "{Domain}{n_classes}_{OOP|IP}/ with split_Xin_*.json and images/<class>/<file> in it"
 # Ours, beside the released files: few-shot draws of a folder; what an exported benchmark is.
 FEW_SHOT = "few_shot.json"
+LEFT_OUT = "left_out.json"
 MANIFEST = "benchmark.json"
 
 # The largest folder has 113 classes and 29,000 images. A prompt for each of this many classes
@@ -240,6 +241,20 @@ def read_json(file: Path, root: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable JSON, download it again: {error}") from error
+
+
+def read_left_out(root: Path) -> frozenset[str]:
+    """Ids of images that a benchmark does without: the list in its `LEFT_OUT`, if there is one.
+
+    Raises ValueError if the file is no list of texts, or as `read_json` does.
+    """
+    file = root / LEFT_OUT
+    if not file.exists():
+        return frozenset()
+    content = read_json(file, root)
+    if not isinstance(content, list) or not all(isinstance(image, str) for image in content):
+        raise ValueError(f"{file} must be a list of image ids: remove it, or write it anew")
+    return frozenset(content)
 
 
 def read_rows(folder: Path, root: Path) -> list[Row]:

@@ -556,7 +556,7 @@ def _figures_html(figures: Sequence[Path], out: Path) -> str:
 # ---------------------------------------------------------------------------------------------
 
 # Variables under which the same code gives other numbers.
-_VARIABLES = ("LBUTILS_DATA", "LBUTILS_MAX_DRAWS", "LBUTILS_MAX_DOMAINS")
+_VARIABLES = ("LBUTILS_DATA", "LBUTILS_MAX_DRAWS", "LBUTILS_MAX_DOMAINS", "LBUTILS_AUTOCAST")
 # Papermill changes the working folder of the process, so threads of a Dask worker take turns.
 _TURN = threading.Lock()
 _STATES = {"finished": "finished", "skipped": "finished", "failed": "failed"}

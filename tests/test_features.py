@@ -316,6 +316,20 @@ def test_precision_is_for_a_gpu_and_in_the_key(encoder, pictures):
         image_features(encoder, pictures, workers=0, cache=False)
 
 
+def test_precision_of_the_environment_is_for_a_gpu_too(encoder, pictures, monkeypatch):
+    def asked(autocast=None):
+        return features._job(encoder, pictures, 0, 0, 8, 1, autocast, skip=False).autocast
+
+    monkeypatch.setenv("LBUTILS_AUTOCAST", "bf16")
+    encoder.device = torch.device("cpu")
+    assert asked() is None
+    encoder.device = torch.device("cuda")
+    assert asked() == "bf16" and asked("fp16") == "fp16"
+    monkeypatch.setenv("LBUTILS_AUTOCAST", "half")
+    with pytest.raises(ValueError, match="unknown autocast 'half'"):
+        asked()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])
 def test_half_precision_on_a_gpu(make_encoder, pictures, kind):

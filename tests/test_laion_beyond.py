@@ -336,3 +336,34 @@ def test_export_from_a_shell(tmp_path, capsys):
     assert load_benchmark(place).scale == "medium"
     assert laion_beyond.main(["check", str(tmp_path / "nothing")]) == 2
     assert "unknown benchmark" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_used_are_left_out_on_request(tmp_path, capsys):
+    root = layout.generate(tmp_path / "Type: Null", ["Animals"], images=(3, 1, 2))
+    whole = load_benchmark(root)["Animals"].oop
+    bad, gone = whole.train.ids[1], whole.test.ids[0]
+    (root / bad).write_bytes((root / bad).read_bytes()[:100])
+    (root / gone).unlink()
+    assert laion_beyond.main(["check", str(root)]) == 1
+    assert not (root / layout.LEFT_OUT).exists()
+    assert laion_beyond.main(["check", str(root), "--leave-out"]) == 1
+    assert "names 2 images" in capsys.readouterr().out
+    bench = load_benchmark(root)
+    oop = bench["Animals"].oop
+    assert oop.train.ids == tuple(i for i in whole.train.ids if i != bad)
+    assert oop.test.ids == tuple(i for i in whole.test.ids if i != gone)
+    assert oop.names == whole.names
+    report = bench.report()
+    assert "left out" in set(report["kind"])
+    assert not {"missing file", "unreadable file", "unlisted file"} & set(report["kind"])
+    assert laion_beyond.main(["check", str(root), "--leave-out"]) == 0
+    (root / layout.LEFT_OUT).unlink()
+    assert load_benchmark(root)["Animals"].oop.train.ids == whole.train.ids
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "[", "[" * 99999])
+def test_a_list_of_left_out_images_that_is_none_is_refused(tmp_path, content):
+    root = layout.generate(tmp_path, ["Animals"], images=(1, 0, 1))
+    (root / layout.LEFT_OUT).write_text(content)
+    with pytest.raises(ValueError, match=r"left_out\.json"):
+        load_benchmark(root)
