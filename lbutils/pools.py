@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 BUSY = "busy"  # what a job returns if another process is at it
+_DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU, on Linux
 _PAUSE = 0.5  # seconds until a job that was busy is tried again
 
 
@@ -33,6 +34,7 @@ def locked(folder: Path) -> Iterator[bool]:
     """Whether this process, and no other on any machine that sees `folder`, may work in it.
 
     The lock is the operating system's, so that it ends with the process however that ends.
+    Raises ValueError if the file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
@@ -41,13 +43,19 @@ def locked(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be locked ({error.strerror}), so that two workers could take the "
+                "same run: choose a folder on another disk (Lustre: mounted with -o flock)"
+            ) from error
         yield True
 
 
 def gpus() -> list[str]:
     """GPUs that workers may be given: those of CUDA_VISIBLE_DEVICES if set, else all.
 
-    Asked of nvidia-smi, so that no worker's parent has to hold a GPU; empty where there is none.
+    Asked of nvidia-smi, or of the driver where a slim container has none, so that no worker's
+    parent has to hold a GPU; empty where there is none.
     """
     preset = os.environ.get("CUDA_VISIBLE_DEVICES")
     if preset is not None:
@@ -56,7 +64,7 @@ def gpus() -> list[str]:
         return named[: next((i for i, name in enumerate(named) if name in ("", "-1")), len(named))]
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return []
+        return [str(i) for i, _ in enumerate(_DRIVER.glob("*"))]
     query = [tool, "--query-gpu=index", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)

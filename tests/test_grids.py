@@ -1,5 +1,6 @@
 """Grids as files, and what many processes, kills and failures leave of them."""
 
+import errno
 import json
 import os
 import signal
@@ -210,6 +211,18 @@ def test_the_key_of_a_run(tmp_path, monkeypatch):
     assert len(others | {name}) == 5
 
 
+def test_a_disk_without_locks_is_told_from_a_run_that_is_busy(monkeypatch, tmp_path):
+    def refuse(*args):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(pools.fcntl, "flock", refuse)
+    with (
+        pytest.raises(ValueError, match="cannot be locked .*choose a folder"),
+        pools.locked(tmp_path),
+    ):
+        pass
+
+
 def test_gpus_are_dealt_out(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5,-1,6")
     assert pools.gpus() == ["3", "GPU-5"]
@@ -220,7 +233,11 @@ def test_gpus_are_dealt_out(monkeypatch, tmp_path):
         assert "CUDA_VISIBLE_DEVICES" not in pools.environments(1)[0]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(pools, "_DRIVER", tmp_path / "driver")
     assert pools.gpus() == []
+    for bus in ("0000:01:00.0", "0000:81:00.0"):
+        (tmp_path / "driver" / bus).mkdir(parents=True)
+    assert pools.gpus() == ["0", "1"]
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 0\necho 1\n")
     tool.chmod(0o755)
