@@ -14,6 +14,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
+from tqdm.auto import tqdm
 
 from lbutils import downloads, layout
 from lbutils.layout import SPLITS, SUBSETS, data_dir, read_hints
@@ -468,17 +470,17 @@ class Benchmark(Mapping[str, Domain]):
         lists = pairs.loc[pairs["scale"].isin(admitted), "captions"]
         return [caption for captions in lists for caption in captions]
 
-    def report(self) -> pd.DataFrame:
+    def report(self, progress: bool = False) -> pd.DataFrame:
         """The integrity report: one row a defect, with columns kind, where and detail.
 
-        Reads every image. Kinds: "missing file", "unreadable file" (or refused), "empty class"
-        (no image), "one-image class", "no train image" (OOP), "no test image", "same image in
-        two splits", "same image in two classes" (equal bytes), "no captions", "name in ip and
-        oop", and for a folder "folder name", "no folder", "number of classes", "unlisted
-        file" and "left out"; for the miniature "label and name", "few-shot draw" and "test image
-        in pairs".
+        Reads every image, with a bar if `progress`. Kinds: "missing file", "unreadable file" (or
+        refused), "empty class" (no image), "one-image class", "no train image" (OOP), "no test
+        image", "same image in two splits", "same image in two classes" (equal bytes), "no
+        captions", "name in ip and oop", and for a folder "folder name", "no folder", "number of
+        classes", "unlisted file" and "left out"; for the miniature "label and name", "few-shot
+        draw" and "test image in pairs".
         """
-        rows = [*self.inspect(), *_class_defects(self), *_image_defects(self)]
+        rows = [*self.inspect(), *_class_defects(self), *_image_defects(self, progress)]
         return pd.DataFrame(rows, columns=["kind", "where", "detail"]).astype("str")
 
 
@@ -508,20 +510,26 @@ def _class_defects(bench: Benchmark) -> Iterator[Finding]:
                     yield "no captions", f"{domain.name} {subset.kind} {split}", detail
 
 
-def _image_defects(bench: Benchmark) -> Iterator[Finding]:
+def _image_defects(bench: Benchmark, progress: bool) -> Iterator[Finding]:
     """Images that are missing, unreadable or met twice, each file read once."""
+    first: dict[str, tuple[Split, int]] = {}
+    for _, _, split in bench.splits():
+        for i, image_id in enumerate(split.ids):
+            first.setdefault(image_id, (split, i))
+    # PIL lets go of the interpreter while it decodes.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        read = pool.map(lambda place: _digest(*place), first.values())
+        bar = tqdm(read, "images", len(first), disable=not progress, mininterval=1)
+        digests = dict(zip(first, bar, strict=True))
     places: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    digests: dict[str, str | None] = {}
     for subset, split_name, split in bench.splits():
         for i, image_id in enumerate(split.ids):
             class_name = f"{subset.domain} {subset.kind}: {split.names[split.labels[i]]}"
-            if image_id not in digests:
-                digest, kind, detail = _digest(split, i)
-                digests[image_id] = digest
-                if digest is None:
-                    yield kind, f"{class_name}, {split_name}", detail
-            if (digest := digests[image_id]) is not None:
+            digest, kind, detail = digests[image_id]
+            if digest is not None:
                 places[digest].append((split_name, class_name, image_id))
+            elif first[image_id] == (split, i):
+                yield kind, f"{class_name}, {split_name}", detail
     for found in places.values():
         ids = ", ".join(dict.fromkeys(image_id for _, _, image_id in found))
         splits = list(dict.fromkeys(split_name for split_name, _, _ in found))

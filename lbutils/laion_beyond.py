@@ -338,7 +338,7 @@ def _check(
     if given.counts_only:
         return 0
     print("reading every image", flush=True)
-    report = bench.report()
+    report = bench.report(progress=True)
     if given.report:
         write_text(Path(given.report), report.to_csv(index=False))
     print(f"integrity report: {len(report)} findings" + (":" if len(report) else ""))
