@@ -225,10 +225,11 @@ def load_encoder(
         with a model of transformers.
     pretrained : str or path, optional
         For ``"mini"`` the corpus that it was pre-trained on, ``"small"`` (default), ``"medium"`` or
-        ``"large"``; ``"small-tiny"`` has an image tower of a quarter of the widths. For an
-        architecture one of open_clip's tags, such as ``"laion400m_e32"``, or a file of weights.
-        For a name in the table, the file or folder in which its weights lie. The others bring
-        their own.
+        ``"large"``; ``"small-half"`` and ``"small-tiny"`` have image towers of half and a quarter
+        of the widths, and ``"large-dosed"`` met names as often as lots decided (`scales.doses`).
+        For an architecture one of open_clip's tags, such as ``"laion400m_e32"``, or a file of
+        weights. For a name in the table, the file or folder in which its weights lie. The others
+        bring their own.
     device : str or torch.device, optional
         By default a GPU if there is one, else the CPU.
     crop_scale : (float, float), optional
