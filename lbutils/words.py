@@ -65,7 +65,8 @@ def suggest(word: object, options: Iterable[object], what: str) -> str:
     word : object
         The name that was given.
     options : iterable
-        The valid names, printed in this order; of more than 40 the nearest ones.
+        The valid names, printed in this order; of more than 40 the nearest ones
+        and the first.
     what : str
         What the name stands for, such as ``"domain"``.
     """
@@ -75,7 +76,7 @@ def suggest(word: object, options: Iterable[object], what: str) -> str:
     hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
     shown = ", ".join(valid) or "(none)"
     if len(valid) > 40:  # nobody reads thousands of names
-        some = [folded[name] for name in near] or valid[:5]
+        some = dict.fromkeys([*(folded[name] for name in near), valid[0]])
         shown = f"{len(valid):,} names such as {', '.join(some)}"
     return f"unknown {what} {str(word)!r}: choose from {shown}.{hint}"
 

@@ -307,7 +307,7 @@ def test_suggest_names_the_options_and_the_nearest():
     assert "\n" not in text
     many = suggest("fox 7", [f"fox {i}" for i in range(5000)], "name")
     assert "5,000 names such as fox 7, " in many and len(many) < 200
-    assert suggest("?", map(str, range(99)), "name").endswith("99 names such as 0, 1, 2, 3, 4.")
+    assert suggest("?", map(str, range(99)), "name").endswith("choose from 99 names such as 0.")
     assert suggest(3, [], "scale") == "unknown scale '3': choose from (none)."
 
 
