@@ -540,8 +540,9 @@ def unpack(archive: Path, target: Path) -> None:
         If the archive is damaged, holds a link or a path that leads out of it, or grows by more
         than images do, or beyond the disk's free space. Nothing is unpacked then.
     """
+    kind = ARCHIVES[_ending(archive.name) or ".tar"]
     try:
-        members = list(_members(archive))
+        members = list(_members(archive, kind))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise ValueError(f"{archive} is damaged, download it again: {error}") from error
     _admit(archive, members)
@@ -549,7 +550,6 @@ def unpack(archive: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         # Checked above, and again by the library where its Python is recent enough.
         content = Path(scratch, "content")
-        kind = ARCHIVES[_ending(archive.name) or ".zip"]
         strict: dict[str, Any] = (
             {"filter": "data"} if kind != "zip" and hasattr(tarfile, "data_filter") else {}
         )
@@ -568,13 +568,13 @@ def _content(folder: Path, name: str) -> Path:
     return folder
 
 
-def _members(archive: Path) -> Iterator[tuple[str, int, bool]]:
+def _members(archive: Path, kind: str) -> Iterator[tuple[str, int, bool]]:
     """Name, size and whether it is a plain file or folder, of each member."""
-    if _ending(archive.name) == ".zip":
+    if kind == "zip":
         with zipfile.ZipFile(archive) as packed:
             for info in packed.infolist():
-                kind = info.external_attr >> 28
-                yield info.filename, info.file_size, kind in (0, 0o4, 0o10)
+                mode = info.external_attr >> 28
+                yield info.filename, info.file_size, mode in (0, 0o4, 0o10)
     else:
         with tarfile.open(archive) as packed_tar:
             for member in packed_tar:

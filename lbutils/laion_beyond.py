@@ -283,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("domains", nargs="*", help="the paper's names; all nine by default")
     fetch.add_argument("--to", help="a folder for the files (default: the cache of the hub)")
     fetch.add_argument("--revision", help="a commit or branch (default: data/downloads.csv)")
-    fetch.set_defaults(call=_download)
+    fetch.set_defaults(call=_download, leave_out=False)
     inspect = commands.add_parser("check", help="a folder against the paper's counts, every image")
     inspect.add_argument("folder")
     inspect.set_defaults(call=lambda given: _check(given.folder, given))
@@ -345,7 +345,7 @@ def _check(
     for kind, rows in report.groupby("kind", sort=False):
         first = rows.iloc[0]
         print(f"{len(rows):7,} {kind}, such as {first['where']}: {first['detail']}")
-    if getattr(given, "leave_out", False):
+    if given.leave_out:
         _leave_out(bench, report, Path(root))
     return int(report["kind"].isin(GRAVE).any())
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import hashlib
 import html
 import importlib
@@ -224,13 +223,7 @@ def _check_encoder(name: Any) -> None:
     for place in (spec.submodule_search_locations or []) if spec else []:
         known += sorted(path.stem for path in Path(place, "model_configs").glob("*.json"))
     if name.replace("/", "-") not in known and ":" not in name:
-        # Some 150 names do not fit on a line, so the nearest stand for them.
-        near = sorted(known, key=lambda other: -_likeness(name, other))[:5]
-        raise ValueError(suggest(name, ["mini", *(n for n in near if n != "mini")], "encoder"))
-
-
-def _likeness(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one.casefold(), other.casefold()).ratio()
+        raise ValueError(suggest(name, known, "encoder"))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -145,11 +145,20 @@ def tiny_encoder(make_encoder: Any) -> Any:
     return make_encoder()
 
 
-@pytest.fixture(scope="session")
-def dose() -> Any:
-    """The script that deals pre-training pairs out by lot."""
+def load_script(name: str) -> Any:
+    """A script of those that made the miniature, as a module; it may import its neighbours."""
     from lbutils.benchmark import data_dir
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(data_dir() / "mini" / "make")  # it imports its neighbours
-        return importlib.import_module("dose")
+        patch.syspath_prepend(data_dir() / "mini" / "make")
+        return importlib.import_module(name)
+
+
+@pytest.fixture(scope="session")
+def dose() -> Any:
+    return load_script("dose")
+
+
+@pytest.fixture(scope="session")
+def pretrain() -> Any:
+    return load_script("pretrain")

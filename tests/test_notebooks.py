@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 
 from lbutils import layout, sweeps
@@ -206,17 +205,9 @@ def released(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", RELEASED)
-def test_notebooks_run_on_a_folder_of_the_released_layout(released, tmp_path, monkeypatch, number):
+def test_notebooks_run_on_a_folder_of_the_released_layout(released, tmp_path, number):
     notebook = next(path for path in NOTEBOOKS if path.stem.startswith(number))
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    monkeypatch.setenv("PYTHONPATH", paths)
-    given = RELEASED[number] | {"benchmark": str(released), "out": str(tmp_path / "out")}
-    papermill.execute_notebook(
-        str(notebook),
-        str(tmp_path / notebook.name),
-        given,
-        kernel_name="python3",
-        progress_bar=False,
-        cwd=str(notebook.parent),
-    )
-    assert list((tmp_path / "out" / "records").glob(f"{number}_*.json"))
+    given = RELEASED[number] | {"benchmark": str(released)}
+    (outcome,) = sweeps.run([notebook], given, out=tmp_path, progress=False)
+    assert outcome.error is None, outcome.traceback
+    assert list((tmp_path / "records").glob(f"{number}_*.json"))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +37,6 @@ TINY = [
     "--ema=0.5",
 ]
 CONCEPTS = {"animals/fox": "fox", "animals/owl": "owl", "food/pie": "pie", "food/sushi": "sushi"}
-
-
-@pytest.fixture(scope="module")
-def pretrain():
-    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "pretrain", module)  # where dataclasses look their module up
-        spec.loader.exec_module(module)
-        yield module
 
 
 def webp(draw: np.random.Generator, side: int = 32) -> bytes:

@@ -48,9 +48,8 @@ def lots(concepts: pd.DataFrame, rng: np.random.Generator) -> pd.Series:
     """An arm for each concept, as even as can be within each domain."""
     arms = pd.Series(index=concepts.index, dtype=str)
     for _, own in concepts.groupby("domain", sort=False):
-        dealt = [ARMS[i % len(ARMS)] for i in range(len(own))]
         first = rng.integers(len(ARMS))  # else small domains would have the first arms only
-        dealt = [ARMS[(ARMS.index(arm) + first) % len(ARMS)] for arm in dealt]
+        dealt = [ARMS[(first + i) % len(ARMS)] for i in range(len(own))]
         arms[own.index] = rng.permutation(dealt)
     return arms
 
