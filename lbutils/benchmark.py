@@ -715,9 +715,8 @@ def _load_folder(
             if folder is not None:
                 rows[folder] = layout.read_rows(folder, root)
                 _note_paths(folder, rows[folder], paths)
-                rows[folder] = [row for row in rows[folder] if row.image_id not in left_out]
             own = compositional if kind == "oop" else set()
-            subsets[kind] = _folder_subset(name, kind, folder, rows, source, own)
+            subsets[kind] = _folder_subset(name, kind, folder, rows, source, own, left_out)
         domains.append(Domain(name, hints.get(name, name.replace("_", " ").lower()), **subsets))
     inspect = partial(_folder_findings, domains, folders, rows, list(hints), left_out)
     return Benchmark(manifest.name if manifest else "laion_beyond", scale, domains, inspect)
@@ -737,8 +736,10 @@ def _folder_subset(
     rows: Mapping[Path, Sequence[layout.Row]],
     source: Files,
     compositional: set[str],
+    left_out: Collection[str],
 ) -> Subset:
-    own = rows[folder] if folder else []
+    listed = rows[folder] if folder else []
+    own = [row for row in listed if row.image_id not in left_out]
     names = tuple(name for _, name in sorted({(row.label, row.name) for row in own}))
     index = {name: label for label, name in enumerate(names)}
     train, val, test = (
@@ -749,9 +750,13 @@ def _folder_subset(
         )
         for split in SPLITS
     )
-    found = layout.read_draws(folder, source.root, own) if folder else {}
+    found = layout.read_draws(folder, source.root, listed) if folder else {}
     draws = {
-        draw: {index[name]: images for name, images in classes.items()}
+        draw: {
+            index[name]: [image for image in images if image not in left_out]
+            for name, images in classes.items()
+            if name in index
+        }
         for draw, classes in found.items()
     }
     marked = np.array([name in compositional for name in names], bool)
@@ -779,8 +784,7 @@ def _folder_findings(
         names = {row.name for row in rows[folder]}
         if name and name.classes is not None and name.classes != len(names):
             yield "number of classes", folder.name, f"{len(names)} classes have images"
-        listed = {row.path for row in rows[folder]} | {*left_out}
-        yield from _disk_findings(folder, names, listed)
+        yield from _disk_findings(folder, names, {row.path for row in rows[folder]})
         if away := sum(image.startswith(f"{folder.name}/") for image in left_out):
             yield "left out", folder.name, f"{away} images, by {layout.LEFT_OUT}"
 

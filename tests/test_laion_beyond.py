@@ -361,6 +361,16 @@ def test_images_that_cannot_be_used_are_left_out_on_request(tmp_path, capsys):
     assert load_benchmark(root)["Animals"].oop.train.ids == whole.train.ids
 
 
+def test_a_draw_does_without_what_is_left_out(original, tmp_path):
+    root = laion_beyond.export(original, tmp_path)
+    domain = next(iter(original))
+    before = load_benchmark(root, domains=domain)[domain].oop.few_shot(8)
+    away = before.ids[0]
+    (root / layout.LEFT_OUT).write_text(json.dumps([away]))
+    after = load_benchmark(root, domains=domain)[domain].oop.few_shot(8)
+    assert after.ids == before.ids[1:]
+
+
 @pytest.mark.parametrize("content", ["{}", "[1]", "[", "[" * 99999])
 def test_a_list_of_left_out_images_that_is_none_is_refused(tmp_path, content):
     root = layout.generate(tmp_path, ["Animals"], images=(1, 0, 1))
