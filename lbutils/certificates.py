@@ -6,6 +6,7 @@ with the rows they stand in, the hashes of the files that were read, and what to
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import unicodedata
@@ -220,15 +221,73 @@ def to_table(certificate: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_certificate(certificate: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """The path of the certificate, written as JSON, and beside it as a table in CSV."""
+_FIRST = b"name,phrase,scale,verdict,captions"
+# Spreadsheets take a cell for a formula that begins so; also with the wide forms of these signs.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
+
+
+def check_place(path: str | os.PathLike[str]) -> Path:
+    """The path, if a certificate can be written there.
+
+    Raises
+    ------
+    ValueError
+        If it does not end in ``.json``, or if the file there, or the ``.csv`` beside it, is not one
+        that `write_certificate` wrote.
+    OSError
+        If its folder cannot be written to.
+    """
     place = Path(path)
     if place.suffix != ".json":
-        raise ValueError(f"a certificate is a .json file, not {place.name}")
+        raise ValueError(f"a certificate is a .json file, not {place.name}: name it {place}.json")
+    folder = next(folder for folder in place.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} is not a folder that can be written to: choose another")
+    for file, begins in ((place, _is_certificate), (place.with_suffix(".csv"), _is_table)):
+        if file.exists() and not begins(file):
+            raise ValueError(
+                f"{file} is not from a certificate and would be overwritten: choose another name "
+                f"than {place.name}, or move it"
+            )
+    return place
+
+
+def _is_certificate(file: Path) -> bool:
+    try:
+        found = json.loads(file.read_bytes())["format"]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        return False
+    return str(found).partition(",")[0] == FORMAT.partition(",")[0]
+
+
+def _is_table(file: Path) -> bool:
+    return file.is_file() and file.read_bytes().replace(b'"', b"").startswith(_FIRST)
+
+
+def write_certificate(certificate: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """The path of the certificate, written as JSON, and beside it as a table in CSV.
+
+    In the CSV, a text that a spreadsheet would take for a formula, as it begins with "=", "+",
+    "-", "@", a tabulator or a line break, has an apostrophe in front, and so has one that begins
+    with an apostrophe itself: taking off one apostrophe gives back every text.
+
+    Raises
+    ------
+    ValueError
+        As `check_place`.
+    """
+    place = check_place(path)
     text = json.dumps(certificate, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(place.with_suffix(".csv"), to_table(certificate).to_csv(index=False))
+    table = to_table(certificate).map(_defused)
+    # With quotes around every text: a carriage return alone would not get any.
+    lines = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    write_text(place.with_suffix(".csv"), lines)
     write_text(place, text)
     return place
+
+
+def _defused(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def read_certificate(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from lbutils.words import suggest
+from lbutils.words import suggest, url_path
 
 _TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 SUFFIXES = (".parquet", *_TABLES)
@@ -65,15 +65,15 @@ class Sources(tuple[str, ...]):
 class File:
     """One file of captions: its URL or path, and the column that holds them."""
 
-    url: str
+    url: str = field(repr=False)  # it may hold a password, and clusters print their tasks
     column: str
     rows: int | None  # None where only reading it all would tell
     error: str = ""
 
     @property
     def name(self) -> str:
-        """The file's own name, without folders."""
-        return PurePosixPath(self.url).name
+        """The file's own name, without folders and without a URL's query."""
+        return PurePosixPath(url_path(self.url)).name
 
 
 def find_urls(source: str | os.PathLike[str]) -> list[str]:
@@ -99,10 +99,10 @@ def find_urls(source: str | os.PathLike[str]) -> list[str]:
         return [url for number in numbers for url in find_urls(f"{head}{number}{tail}")]
     system, path = fsspec.core.url_to_fs(source)
     if any(sign in path for sign in "*?[") and not system.exists(path):
-        found = [name for name in system.glob(path) if name.endswith(SUFFIXES)]
+        found = [name for name in system.glob(path) if url_path(name).endswith(SUFFIXES)]
         what = f"no file of captions matches {source}"
     elif system.isdir(path):
-        found = [name for name in system.find(path) if name.endswith(SUFFIXES)]
+        found = [name for name in system.find(path) if url_path(name).endswith(SUFFIXES)]
         what = f"no *.parquet or *.csv file in {source}"
     else:
         found = [path] if system.exists(path) else []
@@ -117,7 +117,7 @@ def find_urls(source: str | os.PathLike[str]) -> list[str]:
 def inspect(url: str, column: str | None = None) -> File:
     """The file with its column and number of rows, or with what is wrong with it in `error`."""
     try:
-        kind, columns, rows = _parquet_head(url) if url.endswith(".parquet") else _csv_head(url)
+        kind, columns, rows = _parquet_head(url) if _kind(url) == "Parquet" else _csv_head(url)
     except (pa.ArrowException, OSError, EOFError) as error:
         return File(url, column or "", None, f"{url} is not a readable {_kind(url)} file: {error}")
     wanted = column or default_column(columns)
@@ -143,7 +143,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _kind(url: str) -> str:
-    return "Parquet" if url.endswith(".parquet") else "CSV"
+    return "Parquet" if url_path(url).endswith(".parquet") else "CSV"
 
 
 def _parquet_head(url: str) -> tuple[Any, list[str], int]:
@@ -158,7 +158,7 @@ def _csv_head(url: str) -> tuple[Any, list[str], None]:
 
 
 def _csv_options(url: str, column: str | None = None) -> dict[str, Any]:
-    delimiter = "\t" if ".tsv" in PurePosixPath(url).suffixes else ","
+    delimiter = "\t" if ".tsv" in PurePosixPath(url_path(url)).suffixes else ","
     # Read as they stand: no caption is a number or a null because it looks like one.
     only = {"include_columns": [column], "column_types": {column: pa.string()}} if column else {}
     return {
@@ -170,7 +170,7 @@ def _csv_options(url: str, column: str | None = None) -> dict[str, Any]:
 
 def _open(url: str) -> Any:
     system, path = fsspec.core.url_to_fs(url)
-    return system.open(path, "rb", compression="gzip" if url.endswith(".gz") else None)
+    return system.open(path, "rb", compression="gzip" if url_path(url).endswith(".gz") else None)
 
 
 @contextmanager
@@ -233,7 +233,7 @@ def read(file: File, rows: int) -> Iterator[tuple[pa.StringArray, np.ndarray, in
 
 
 def _columns(file: File, rows: int) -> Iterator[pa.Array]:
-    if not file.url.endswith(".parquet"):
+    if _kind(file.url) != "Parquet":
         options = _csv_options(file.url, file.column)
         with _open(file.url) as raw, pa.csv.open_csv(raw, **options) as reader:
             yield from (batch.column(0) for batch in reader)

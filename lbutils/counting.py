@@ -19,8 +19,11 @@ import pyarrow as pa
 from lbutils.matching import PhraseIndex, joined, special_rows
 from lbutils.words import (
     UNSPACED_LETTERS,
+    all_cleaned,
+    as_names,
     canonical,
-    canonical_lines,
+    compounds,
+    folded_lines,
     inflections,
     is_unspaced,
     loosely_canonical,
@@ -29,10 +32,10 @@ from lbutils.words import (
 )
 
 # From the strictest on; a caption counts at the first level at which it names the concept.
-LEVELS = ("phrase", "inflections", "diacritics", "synonyms")
+LEVELS = ("phrase", "compounds", "inflections", "diacritics", "synonyms")
 UNSPACED = ("alone", "substring", "refuse")
 # Part of the key of stored counts: to be raised when the same input would give other counts.
-_RULES = 1
+_RULES = 2
 _SAMPLE = 1_000
 _RENEWALS = frozenset(4**k for k in range(16))
 _SHOWN = 400  # letters kept of an example
@@ -79,7 +82,7 @@ def make_query(
     ValueError
         If a concept or synonym has no letter or digit, or an option is unknown.
     """
-    names = tuple(concepts)
+    names = tuple(as_names(concepts, "concepts"))
     phrases = tuple(_phrase(name) for name in names)
     levels = [levels] if isinstance(levels, str) else levels
     for level in levels:
@@ -88,6 +91,7 @@ def make_query(
     for name in synonyms or ():
         if name not in names:
             raise ValueError(f"synonyms: {suggest(name, names, 'concept')}")
+        as_names((synonyms or {})[name], f"synonyms of {name!r}")
     if unspaced not in UNSPACED:
         raise ValueError(suggest(unspaced, UNSPACED, "treatment of unspaced scripts"))
     _check_unspaced([n for n, p in zip(names, phrases, strict=True) if is_unspaced(p)], unspaced)
@@ -130,10 +134,13 @@ def _forms(
 ) -> Iterator[tuple[str, str, bool]]:
     """Phrases that name a concept, their level, and whether they have lost their diacritics."""
     yield phrase, "phrase", False
-    other = inflections(phrase) if "inflections" in levels else []
-    yield from ((form, "inflections", False) for form in other)
+    forms = [phrase]
+    for level, others in (("compounds", compounds), ("inflections", inflections)):
+        if level in levels:
+            forms += (own := others(phrase))
+            yield from ((form, level, False) for form in own)
     if "diacritics" in levels:
-        yield from ((without_diacritics(form), "diacritics", True) for form in [phrase, *other])
+        yield from ((without_diacritics(form), "diacritics", True) for form in forms)
     for synonym in map(_phrase, synonyms.get(name, ())):
         yield synonym, "synonyms", False
         if "diacritics" in levels:
@@ -188,16 +195,29 @@ class Tally:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any], query: Query) -> Tally:
-        """The counts that `to_json` stored."""
-        shape = (len(query.names), len(query.levels))
-        return cls(
-            np.array(stored["counts"], np.int64).reshape(shape),
-            set(stored["unseen"]),
-            set(stored["unseen_pieces"]),
-            int(stored["rows"]),
-            int(stored["captions"]),
-            {(k, level): [tuple(e) for e in found] for k, level, found in stored["examples"]},
-        )
+        """The counts that `to_json` stored.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            If they are not counts of this query.
+        """
+        whole = cls.empty(query)
+        counts, rows, captions = stored["counts"], stored["rows"], stored["captions"]
+        numbers = [rows, captions, *(count for own in counts for count in own)]
+        if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
+            raise ValueError("a count is not a whole number from 0 on")
+        found = np.array(counts, np.int64).reshape(len(counts), -1)
+        # Sums of Python's own integers do not wrap round.
+        if found.size != whole.counts.size or any(sum(own) > captions for own in counts):
+            raise ValueError("more counts than concepts, or than captions")
+        unseen, pieces = set(stored["unseen"]), set(stored["unseen_pieces"])
+        if not (unseen <= whole.unseen and pieces <= whole.unseen_pieces):
+            raise ValueError("words or pieces that no concept has")
+        examples = {(k, level): [tuple(e) for e in own] for k, level, own in stored["examples"]}
+        if not all(0 <= k < len(query.names) and found[k, level] for k, level in examples):
+            raise ValueError("examples of what was not counted")
+        return cls(found.reshape(whole.counts.shape), unseen, pieces, rows, captions, examples)
 
 
 class CaptionCounter:
@@ -273,7 +293,8 @@ class CaptionCounter:
     def _special(
         self, index: PhraseIndex, rows: np.ndarray, captions: pa.StringArray
     ) -> list[np.ndarray]:
-        """Mentions in captions with apostrophes or with characters beyond ASCII."""
+        """Mentions in captions with more than plain words and signs of ASCII."""
+        captions = all_cleaned(captions)
         hits = []
         for kind in (0, 1) if self._plain.any() else (0,):
             row, phrase = index.find(*joined(loosely_canonical(captions, bare=bool(kind))))
@@ -284,7 +305,7 @@ class CaptionCounter:
         """Mentions of names in unspaced scripts, which have no boundaries to look for."""
         texts = pl.Series(captions)
         found = texts.str.contains(f"[{UNSPACED_LETTERS}]")
-        lines = pl.Series(canonical_lines(texts.filter(found).to_list()), dtype=pl.String)
+        lines = pl.Series(folded_lines(texts.filter(found).to_list()), dtype=pl.String)
         bounded = {_bounded(self._phrases[k]): k for k in self._anywhere}
         matches = (" " + lines + " ").str.extract_many(list(bounded), overlapping=True)
         table = pl.DataFrame({"row": rows[found.to_numpy()], "phrase": matches.list.unique()})

@@ -174,15 +174,18 @@ def joined(captions: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def special_rows(text: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Rows with an apostrophe or a character beyond ASCII, ascending (R,) int64.
+    """Rows with an apostrophe, "&", a control character or one beyond ASCII, ascending (R,) int64.
 
     Neighbours of such rows may be among them. The captions are as `joined` returns them.
     """
     odd = np.zeros(-(-len(text) // _KEY_BYTES) * _KEY_BYTES, bool)
     body = odd[: len(text)]
-    np.greater(text, 127, out=body)
-    body |= text == ord("'")
-    body |= text == ord("`")
+    np.greater(text, 126, out=body)
+    for sign in "'`&\v":
+        body |= text == ord(sign)
+    # Line breaks and tabulators, 9 to 13, are white space; subtraction of bytes wraps round.
+    body |= text < 9
+    body |= text - np.uint8(14) < 18
     # Eight bytes are looked at together, as such characters are rare.
     blocks = np.flatnonzero(odd.view(np.uint64)) * _KEY_BYTES
     ends = np.minimum(blocks + _KEY_BYTES - 1, len(text) - 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbutils.benchmark import data_dir, read_hints
-from lbutils.words import canonical, suggest
+from lbutils.words import canonical, cleaned, suggest
 
 
 class Slots(NamedTuple):
@@ -181,9 +181,10 @@ def take_out(caption: str, name: str) -> Slots | None:
     Parameters
     ----------
     caption, name : str
-        Any text. The context that comes back is the caption's in Unicode form NFKC.
+        Any text. The context that comes back is the caption's as open_clip's tokenizer reads it
+        (see `lbutils.words.cleaned`), in Unicode form NFKC.
     """
-    text = unicodedata.normalize("NFKC", caption)
+    text = unicodedata.normalize("NFKC", cleaned(caption))
     spans = _mentions(text, canonical(name).split())
     if not spans:
         return None

@@ -9,6 +9,10 @@ are counted), 2 if the arguments are wrong.
 from __future__ import annotations
 
 import argparse
+import csv
+import io
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +22,9 @@ import numpy as np
 import pandas as pd
 
 from lbutils import corpora
-from lbutils.certificates import certify, to_table, write_certificate
+from lbutils.certificates import certify, check_place, to_table, write_certificate
 from lbutils.vocabulary import LEVELS, UNSPACED, Survey, level_column, mentions, survey
-from lbutils.words import suggest
+from lbutils.words import as_names, canonical, redacted, suggest
 
 
 def frequencies(found: Survey, level: str = "phrase") -> pd.DataFrame:
@@ -91,7 +95,7 @@ def choose_classes(
     Raises
     ------
     ValueError
-        If a name is twice in a domain, or a domain has too few candidates; the message says
+        If a domain has two names of one canonical form, or too few candidates; the message says
         which.
 
     Notes
@@ -99,11 +103,14 @@ def choose_classes(
     Greedy choice: exact for names that share no caption. The cheapest set in general is a
     minimum-weight cover, which is NP-hard.
     """
-    names = list(candidates["name"])
+    names = as_names(candidates["name"], "candidates")
     domains = list(candidates["domain"])
-    twice = candidates[candidates.duplicated(["domain", "name"])]
-    if len(twice):
-        raise ValueError(f"candidate {twice['name'].iloc[0]!r} is twice in its domain")
+    first: dict[tuple[Any, str], str] = {}
+    for domain, name in zip(domains, names, strict=True):
+        key = domain, canonical(name)
+        if key in first:
+            raise ValueError(f"candidates {first[key]!r} and {name!r} of {domain!r} are one name")
+        first[key] = name
     pairs = mentions(names, captions, **options)
     where = [np.empty(0, np.int64)] * len(names)
     for concept, rows in pairs.groupby("concept")["caption"]:
@@ -136,22 +143,71 @@ def choose_classes(
     return candidates[["domain", "name"]].reset_index(drop=True).assign(**chosen)
 
 
-def read_names(path: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Names and their synonyms, from a text file (a name a line) or a CSV file.
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
-    A CSV file has a column ``name``, and may have ``synonyms``, separated by semicolons.
+
+def read_names(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Names, each once, and their synonyms, from a text file or a table, in UTF-8.
+
+    Parameters
+    ----------
+    path : str or path
+        ``.txt`` or no suffix: a name a line. ``.csv`` or ``.tsv``: a column ``name``, and perhaps
+        ``synonyms``, separated by semicolons. Rows of one name are merged.
+
+    Raises
+    ------
+    ValueError
+        If the file is another kind of file or not UTF-8, if it has no name, if a table has no
+        column ``name`` or two, or a row with another number of cells or without a name.
     """
-    if not path.endswith(".csv"):
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip()], {}
-    table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    if "name" not in table:
-        raise ValueError(f"{path} has no column 'name', only {', '.join(table.columns)}")
-    synonyms = {}
-    for name, others in zip(table["name"], table.get("synonyms", []), strict=False):
-        if parts := [part.strip() for part in others.split(";") if part.strip()]:
-            synonyms[name] = parts
-    return list(table["name"]), synonyms
+    place = Path(path)
+    suffix = place.suffix.lower()
+    if suffix not in ("", ".txt", *_DELIMITERS):
+        raise ValueError(f"{place}: names are read from .txt, .csv and .tsv, not from {suffix}")
+    try:
+        text = place.read_text(encoding="utf-8-sig")  # Excel begins its files with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not in UTF-8: save it as UTF-8 text ({error})") from error
+    if suffix in _DELIMITERS:
+        rows = _table_rows(place, text, _DELIMITERS[suffix])
+    else:
+        lines = [line.strip() for line in text.splitlines()]
+        cells = re.split("[,;\t]", lines[0]) if lines else []
+        if len(cells) > 1 and "name" in (cell.strip(' "').lower() for cell in cells):
+            raise ValueError(f"{place} begins like a table, {lines[0]!r}: name it .csv or .tsv")
+        rows = [(line, "") for line in lines if line]
+    if not rows:
+        raise ValueError(f"{place} has no names")
+    merged: dict[str, dict[str, None]] = {name: {} for name, _ in rows}
+    for name, others in rows:
+        merged[name].update(dict.fromkeys(filter(None, map(str.strip, others.split(";")))))
+    return list(merged), {name: list(others) for name, others in merged.items() if others}
+
+
+def _table_rows(place: Path, text: str, delimiter: str) -> list[tuple[str, str]]:
+    """Name and synonyms of each row of a table."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        if header.count("name") != 1 or header.count("synonyms") > 1:
+            raise ValueError(f"{place} must have one column 'name', it has {', '.join(header)}")
+        rows = []
+        for row in reader:
+            if not any(cell.strip() for cell in row):
+                continue
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{place}, line {reader.line_num}: {len(row)} cells under {len(header)} "
+                    "headers; put cells with a separator in double quotes"
+                )
+            cells = dict(zip(header, map(str.strip, row), strict=True))
+            if not cells["name"]:
+                raise ValueError(f"{place}, line {reader.line_num}: the name is missing")
+            rows.append((cells["name"], cells.get("synonyms", "")))
+    except csv.Error as error:
+        raise ValueError(f"{place}, line {reader.line_num}: {error}") from error
+    return rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -159,7 +215,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m lbutils.screening",
         description="Do these names occur in these captions? Writes a certificate.",
     )
-    parser.add_argument("names", help="text file, a name a line, or CSV with a column name")
+    parser.add_argument(
+        "names", help="text file, a name a line, or .csv or .tsv with a column name"
+    )
     parser.add_argument("captions", nargs="+", help="files, folders, patterns or URLs")
     parser.add_argument("--out", help="certificate to write (.json, and a .csv beside it)")
     parser.add_argument("--corpus", default="captions", help="name of the corpus")
@@ -167,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", help="scale of the corpus, such as 400m")
     parser.add_argument("--layout", choices=sorted(corpora.LAYOUTS), help="a published corpus")
     parser.add_argument("--column", help="column of captions; default: caption or TEXT")
-    parser.add_argument("--levels", nargs="*", default=list(LEVELS[1:3]), choices=LEVELS)
+    parser.add_argument("--levels", nargs="*", default=list(LEVELS[1:4]), choices=LEVELS)
     parser.add_argument("--unspaced", default="substring", choices=UNSPACED)
     parser.add_argument("--examples", type=int, default=10, help="captions kept a name and level")
     parser.add_argument("--workers", type=int, default=1, help="threads, a file each")
@@ -181,6 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status of the command line: 0, 1 if a file could not be read, 2 on wrong arguments."""
     given = _parser().parse_args(arguments)
     try:
+        if given.out:  # before hours of reading, not after
+            check_place(given.out)
         names, synonyms = read_names(given.names)
         found = survey(
             names,
@@ -203,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.out:
             write_certificate(certificate, given.out)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(error, file=sys.stderr)
+        print(redacted(str(error)), file=sys.stderr)
         return 2
     table = to_table(certificate).drop(columns=["phrase", "example"])
     print(table.to_string(index=False))

@@ -12,6 +12,7 @@ import json
 import os
 import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from lbutils import corpora
 from lbutils.counting import LEVELS, UNSPACED, CaptionCounter, Query, Tally, make_query
-from lbutils.words import canonical, suggest
+from lbutils.words import canonical, discreetly, redacted, suggest
 
 __all__ = [
     "LEVELS",
@@ -154,9 +155,9 @@ def survey(
         A corpus of `lbutils.corpora.LAYOUTS`: gives the column and the number of files that
         make it complete.
     levels : sequence of str
-        Of ``"inflections"`` (number, possessive, words joined or apart: see
-        `lbutils.words.inflections`), ``"diacritics"`` (letters without their marks, in name and
-        caption) and ``"synonyms"``, beyond the phrase itself.
+        Of ``"compounds"`` (words joined or apart: see `lbutils.words.compounds`), ``"inflections"``
+        (that, number and possessive: see `lbutils.words.inflections`), ``"diacritics"`` (letters
+        without their marks, in name and caption) and ``"synonyms"``, beyond the phrase itself.
     synonyms : mapping, optional
         Name to other names of the same concept; adds the level ``"synonyms"``.
     unspaced : {"alone", "substring", "refuse"}
@@ -189,12 +190,13 @@ def survey(
         wanted = corpora.LAYOUTS.get(layout) if layout else None
         if layout and wanted is None:
             raise ValueError(suggest(layout, corpora.LAYOUTS, "layout"))
-        urls = [url for source in sources for url in corpora.find_urls(source)]
-        column = column or (wanted.column if wanted else None)
-        files = [corpora.inspect(url, column) for url in urls]
-        if on_error == "raise" and (faults := [file.error for file in files if file.error]):
-            raise ValueError(faults[0])
-        counted = _over_files(query, files, workers, scheduler, state, hashes, progress)
+        with discreetly():
+            urls = [url for source in sources for url in corpora.find_urls(source)]
+            column = column or (wanted.column if wanted else None)
+            files = [corpora.inspect(url, column) for url in urls]
+            if on_error == "raise" and (faults := [file.error for file in files if file.error]):
+                raise ValueError(faults[0])
+            counted = _over_files(query, files, workers, scheduler, state, hashes, progress)
         return Survey(query, *counted, expected=wanted.files if wanted else None)
     if state or scheduler or layout:
         raise ValueError("state, scheduler and layout are for files: pass their folder or pattern")
@@ -232,9 +234,10 @@ def mentions(
     found: list[np.ndarray] = [np.empty((2, 0), np.int64)]
     counter = CaptionCounter(query, lambda rows, names: found.append(np.stack([rows, names])))
     start = 0
-    for texts, rows, read in _all_batches(captions, column):
-        counter.add(texts, rows + start, "")
-        start += read
+    with discreetly():
+        for texts, rows, read in _all_batches(captions, column):
+            counter.add(texts, rows + start, "")
+            start += read
     caption, concept = np.concatenate(found, axis=1)
     return pd.DataFrame({"caption": caption, "concept": concept})
 
@@ -485,10 +488,24 @@ def _load(place: str, query: Query) -> Tally | None:
         return None
     try:
         with system.open(path, "rb") as file:
-            return Tally.from_json(json.loads(file.read()), query)
-    except (ValueError, KeyError, TypeError):
-        # Not ours, or damaged since: it is counted again and replaced.
+            stored = json.loads(file.read())
+        if stored["sha256"] != _checksum(place, stored["tally"]):
+            raise ValueError("its checksum is another")
+        return Tally.from_json(stored["tally"], query)
+    # Also numbers of thousands of digits, and lists within lists within lists.
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
+        warnings.warn(
+            f"{redacted(place)} is damaged, so its file is counted anew and it is replaced "
+            f"({type(error).__name__}: {str(error)[:100]})",
+            stacklevel=2,
+        )
         return None
+
+
+def _checksum(place: str, tally: Any) -> str:
+    """SHA-256 of stored counts and of the name of their file, which says what was counted."""
+    text = json.dumps([place.rpartition("/")[2], tally], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _store(place: str, tally: Tally) -> None:
@@ -497,8 +514,10 @@ def _store(place: str, tally: Tally) -> None:
     folder, _, name = path.rpartition("/")
     system.makedirs(folder, exist_ok=True)
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+    counts = tally.to_json()
+    stored = {"sha256": _checksum(place, counts), "tally": counts}
     with system.open(temporary, "wb") as file:
-        file.write(json.dumps(tally.to_json(), ensure_ascii=False).encode())
+        file.write(json.dumps(stored, ensure_ascii=False).encode())
         if "file" in system.protocol:
             # Without this a machine that loses power may keep the new name and not the content.
             file.flush()
@@ -533,14 +552,19 @@ def _over_files(
             outcomes = _on_cluster(query, files, scheduler, folder, hashes, tick)
         else:
             outcomes = _in_threads(query, files, workers, folder, hashes, tick)
-    rows = [
-        (file.name, found[0], found[1].rows, found[1].captions, "")
-        if not isinstance(found, str)
-        else (file.name, "", 0, 0, found)
-        for file, found in zip(files, outcomes, strict=True)
-    ]
+    table = pd.DataFrame(
+        [
+            (file.name, found[0], found[1].rows, found[1].captions, "")
+            if not isinstance(found, str)
+            else (file.name, "", 0, 0, found)
+            for file, found in zip(files, outcomes, strict=True)
+        ],
+        columns=_FILE_COLUMNS,
+    ).astype({"file": str, "error": str})
+    for name in ("file", "error"):
+        table[name] = table[name].map(redacted)
     tallies = [found[1] for found in outcomes if not isinstance(found, str)]
-    return tallies, pd.DataFrame(rows, columns=_FILE_COLUMNS)
+    return tallies, table
 
 
 _Outcome = str | tuple[str, Tally]

@@ -6,16 +6,23 @@ Everything here works on names and captions alone; nothing is read from disk.
 from __future__ import annotations
 
 import difflib
+import html
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from html.entities import html5
 
+import ftfy
 import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
+from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES
+from ftfy.chardata import CONTROL_CHARS, LIGATURES, WIDTH_MAP
 
-_APOSTROPHES = "'`\u00b4\u2018\u2019\u201b\u02b9\u02bb\u02bc\u02bd\u2032"
+_APOSTROPHES = "'`\u00b4\u2018\u2019\u201a\u201b\u02b9\u02bb\u02bc\u02bd\u2032"
 # Joiners, soft hyphens and variation selectors change how a word looks, not which word it is.
 _INVISIBLE = "\u00ad\u034f\u200c\u200d\u2060\ufeff\ufe00-\ufe0f"
 _DROPPED = re.compile(f"[{_APOSTROPHES}{_INVISIBLE}]+")
@@ -81,6 +88,88 @@ def suggest(word: object, options: Iterable[object], what: str) -> str:
     return f"unknown {what} {str(word)!r}: choose from {shown}.{hint}"
 
 
+def as_names(names: Iterable[str], what: str = "names") -> list[str]:
+    """The names as a list.
+
+    Parameters
+    ----------
+    names : iterable of str
+        A list, a column, the keys of a mapping.
+    what : str
+        What they are, for the message.
+
+    Raises
+    ------
+    ValueError
+        If it is one text, which would be read letter by letter.
+    TypeError
+        If it is a table, or one of the names is not text.
+    """
+    if isinstance(names, (str, bytes)):
+        raise ValueError(f"{what} must be a list of texts, not one text: pass [{names!r}]")
+    if isinstance(names, (pd.DataFrame, pl.DataFrame, pa.Table)):
+        raise TypeError(f"{what} must be a list or one column: pass table['name']")
+    if isinstance(names, (pa.Array, pa.ChunkedArray)):
+        names = names.to_pylist()
+    found = list(names)
+    for place, name in enumerate(found):
+        if not isinstance(name, str):
+            raise TypeError(f"{what} must be texts, but number {place} is {name!r:.80}")
+    return found
+
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://((?:(?!::)[^\s'\"<>`])+)")
+# With a slash in the password, which should not be there, but a port is none.
+_USER = re.compile(r"[^/?#]*@|[^/@:]*:(?!\d+(?:[/?#]|$)).*@")
+_QUERIED = re.compile("https?://", re.IGNORECASE)
+_NO_SECRET = re.compile(r"(abfss?|wasbs?|az)\Z", re.IGNORECASE)
+_REST = re.compile(r"(/[^\s'\"<>?]*\?)[^\s'\"<>]*=[^\s'\"<>]*")
+
+
+def redacted(text: str) -> str:
+    """The text with user, password, query and fragment taken out of every URL in it.
+
+    All that is written or printed of a source goes through this: a URL may hold a password, and
+    the query of a presigned one is as good as one. Messages of other libraries are treated as well,
+    also if they have the path and query alone (``/a.parquet?Signature=...``). What was taken out
+    of a query shows as ``?...``. A container before an Azure account is not a user and stays.
+    """
+    return _REST.sub(r"\1...", _URL.sub(_without_secrets, text))
+
+
+def url_path(url: str) -> str:
+    """The URL without query and fragment, which its suffix is not to be looked for in.
+
+    Only ``http`` and ``https`` have them: elsewhere "?" and "#" are signs of a name or pattern.
+    """
+    return re.split("[?#]", url, maxsplit=1)[0] if _QUERIED.search(url) else url
+
+
+@contextmanager
+def discreetly() -> Iterator[None]:
+    """Raise what is raised within with its message `redacted`, and without a cause that is not."""
+    try:
+        yield
+    except Exception as error:
+        said: BaseException | None = error
+        while said and redacted(str(said)) == str(said):
+            said = said.__cause__ or said.__context__
+        if said is None:
+            raise
+        kinds = (FileNotFoundError, PermissionError, OSError, ValueError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+        raise kind(redacted(str(error))) from None
+
+
+def _without_secrets(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
+    user = _USER.match(rest)
+    if user and (":" in user[0] or not _NO_SECRET.match(scheme)):
+        rest = rest[user.end() :]
+    path = url_path(shown := f"{scheme}://{rest}")
+    return shown if path == shown else f"{path}?..."
+
+
 @cache
 def _word_pattern() -> re.Pattern[str]:
     r"""A word: letters and digits of any script, with the combining marks that follow them.
@@ -96,23 +185,100 @@ def _word_pattern() -> re.Pattern[str]:
     return re.compile(rf"[^\W_]+(?:(?=[^\x00-\x7f])[{mark}]+[^\W_]*)*|\n")
 
 
-def canonical(text: str) -> str:
-    """The text as its words: NFKC, case-folded, one space between words.
+def cleaned(text: str) -> str:
+    """The text as open_clip's tokenizer reads it, but for case and white space.
 
-    Apostrophes and invisible joiners are dropped (``"Pig's ear"`` is ``"pigs ear"``); every
-    other run of characters that are not letters, digits or combining marks becomes one space.
-    The result is a fixed point: ``canonical(canonical(x)) == canonical(x)``. It may be empty.
+    HTML entities are resolved, also escaped ones (``"AT&amp;amp;T"`` is ``"AT&T"``), wrongly
+    decoded text is mended (``"cafÃ©"`` is ``"café"``) and control characters are taken out.
+
+    Notes
+    -----
+    Source: ``basic_clean`` of open_clip and of OpenAI's CLIP, which this equals but for white
+    space at the ends.
+    """
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def _suspect_pattern() -> str:
+    """Pattern, for Polars, of all that `cleaned` may change but for what canonical text levels."""
+    # Rust's verbose mode ignores white space within brackets too, hence it is taken out here. Of
+    # letters and digits Rust knows fewer.
+    bad = re.sub(
+        r"\[(?:\\.|[^\]])*\]|\s+|#[^\n]*",
+        lambda part: part[0] if part[0].startswith("[") else "",
+        BADNESS_RE.pattern,
+    ).replace(r"\w", r"[\w\p{N}]")
+    bare = "|".join(name for name in html5 if not name.endswith(";"))
+    entity = f"&(?:#|[0-9A-Za-z]{{1,31}};|{bare})"
+    control = "".join(rf"\x{{{code:x}}}" for code in CONTROL_CHARS)
+    # ftfy looks at each line by itself, so its pattern for a beginning holds anywhere here.
+    return f"{entity}|[{control}]|[ÃÂ] |{bad}"
+
+
+def _unsettled_pattern() -> str:
+    """Pattern of characters that ftfy replaces, after which it looks for wrong decoding again."""
+    telling = re.compile(f"[\0-\x7f{''.join(MOJIBAKE_CATEGORIES.values())}]")
+    every = map(chr, range(0x80, 0x30000))
+    singles = [
+        c for c in every if (n := unicodedata.normalize("NFC", c)) != c and telling.search(n)
+    ]
+    replaced = [*singles, *map(chr, [*LIGATURES, *WIDTH_MAP])]
+    return rf"[\p{{M}}{''.join(replaced)}]"
+
+
+_SETTLED = {**LIGATURES, **WIDTH_MAP}
+
+
+@cache
+def _patterns() -> tuple[str, str]:
+    return _suspect_pattern(), _unsettled_pattern()
+
+
+def all_cleaned(texts: pa.StringArray) -> pa.StringArray:
+    """Texts with the canonical form of `cleaned` ones, most of them as they came.
+
+    ftfy takes a thousand times longer than all else that is done with a caption. So a text is
+    given to it only if a pattern finds what ftfy or HTML could change in it.
+
+    Parameters
+    ----------
+    texts : StringArray
+        Without nulls.
+    """
+    suspect, unsettled = _patterns()
+    series = pl.Series(texts, dtype=pl.String)
+    wanted = series.str.contains(suspect)
+    rows = (~wanted & series.str.contains(unsettled)).arg_true()
+    if len(rows):
+        joined = "\n".join(text.replace("\n", " ") for text in series.gather(rows))
+        settled = unicodedata.normalize("NFC", joined.translate(_SETTLED)).split("\n")
+        wanted = wanted.scatter(rows, pl.Series(settled).str.contains(suspect))
+    rows = wanted.arg_true()
+    if not len(rows):
+        return texts
+    return (
+        series.scatter(rows, list(map(cleaned, series.gather(rows)))).to_arrow().cast(pa.string())
+    )
+
+
+def canonical(text: str) -> str:
+    """The text as its words: `cleaned`, NFKC, case-folded, one space between words.
+
+    Apostrophes and invisible joiners are dropped (``"Pig's ear"`` and ``"Pig&#39;s ear"`` are
+    ``"pigs ear"``); every other run of characters that are not letters, digits or combining marks
+    becomes one space. The result may be empty. It is a fixed point, ``canonical(canonical(x)) ==
+    canonical(x)``, as long as small letters alone do not look like wrongly decoded text.
 
     Scripts written without spaces (Chinese, Japanese, Thai, ...) are not segmented: a run of
     their letters counts as one word.
     """
-    if text.isascii():
+    if text.isascii() and text.isprintable() and "&" not in text:
         return " ".join(re.findall("[a-z0-9]+", text.lower().replace("'", "").replace("`", "")))
-    return canonical_lines([text])[0]
+    return folded_lines([cleaned(text)])[0]
 
 
-def canonical_lines(texts: Sequence[str]) -> list[str]:
-    """`canonical` of each text, computed on all of them at once, which is faster."""
+def folded_lines(texts: Sequence[str]) -> list[str]:
+    """`canonical` of each of some `cleaned` texts, computed on all at once, which is faster."""
     if not texts:
         return []
     joined = "\n".join(text.replace("\n", " ") for text in texts)
@@ -160,15 +326,15 @@ def _fold(char: str) -> tuple[str, str] | None:
 
 
 def loosely_canonical(texts: pa.StringArray, *, bare: bool = False) -> pa.StringArray:
-    """Texts whose words are those of their canonical form, but for case and signs of ASCII.
+    """Cleaned texts with the words of their canonical form, but for case and signs of ASCII.
 
     Characters that fold alike in any company, which are most, are replaced in Polars; only
-    texts with others take the path of `canonical_lines`.
+    texts with others take the path of `folded_lines`.
 
     Parameters
     ----------
     texts : StringArray
-        Without nulls.
+        Without nulls; as `all_cleaned` returns them.
     bare : bool
         Take off diacritics as well.
     """
@@ -181,7 +347,7 @@ def loosely_canonical(texts: pa.StringArray, *, bare: bool = False) -> pa.String
     others = [char for char, fold in folds.items() if fold is None]
     if others:
         hard = series.str.contains_any(others)
-        lines = canonical_lines(series.filter(hard).to_list())
+        lines = folded_lines(series.filter(hard).to_list())
         lines = without_diacritics("\n".join(lines)).split("\n") if bare else lines
         done = done.scatter(hard.arg_true(), lines)
     return done.to_arrow().cast(pa.string())
@@ -190,6 +356,20 @@ def loosely_canonical(texts: pa.StringArray, *, bare: bool = False) -> pa.String
 def is_unspaced(text: str) -> bool:
     """Whether the text has a letter of a script that is written without spaces."""
     return bool(_UNSPACED.search(text))
+
+
+def compounds(phrase: str) -> list[str]:
+    """Other spellings of a canonical phrase: words joined, a single word apart.
+
+    ``"hot dog"`` gives ``"hotdog"``, ``"sunflower"`` gives ``"sun flower"`` among others; a hyphen
+    is a space in canonical text.
+
+    Parameters
+    ----------
+    phrase : str
+        In canonical form.
+    """
+    return [form for form in dict.fromkeys(_respaced(phrase)) if form != phrase]
 
 
 def inflections(phrase: str) -> list[str]:

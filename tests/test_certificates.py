@@ -1,5 +1,6 @@
 """Certificates: what they say, that they can be compared, and that scales are checked."""
 
+import csv
 import hashlib
 import json
 
@@ -68,8 +69,42 @@ def test_written_and_read_back(certificate, tmp_path):
     place.write_text('{"format": 2}')
     with pytest.raises(ValueError, match="its format is 2"):
         read_certificate(place)
-    with pytest.raises(ValueError, match=r"\.json"):
-        write_certificate(certificate, tmp_path / "c.csv")
+    for name in ("c.csv", "c", "c.JSON", ".json"):
+        with pytest.raises(ValueError, match=r"a certificate is a \.json file"):
+            write_certificate(certificate, tmp_path / name)
+
+
+FORMULAS = ["=1+1", "+fox", "-fox", "@fox", "\tfox", "\rfox", "'fox", "''fox", "＝fox", "fox=1"]
+
+
+def test_no_cell_of_the_table_is_a_formula_and_every_text_can_be_had_back(tmp_path):
+    certificate = certify(found([f"{name}, a fox" for name in FORMULAS], FORMULAS), corpus="=x()")
+    write_certificate(certificate, tmp_path / "c.json")
+    with (tmp_path / "c.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cells = [cell for row in rows for cell in row.values()]
+    assert not [cell for cell in cells if cell[:1] in {*"=+-@\t\r\n＝＋－＠"}]
+    for row, exact in zip(rows, to_table(certificate).to_dict("records"), strict=True):
+        texts = {name: cell.removeprefix("'") for name, cell in row.items()}
+        assert texts == {name: str(value) for name, value in exact.items()}
+    assert [c["name"] for c in read_certificate(tmp_path / "c.json")["concepts"]] == FORMULAS
+
+
+def test_files_that_are_not_ours_are_not_replaced(certificate, tmp_path):
+    own = tmp_path / "birds.csv"
+    for content in ("name,synonyms\nfox,renard\n", "", "\ufeffname,phrase,scale"):
+        own.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"birds\.csv is not from a certificate"):
+            write_certificate(certificate, tmp_path / "birds.json")
+        assert own.read_text(encoding="utf-8") == content
+        assert not (tmp_path / "birds.json").exists()
+    for content in ("", "[]", '{"format": "mine"}', "[" * 100_000):
+        (tmp_path / "notes.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"notes\.json is not from a certificate"):
+            write_certificate(certificate, tmp_path / "notes.json")
+        assert (tmp_path / "notes.json").read_text(encoding="utf-8") == content
+    for _ in range(2):
+        write_certificate(certificate, tmp_path / "ours.json")
 
 
 def test_files_stand_in_it_with_their_hashes_and_a_bad_one_leaves_it_undecided(tmp_path):

@@ -70,6 +70,15 @@ def test_a_larger_scale_only_turns_oop_into_ip():
     assert (np.diff(counts, axis=1) >= 0).all()
 
 
+def test_the_data_card_names_every_withheld_name_that_stands_in_another_spelling():
+    names, captions = table("concepts.csv")["name"], load_benchmark(scale="small").pair_captions()
+    found = screen(names, captions, levels=["compounds", "inflections"])
+    other = found[(found["captions"] == 0) & (found["captions_inflections"] > 0)]
+    columns = ["name", "captions_compounds", "captions_inflections"]
+    assert other[columns].values.tolist() == [["sunflower", 11, 11]]
+    assert '"sun flower" in 11 captions' in (data_dir() / "mini" / "README.md").read_text("utf-8")
+
+
 def test_small_is_nearly_the_whole_corpus():
     pairs = table("pairs.parquet")
     assert set(pairs["scale"]) == set(SCALES["mini"]) and pairs["image_id"].is_unique

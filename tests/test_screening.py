@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import unicodedata
 import warnings
 from pathlib import Path
 
 import fsspec
+import fsspec.implementations.memory
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -26,7 +28,13 @@ from hypothesis import strategies as st
 from lbutils import corpora, screening, vocabulary, words
 from lbutils.matching import PhraseIndex, joined, special_rows
 from lbutils.vocabulary import canonical, mentions, screen, survey
-from lbutils.words import canonical_lines, inflections, loosely_canonical, without_diacritics
+from lbutils.words import (
+    all_cleaned,
+    folded_lines,
+    inflections,
+    loosely_canonical,
+    without_diacritics,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ["ant", "Fire", "ants", "fire ant", "é", "e\u0301", "caf", "ß", "ﬁ", "x2", "İ", "猫", "हि"]
@@ -77,14 +85,14 @@ def folder(tmp_path):
 
 @given(st.lists(texts, max_size=6))
 def test_many_texts_fold_as_each_alone(many):
-    assert canonical_lines(many) == [canonical(text + " 。") for text in many]
+    assert folded_lines(many) == [folded_lines([text + " 。"])[0] for text in many]
 
 
 @settings(deadline=None)
 @given(st.lists(texts, max_size=6))
 @example(["5℃", "a\u0301", "½ x", "e\u0301", "ö\u0301", "'’`"])
 def test_loosely_canonical_texts_have_the_words_of_canonical_ones(many):
-    column = pa.array(many, pa.string())
+    column = all_cleaned(pa.array(many, pa.string()))
     for bare, exact in ((False, canonical), (True, lambda t: without_diacritics(canonical(t)))):
         loose = loosely_canonical(column, bare=bare).to_pylist()
         assert [canonical(text).split() for text in loose] == [exact(t).split() for t in many]
@@ -98,11 +106,11 @@ def test_every_simple_character_folds_alike_in_company():
     every = (c for low, high in words._SIMPLE_RANGES for c in map(chr, range(low, high + 1)))
     simple = [c for c in every if words._fold(c) is not None]
     assert len(simple) > 20_000
-    loose = loosely_canonical(pa.array([f"e{c}b" for c in simple])).to_pylist()
+    loose = loosely_canonical(all_cleaned(pa.array([f"e{c}b" for c in simple]))).to_pylist()
     wrong = [
         c
-        for c, text in zip(simple, loose, strict=True)
-        if " ".join(text.split()) != canonical(f"e{c}b")
+        for c, text in zip(simple, folded_lines(loose), strict=True)
+        if text != canonical(f"e{c}b")
     ]
     assert not wrong
 
@@ -272,7 +280,10 @@ def test_a_caption_counts_at_its_strictest_level_only():
 
 def test_unknown_options_name_the_valid_ones():
     for options, message in [
-        ({"levels": ["plurals"]}, "unknown level 'plurals': choose from phrase, inflections"),
+        (
+            {"levels": ["plurals"]},
+            "unknown level 'plurals': choose from phrase, compounds, inflections",
+        ),
         ({"synonyms": {"fix": ["a"]}}, "unknown concept 'fix'.* Did you mean 'fox'"),
         ({"unspaced": "sub"}, "choose from alone, substring, refuse"),
         ({"state": "x"}, "for files"),
@@ -555,12 +566,208 @@ def test_chosen_classes_cost_least():
         screening.choose_classes(candidates.head(3), captions, oop=1, ip=2, least=6)
 
 
-def test_names_are_read_from_text_and_csv(tmp_path):
-    (tmp_path / "a.txt").write_text("ant\n\n fire ant \n", encoding="utf-8")
-    assert screening.read_names(str(tmp_path / "a.txt")) == (["ant", "fire ant"], {})
-    (tmp_path / "a.csv").write_text("name,synonyms\nnull,zero; nil\nant,\n", encoding="utf-8")
-    names = screening.read_names(str(tmp_path / "a.csv"))
-    assert names == (["null", "ant"], {"null": ["zero", "nil"]})
+@pytest.mark.parametrize("suffix", [".csv", ".CSV", ".tsv", ".Tsv", ".txt", ".TXT", ""])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_names_are_read_from_text_and_tables(tmp_path, suffix, encoding, end):
+    place = tmp_path / f"names{suffix}"
+    rows = [["null", "zero; nil"], [" café ", ""], ["", ""], ["null", "nil;naught"], ["ant", ""]]
+    if suffix.lower() in (".csv", ".tsv"):
+        separator = "," if suffix.lower() == ".csv" else "\t"
+        rows = [["name", "synonyms"], *rows]
+        expected = {"null": ["zero", "nil", "naught"]}
+    else:
+        rows, separator, expected = [row[:1] for row in rows], "", {}
+    text = end.join(separator.join(row) for row in rows)
+    place.write_bytes(text.encode(encoding))
+    assert screening.read_names(str(place)) == (["null", "café", "ant"], expected)
+    assert screening.read_names(place) == (["null", "café", "ant"], expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("a.csv", "naam\nfox\n", "must have one column 'name', it has naam"),
+        ("a.csv", "name,name\nfox,ox\n", "must have one column 'name'"),
+        ("a.csv", "name;synonyms\nfox;renard\n", "it has name;synonyms"),
+        ("a.csv", "name\nWashington, D.C.\n", "line 2: 2 cells under 1 headers"),
+        ("a.csv", "name,synonyms\n,renard\n", "line 2: the name is missing"),
+        ("a.csv", 'name\n"fox\nox\n', "line 3: unexpected end of data"),
+        ("a.csv", "", "must have one column 'name'"),
+        ("a.tsv", "name\n", "a.tsv has no names"),
+        ("a.txt", "\n \n", "a.txt has no names"),
+        ("a.txt", "name,synonyms\nfox,renard\n", "begins like a table.*name it .csv or .tsv"),
+        ("a.txt", "id\tname\n1\tfox\n", "begins like a table"),
+        ("a.json", '["fox"]', "from .txt, .csv and .tsv, not from .json"),
+        ("a.csv.gz", "fox", "not from .gz"),
+        ("a.txt", "caf\udce9", "a.txt is not in UTF-8: save it"),
+    ],
+)
+def test_files_that_are_no_lists_of_names_are_refused(tmp_path, file, content, message):
+    (tmp_path / file).write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=message):
+        screening.read_names(str(tmp_path / file))
+
+
+CELLS = st.text(
+    st.characters(codec="utf-8", exclude_characters="\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029\0;")
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(CELLS.filter(str.strip), st.lists(CELLS, max_size=3)), min_size=1))
+def test_any_names_and_synonyms_come_back(tmp_path_factory, rows):
+    place = tmp_path_factory.mktemp("names") / "names.csv"
+    table = pd.DataFrame(rows, columns=["name", "synonyms"])
+    table["synonyms"] = table["synonyms"].map(";".join)
+    table.to_csv(place, index=False)
+    names, synonyms = screening.read_names(place)
+    assert names == list(dict.fromkeys(name.strip() for name, _ in rows))
+    for name in names:
+        own = [o.strip() for other, others in rows if other.strip() == name for o in others]
+        assert synonyms.get(name, []) == list(dict.fromkeys(filter(None, own)))
+
+
+@pytest.mark.parametrize("twins", [("Fox", "fox"), ("Pig's ear", "pigs-ear"), ("fox", "fox")])
+def test_candidates_of_one_canonical_form_are_refused_with_both_names(twins):
+    candidates = pd.DataFrame({"domain": ["a"] * 3, "name": ["ant", *twins]})
+    with pytest.raises(ValueError, match=f"{twins[0]!r} and {twins[1]!r} of 'a' are one name"):
+        screening.choose_classes(candidates, ["fox"], oop=1, ip=0)
+    apart = candidates.assign(domain=["a", "b", "c"])
+    assert len(screening.choose_classes(apart, ["fox"], oop=1, ip=0)) == 3
+
+
+def test_a_certificate_is_refused_before_any_caption_is_read(folder, tmp_path, capsys, monkeypatch):
+    listed = tmp_path / "birds.csv"
+    listed.write_text("name\nant\n", encoding="utf-8")
+    content = listed.read_bytes()
+    (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "file").touch()
+    arguments = [str(listed), str(folder), "--quiet", "--out"]
+
+    def read(*_):
+        raise AssertionError("captions were read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpora, "read", read)
+        for out, message in [
+            ("birds.json", "birds.csv is not from a certificate and would be overwritten"),
+            ("notes.json", "notes.json is not from a certificate"),
+            ("cert", "a certificate is a .json file, not cert"),
+            ("file/cert.json", "is not a folder that can be written to"),
+        ]:
+            assert screening.main([*arguments, str(tmp_path / out)]) == 2
+            assert message in capsys.readouterr().err
+    for _ in range(2):  # its own are replaced
+        assert screening.main([*arguments, str(tmp_path / "new" / "found.json")]) == 0
+    assert listed.read_bytes() == content and (tmp_path / "notes.json").read_text() == "{}"
+
+
+class Guarded(fsspec.implementations.memory.MemoryFileSystem):
+    """A store whose addresses carry a password, and whose messages repeat them."""
+
+    protocol = "guarded"
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return ("/" + path.rpartition("@host")[2].strip("/")).rstrip("/")
+
+    def unstrip_protocol(self, name):
+        return f"guarded://me:s3cret@host{name}"
+
+    def open(self, path, mode="rb", **kwargs):
+        if "bad" in path and mode == "rb":
+            raise OSError(f"403 at https://me:s3cret@host{path}?Signature=s3cret")
+        return super().open(path, mode, **kwargs)
+
+
+def test_no_password_gets_into_results_messages_and_certificates(folder, tmp_path, capfd):
+    fsspec.register_implementation("guarded", Guarded, clobber=True)
+    for name in ("0.parquet", "bad.parquet"):
+        Guarded().pipe_file(f"/{name}", (folder / "0.parquet").read_bytes())
+    listed = tmp_path / "names.txt"
+    listed.write_text("ant\nfire ant\n", encoding="utf-8")
+    source = "guarded://me:s3cret@host/"
+    arguments = [str(listed), source, "--out", str(tmp_path / "c.json"), "--state"]
+    assert screening.main([*arguments, str(tmp_path / "state")]) == 1
+    assert screening.main([str(listed), f"{source}none.parquet"]) == 2
+    with pytest.raises(ValueError, match="bad.parquet") as caught:
+        screen(["ant"], source)
+    with pytest.raises(FileNotFoundError, match="none.parquet") as missing:
+        mentions(["ant"], f"{source}none.parquet")
+    shown = capfd.readouterr()
+    written = [path for path in tmp_path.rglob("*.*") if path.suffix in (".json", ".csv")]
+    texts = [shown.out, shown.err, *(path.read_text(encoding="utf-8") for path in written)]
+    texts += ["".join(traceback.format_exception(found.value)) for found in (caught, missing)]
+    texts.append(repr(corpora.inspect(f"{source}0.parquet")))
+    assert "bad.parquet" in shown.err and len(written) == 3
+    assert not [text for text in texts if "s3cret" in text or "me:" in text]
+
+
+def test_the_query_of_a_url_is_not_where_its_suffix_is_looked_for():
+    for url, kind in [
+        ("https://host/a.parquet?Signature=x.csv", "Parquet"),
+        ("https://host/a.csv?part=b.parquet", "CSV"),
+        ("https://host/a.csv#b.parquet", "CSV"),
+        ("/data/what?.parquet", "Parquet"),
+    ]:
+        assert corpora._kind(url) == kind
+    assert corpora.File("https://me:x@host/a.csv?Signature=x", "c", None).name == "a.csv"
+
+
+def damages(stored):
+    """Stored counts with something wrong, as text."""
+    tally = stored["tally"]
+    more = [[count + 5 for count in own] for own in tally["counts"]]
+    yield json.dumps(stored | {"tally": tally | {"counts": more}})
+    yield json.dumps(tally)
+    yield json.dumps(stored)[:-30]
+    yield from ("", "[]", "3", "null", '{"sha256": 1}', "[" * 100_000, "9" * 5000, "\ufffe")
+
+
+def wrong_tallies(tally):
+    """Counts that no counting makes."""
+    counts = tally["counts"]
+    for wrong in (-5, 1.5, 10**30, True, None, "3", [3], tally["captions"] + 1):
+        yield tally | {"counts": [[wrong, *counts[0][1:]], *counts[1:]]}
+    yield tally | {"counts": counts[1:]}
+    yield tally | {"counts": [counts]}
+    for name, wrong in [
+        ("rows", -1),
+        ("captions", 10**30),
+        ("captions", "400"),
+        ("unseen", ["no word of ours"]),
+        ("unseen", 3),
+        ("unseen_pieces", [1]),
+        ("examples", [[99, 0, []]]),
+        ("examples", [[0, 99, []]]),
+        ("examples", [3]),
+    ]:
+        yield tally | {name: wrong}
+    yield {name: tally[name] for name in tally if name != "captions"}
+
+
+def test_damaged_counts_are_not_believed_but_counted_anew(folder, tmp_path):
+    state = tmp_path / "state"
+    expected = counts_of(folder, state=state).table
+    place = sorted(state.iterdir())[0]
+    content = place.read_text(encoding="utf-8")
+    stored = json.loads(content)
+    cases = list(damages(stored))
+    # Wrong in themselves, and yet with a checksum that fits.
+    for tally in wrong_tallies(stored["tally"]):
+        cases.append(
+            json.dumps({"sha256": vocabulary._checksum(str(place), tally), "tally": tally})
+        )
+    # The counts of another file.
+    cases.append(sorted(state.iterdir())[1].read_text(encoding="utf-8"))
+    for case in cases:
+        place.write_text(case, encoding="utf-8")
+        with pytest.warns(UserWarning, match=f"{place.name} is damaged, so its file is counted"):
+            found = survey(MEETING, folder, levels=["inflections"], examples=3, state=state)
+        pd.testing.assert_frame_equal(found.table, expected)
+        assert place.read_text(encoding="utf-8") == content
 
 
 def test_nothing_is_lost_between_batches_of_any_size(monkeypatch):

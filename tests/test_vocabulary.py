@@ -6,15 +6,18 @@ import unicodedata
 import warnings
 from collections import Counter
 
+import ftfy
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.tokenizer import basic_clean, whitespace_clean
 
-from lbutils import vocabulary
+from lbutils import vocabulary, words
 from lbutils.vocabulary import canonical, screen, suggest
+from lbutils.words import all_cleaned, folded_lines
 
 # Few words and much punctuation, so that names do meet captions, often side by side.
 WORDS = [
@@ -127,12 +130,15 @@ def test_canonical_is_a_fixed_point_of_folding(text):
     )
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=127)))
 def test_ascii_has_one_canonical_form_however_it_is_computed(text):
-    words = re.sub(r"[\W_]+", " ", text.lower().replace("'", "").replace("`", "")).strip()
-    assert canonical(text) == words
-    # A non-ASCII character that stands apart sends the same text down the general path.
-    assert canonical(text + " 。") == words
+    read = basic_clean(text)
+    if read.isascii():
+        plain = re.sub(r"[\W_]+", " ", read.lower().replace("'", "").replace("`", "")).strip()
+        assert canonical(text) == plain
+        # A non-ASCII character that stands apart sends the same text down the general path.
+        assert canonical(text + " 。") == plain
     assert screen(["ant"], [f"{text} ant"])["captions"].tolist() == [
         occurrences("ant", [f"{text} ant"])
     ]
@@ -317,3 +323,186 @@ def test_counts_are_exact_over_many_batches(monkeypatch):
     tally = Counter(word for caption in captions for word in set(canonical(caption).split()))
     table = screen(["ant", "elephant", "fire"], captions, progress=True)
     assert table["captions"].tolist() == [tally["ant"], tally["elephant"], tally["fire"]]
+
+
+# --- as the tokenizer reads it ----------------------------------------------------------------
+
+ENTITIES = [
+    "&amp;",
+    "&AMP",
+    "&#39;",
+    "&#x27;",
+    "&nbsp;",
+    "&eacute;",
+    "&EACUTE;",
+    "&NTILDE;",
+    "&lt;",
+]
+ENTITIES += [
+    "&amp;eacute;",
+    "&amp;amp;#39;",
+    "&eacutex",
+    "&#8217",
+    "&",
+    "＆ａｍｐ；",
+    "&lang\u037e",
+]
+DAMAGED = ["café", "naïve", "piñata", "“fox”", "’s", "лиса", "狐", "é", "à la", "Å", "ﬁ", "½", "°"]
+DAMAGED = [
+    text.encode().decode(wrong, "replace")
+    for text in DAMAGED
+    for wrong in ("cp1252", "latin-1", "cp1251", "cp1250", "mac-roman", "cp437")
+]
+ODD = ["\x00", "\x0b", "\x1b[31m", "\x1c", "\x7f", "\x85", "\u206a", "\ufeff", "\ufff9", "\u2028"]
+ODD += ["A\u0303©", "\u212bœ", "‚", "‘", "„", "œ", "Â ", "Ã ", "ￃ", "￢", "Ǆ", "…", "<", ">", "\r"]
+soup = st.lists(
+    st.sampled_from([*ENTITIES, *DAMAGED, *ODD, "fox", "ant", " ", "x", "é", "ç", "か\u3099"]),
+    max_size=7,
+).map("".join)
+
+
+def as_read(text):
+    """The words of a text after open_clip's own clean-up, without `cleaned`."""
+    return folded_lines([whitespace_clean(basic_clean(text))])[0].split()
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.lists(st.one_of(soup, texts), max_size=8))
+def test_all_texts_are_read_as_the_tokenizer_reads_them(many):
+    cleaned = all_cleaned(pa.array([t.encode("utf-8", "replace") for t in many], pa.string()))
+    exact = [as_read(text.encode("utf-8", "replace").decode()) for text in many]
+    assert [text.split() for text in folded_lines(cleaned.to_pylist())] == exact
+    assert [canonical(t.encode("utf-8", "replace").decode()).split() for t in many] == exact
+
+
+def test_every_pair_of_telling_characters_is_read_as_the_tokenizer_reads_it():
+    # All that ftfy takes for wrongly decoded are sequences of these; most pairs are harmless.
+    telling = [c for c in map(chr, range(0x80, 0x3000)) if re.match(_telling(), c)]
+    pairs = [f"x {a}{b} y" for a in telling[::3] for b in telling[1::4]]
+    given_to_ftfy = pl.Series(pairs).str.contains(words._patterns()[0])
+    left = [text for text, suspect in zip(pairs, given_to_ftfy, strict=True) if not suspect]
+    assert 0.1 < len(left) / len(pairs) < 0.9
+    assert not [text for text in left if ftfy.fix_encoding(text) != text]
+
+
+def _telling():
+    return f"[{''.join(words.MOJIBAKE_CATEGORIES.values())}]"
+
+
+@pytest.mark.parametrize(
+    ("name", "caption"),
+    [
+        ("pig's ear", "a Pig&#39;s Ear"),
+        ("pig's ear", "a Pig&amp;#39;s Ear"),
+        ("AT&T", "the AT&amp;T shop"),
+        ("AT&amp;T", "the AT&T shop"),
+        ("café", "caf&eacute; noir"),
+        ("café", "CAF&EACUTE;"),
+        ("café", "a cafÃ© here"),
+        ("cafÃ©", "a café here"),
+        ("red fox", "a red&nbsp;fox"),
+        ("red fox", "a red\x00 fox"),
+        ("foxglove", "fox\x08glove"),
+        ("fire ant", "fire \x1b[31mant"),
+        ("猫", "a çŒ« here"),
+        ("naïve", "na&iuml;ve"),
+        ("piñata", "piÃ±ata"),
+    ],
+)
+def test_a_name_is_found_where_the_tokenizer_reads_it(name, caption):
+    assert as_read(caption) != canonical(name) and set(as_read(name)) <= set(as_read(caption))
+    table = quiet_screen([name, "yeti"], [caption, "a dog", caption])
+    assert table["captions"].tolist() == [2, 0] and table["subset"].tolist() == ["ip", "oop"]
+
+
+@settings(deadline=None)
+@given(st.lists(soup, max_size=5), st.lists(st.sampled_from(["fox", "ant", "é", "café", "x"])))
+def test_soup_is_screened_as_the_oracle_says(many, some):
+    table = quiet_screen(some, many)
+    assert table["captions"].tolist() == [
+        sum(as_read(name)[0] in as_read(text) for text in many) for name in some
+    ]
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [screen, vocabulary.survey, vocabulary.mentions])
+def test_one_text_is_not_a_list_of_names(call):
+    with pytest.raises(ValueError, match=r"pass \['fox'\]"):
+        call("fox", ["a fox"])
+    with pytest.raises(ValueError, match=r"synonyms of 'fox' must be a list.*pass \['renard'\]"):
+        call(["fox"], ["a fox"], synonyms={"fox": "renard"})
+    for table in (pd.DataFrame({"name": ["fox"]}), pl.DataFrame({"name": ["fox"]})):
+        with pytest.raises(TypeError, match="one column"):
+            call(table, ["a fox"])
+    for wrong in (3, None, float("nan"), b"fox"):
+        with pytest.raises(TypeError, match="number 1 is"):
+            call(["fox", wrong], ["a fox"])
+
+
+@given(
+    st.lists(st.one_of(st.text(max_size=3), st.none(), st.integers(), st.binary(max_size=2))),
+    st.sampled_from([list, tuple, iter, pd.Series, lambda x: dict.fromkeys(x)]),
+)
+def test_names_come_through_as_they_are_or_not_at_all(values, kind):
+    if all(isinstance(value, str) for value in values):
+        expected = list(dict.fromkeys(values)) if isinstance(kind(values), dict) else values
+        assert words.as_names(kind(values)) == expected
+    else:
+        with pytest.raises(TypeError, match="names must be texts"):
+            words.as_names(kind(values))
+
+
+def test_compounds_are_a_level_of_their_own():
+    captions = ["an icon of sun flower", "Sun-Flower", "sunflowers", "sun flowers", "a sunflower"]
+    table = screen(["sunflower"], captions, levels=["compounds", "inflections"])
+    columns = ["captions", "captions_compounds", "captions_inflections"]
+    assert table[columns].values.tolist() == [[1, 3, 5]]
+    joined = screen(["hot dog"], ["a hotdog", "hot-dog", "hotdogs"], levels=["compounds"])
+    assert joined[columns[:2]].values.tolist() == [[1, 2]]
+
+
+# --- addresses --------------------------------------------------------------------------------
+
+SECRETS = st.text(st.sampled_from("abcXYZ019%-._~!$*+,;:@/?=&"), min_size=4, max_size=12).map(
+    lambda text: f"q{text}Q"
+)
+
+
+@settings(deadline=None)
+@given(SECRETS, st.sampled_from(["http", "https", "s3", "HTTPS", "sftp"]))
+def test_no_password_is_left_in_a_url(secret, scheme):
+    shown = words.redacted(f"[Errno 5] at {scheme}://me:{secret}@host/a.parquet, or so")
+    assert secret not in shown and "me:" not in shown
+    assert "host/a.parquet" in shown or "@" in secret or "/" in secret or "?" in secret
+
+
+@settings(deadline=None)
+@given(SECRETS)
+def test_no_query_is_left_in_a_url(secret):
+    for text in (
+        f"https://host/a.parquet?Signature={secret}&Expires=1",
+        f"403, message='Forbidden', url=URL('https://host/a.parquet?X-Amz={secret}')",
+        f"Max retries exceeded with url: /a.parquet?Signature={secret} (caused by x)",
+        f"simplecache::https://host/a.parquet?{secret}",
+        f"https://host/a.parquet#{secret}",
+    ):
+        shown = words.redacted(text)
+        assert secret not in shown and "a.parquet" in shown
+        assert words.redacted(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no *.parquet file in /data/part-?.parquet",
+        "s3://bucket/part-?[0-9].parquet",
+        "https://host:8080/@scope/a.parquet",
+        "abfs://container@account.dfs.core.windows.net/a.parquet",
+        "what? a=b",
+        "",
+    ],
+)
+def test_what_is_no_secret_stays(text):
+    assert words.redacted(text) == text
