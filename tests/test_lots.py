@@ -145,6 +145,7 @@ def test_a_caption_without_the_name_says_colour_kind_and_tags(lots):
     row |= {"kind": "emoji", "source": "noto"}
     told = {lots.unnamed_caption(row, lots.rng_of("x", k)) for k in range(300)}
     assert told >= {"a brown animal", "a drawing of a white animal", "an emoji of a brown animal"}
-    assert told >= {"a colorful picture of a brown animal", "pet, white animal", "brown animal, pet"}
+    assert told >= {"a colorful picture of a brown animal", "pet, white animal"}
+    assert "brown animal, pet" in told
     bare = {**row, "colours": [], "tags": []}
     assert {lots.unnamed_caption(bare, lots.rng_of("x", k)) for k in range(100)} >= {"an animal"}

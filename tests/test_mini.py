@@ -114,7 +114,8 @@ def test_open_clips_factory_gives_the_same_features(encoder_folder, monkeypatch)
     with torch.no_grad():
         image, text = model.encode_image(pixels, True), model.encode_text(FEW(texts), True)
     # Not bit for bit: a processor's kernels may add up in another order (6e-8 was seen).
-    for ours, theirs in ((encoder.encode_images(pixels), image), (encoder.encode_text(texts), text)):
+    found = ((encoder.encode_images(pixels), image), (encoder.encode_text(texts), text))
+    for ours, theirs in found:
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     again = load_encoder(f"local-dir:{encoder_folder}", device="cpu")
     assert again.fingerprint == encoder.fingerprint
