@@ -1,12 +1,85 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the names that they may have."""
 
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+_LONGEST_NAME = 255  # bytes, of a file's name on Linux and macOS
+# Of Windows, whatever follows a dot.
+_DEVICES = re.compile(
+    "(con|prn|aux|nul|conin[$]|conout[$]|(com|lpt)[0-9¹²³])[ ]*([.].*)?", re.IGNORECASE | re.DOTALL
+)
+
+
+def file_name(value: Any, what: str = "name", owner: Any = "", portable: bool = True) -> str:
+    """The value itself, if it can name one file or folder, and nothing outside of where it lies.
+
+    Every text that becomes part of a path and comes from a file, or from a caller, passes here.
+
+    Parameters
+    ----------
+    value : object
+        The name.
+    what, owner : str
+        What messages call it and what it belongs to, such as "domain" and "the benchmark".
+    portable : bool
+        Whether it must be a name on every system: not hidden, without signs that Windows does
+        not have in names, and no device of it. Names of files that lie on this disk already
+        need not be.
+
+    Raises
+    ------
+    ValueError
+        If it is no text, empty, a path, too long, or has signs that cannot be in a name.
+    """
+    has, shown = f"{owner} has a {what} that".lstrip(), short(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{has} is no text: {shown}")
+    if ".." in re.split(r"[/\\]", value):
+        raise ValueError(f"{has} leaves the folder: {shown}")
+    if "/" in value or (portable and ("\\" in value or re.match("[A-Za-z]:", value))):
+        raise ValueError(f"{has} is a path, not a name: {shown}")
+    if value in ("", ".") or not is_text(value) or _controls(value):
+        raise ValueError(f"{has} cannot name a file: {shown}")
+    if len(value.encode()) > _LONGEST_NAME:
+        raise ValueError(f"{has} has more than {_LONGEST_NAME} bytes: {shown}")
+    if portable and (set(value) & set('<>:"|?*') or value.startswith(".") or _trimmed(value)):
+        raise ValueError(
+            f"{has} cannot name a file on every system: {shown}; rename it, without "
+            '<>:"|?*, a dot or space at an end, or the name of a device'
+        )
+    return value
+
+
+def _controls(value: str) -> bool:
+    return any(unicodedata.category(sign) == "Cc" for sign in value)
+
+
+def _trimmed(value: str) -> bool:
+    """Whether Windows takes a name for another, or for one of its devices."""
+    return value != value.strip() or value.endswith(".") or bool(_DEVICES.fullmatch(value))
+
+
+def short(value: Any) -> str:
+    """A value as Python writes it, cut to what fits in a message."""
+    text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def is_text(value: str) -> bool:
+    """Whether a text can be written: JSON may hold halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from lbutils import downloads, layout
+from lbutils.atomic import file_name
 from lbutils.layout import SPLITS, SUBSETS, data_dir, read_hints
 from lbutils.words import suggest
 
@@ -384,12 +385,18 @@ def _rank(name: str, seed: int, image_id: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """A domain: its name, the hint of its prompts ("animal"), its subsets `ip` and `oop`."""
+    """A domain: its name, the hint of its prompts ("animal"), its subsets `ip` and `oop`.
+
+    Files are named after it: ValueError is raised for a name that cannot be that of a file.
+    """
 
     name: str
     hint: str
     ip: Subset
     oop: Subset
+
+    def __post_init__(self) -> None:
+        file_name(self.name, "domain", "the benchmark")
 
 
 class Benchmark(Mapping[str, Domain]):

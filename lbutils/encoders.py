@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
+import huggingface_hub as hub
 import open_clip
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from open_clip import pretrained as registry
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision import transforms
 
-from lbutils import mini, towers
+from lbutils import foreign, mini, towers
 from lbutils.benchmark import data_dir, mini_file
 from lbutils.words import suggest
 
@@ -308,33 +309,43 @@ def _mini(scale: str) -> tuple[nn.Module, Any, str]:
 def _bundled(name: str) -> tuple[nn.Module, Any, None]:
     """A model of open_clip whose folder or repository holds configuration and weights alike."""
     if name.startswith(HUB):
+        repository = name.removeprefix(HUB)
         with _downloading(f"weights {name}", "the hub", 'load_encoder("local-dir:<folder>")'):
-            model = open_clip.create_model(name, require_pretrained=True)
-            tokenizer = open_clip.get_tokenizer(name)
-        _check_registered(name, name.removeprefix(HUB), model)
+            file = Path(hub.hf_hub_download(repository, foreign.OPEN_CLIP))
+            described = foreign.read_object(file)
+            settings = foreign.open_clip_settings(described, f"{repository}/{file.name}")
+            registry.download_pretrained_from_hf(repository)
+        with _loading(name, name):
+            model = open_clip.create_model(name, require_pretrained=True, **settings)
+        tokenizer = _tokenizer(name, settings)
+        _check_registered(name, repository, model)
         return model, tokenizer, None
     folder = Path(name.removeprefix(LOCAL))
-    if not (folder / "open_clip_config.json").is_file():
+    file = folder / foreign.OPEN_CLIP
+    if not file.is_file():
         kind = f'; load_encoder("{TRANSFORMERS}{folder}") reads one of transformers'
         raise FileNotFoundError(
-            f"{folder / 'open_clip_config.json'} is missing: the folder after local-dir: must "
+            f"{file} is missing: the folder after local-dir: must "
             "hold open_clip_config.json and open_clip_model.safetensors"
             + (kind if (folder / "config.json").is_file() else "")
         )
+    foreign.check_folder(folder)
+    described = foreign.read_object(file)
+    settings = foreign.open_clip_settings(described, str(file), folder)
     with _loading(name, folder):
-        model = open_clip.create_model(name, require_pretrained=True)
-    _check_described(folder, model)
+        model = open_clip.create_model(name, require_pretrained=True, **settings)
+    _check_described(folder, described.get("preprocess_cfg", {}), model)
     pieces = folder / "pieces.json"
-    if pieces.is_file():
-        kept = json.loads(pieces.read_text(encoding="utf-8"))
-        return model, mini.PieceTokenizer(kept, model.context_length), None
-    return model, open_clip.get_tokenizer(name), None
+    with _loading(name, pieces if pieces.is_file() else folder, what="a tokenizer"):
+        if pieces.is_file():
+            kept = json.loads(pieces.read_text(encoding="utf-8"))
+            return model, mini.PieceTokenizer(kept, model.context_length), None
+        return model, foreign.tokenizer(name, settings, folder), None
 
 
-def _check_described(folder: Path, model: nn.Module) -> None:
+def _check_described(folder: Path, described: Mapping[str, Any], model: nn.Module) -> None:
     """Raise where a folder does not say how images are normalised, or gives a size not its own."""
-    file = folder / "open_clip_config.json"
-    described = json.loads(file.read_text(encoding="utf-8")).get("preprocess_cfg", {})
+    file = folder / foreign.OPEN_CLIP
     absent = [key for key in ("mean", "std") if key not in described]
     if absent:
         raise ValueError(
@@ -368,11 +379,16 @@ def _transformers(name: str) -> tuple[nn.Module, Any, towers.HubPixels]:
                 f"{Path(source) / 'config.json'} is missing: the folder after {TRANSFORMERS} must "
                 "hold what save_pretrained writes of a model, its tokenizer and image processor"
             )
-        with _loading(name, source, OSError):
+        foreign.check_folder(Path(source))
+        with _loading(name, source):
             model, tokenizer, pixels = towers.read(source)
     else:
         call = f'load_encoder("{TRANSFORMERS}<folder>")'
-        with _downloading(f"weights {name}", "the hub", call), _loading(name, source):
+        with (
+            _downloading(f"weights {name}", "the hub", call),
+            _loading(name, source, passing=(OSError, HTTPException)),
+        ):
+            foreign.check_repository(source)
             model, tokenizer, pixels = towers.read(source)
     try:
         with torch.no_grad():
@@ -413,8 +429,16 @@ def _open_clip(name: str, pretrained: Any, tag: str = "") -> tuple[nn.Module, An
         model = open_clip.create_model(name, str(pretrained), require_pretrained=True, **options)
         if options:
             _check_size(name, Path(pretrained), model)
-    with _downloading(f"the tokenizer of {name}", "the hub", "the same with its cache"):
-        return model, open_clip.get_tokenizer(name), str(pretrained)
+    return model, _tokenizer(name, open_clip.get_model_config(name)), str(pretrained)
+
+
+def _tokenizer(name: str, settings: Mapping[str, Any]) -> Any:
+    """open_clip's tokenizer of an architecture or of a repository on the hub."""
+    with (
+        _downloading(f"the tokenizer of {name}", "the hub", "the same with its cache"),
+        _loading(name, name, what="a tokenizer", passing=(OSError, HTTPException)),
+    ):
+        return foreign.tokenizer(name, settings)
 
 
 def _check_gelu(name: str, weights: str, config: Mapping[str, Any]) -> None:
@@ -491,7 +515,7 @@ def _check_size(name: str, file: Path, model: nn.Module) -> None:
         shape = tuple(value.shape)
         found = shapes.get(key, shapes.get(key.removeprefix("text."), shape))
         if found != shape:
-            raise ValueError(
+            raise foreign.Refused(
                 f"{file} holds weights of another image size or text length than {name} "
                 f"({key} is {found}, not {shape}): take the architecture that they were trained as"
             )
@@ -546,18 +570,31 @@ def _downloading(what: str, source: str | None, call: str) -> Iterator[None]:
 
 
 @contextmanager
-def _loading(name: str, source: Any, *more: type[Exception]) -> Iterator[None]:
-    """What a library raises on unfit weights becomes one message that names them."""
+def _loading(
+    name: str,
+    source: Any,
+    *,
+    what: str = "intact weights",
+    passing: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Whatever a library raises on unfit files becomes one message that names them.
+
+    What was refused already, a missing package and exceptions in `passing` keep their own.
+    """
+    own: tuple[type[Exception], ...] = (foreign.Refused, ModuleNotFoundError, MemoryError, *passing)
     try:
         yield
+    except own:
+        raise
     except _UNSAFE as error:
         raise ValueError(
             f"{source} holds more than weights, and is not read ({_reason(error)}): convert it to "
             "safetensors where you trust it"
         ) from error
-    except (RuntimeError, SafetensorError, KeyError, EOFError, *more) as error:
+    except Exception as error:
+        # Libraries raise anything, bare exceptions among it, on files that were tampered with.
         raise ValueError(
-            f"{source} does not hold intact weights of {name} ({_reason(error)})"
+            f"{source} does not hold {what} of {name} ({_reason(error)}): download it again"
         ) from error
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from lbutils import downloads, layout, published
-from lbutils.atomic import write_text
+from lbutils.atomic import file_name, write_text
 from lbutils.benchmark import SCALES, Benchmark, Domain, Split, Subset, join, load_benchmark
 from lbutils.words import suggest
 
@@ -224,7 +224,8 @@ def _export_subset(subset: Subset, root: Path, hint: str) -> None:
             raise ValueError(
                 f"class {name!r} of {where} has no image, and the layout no empty class"
             )
-    folder = root / f"{subset.domain}{len(subset.names)}_{subset.kind.upper()}"
+    domain = file_name(subset.domain, "domain", "the benchmark")
+    folder = root / f"{domain}{len(subset.names)}_{subset.kind.upper()}"
     files: dict[str, str] = {}
 
     def draws() -> dict[str, dict[str, list[str]]]:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lbutils.atomic import write_text
+from lbutils.atomic import file_name, is_text, short, write_text
 from lbutils.words import suggest
 
 SPLITS = ("train", "val", "test")
@@ -42,7 +42,6 @@ MAX_JSON_BYTES = 1 << 29
 
 _FOLDER = re.compile(r"(?P<domain>.+?)(?P<classes>\d*)_(?P<kind>oop|ip)", re.IGNORECASE)
 _FIELDS = ("classname", "image_name", "label")
-_LONGEST_NAME = 255  # bytes, of a file's name on Linux and macOS
 _BIGGEST_LABEL = 1_000_000_000
 
 
@@ -78,7 +77,7 @@ def leads_out(path: Path, root: Path) -> bool:
 
 
 def places(root: Path) -> tuple[Path, ...]:
-    """Where the files of a benchmark in `root` may lie, links followed: in `root`.
+    """Where the files of a benchmark or encoder in `root` may lie, links followed: in `root`.
 
     A snapshot in the cache of the hub is made of links to the blobs beside it, or to those that
     the repositories in one cache share; these are admitted too.
@@ -86,7 +85,8 @@ def places(root: Path) -> tuple[Path, ...]:
     real = root.resolve()
     for snapshot in (real, *real.parents):
         repository = snapshot.parent.parent
-        if snapshot.parent.name == "snapshots" and repository.name.startswith("datasets--"):
+        kinds = ("datasets--", "models--")
+        if snapshot.parent.name == "snapshots" and repository.name.startswith(kinds):
             blobs = (repository / "blobs", repository.parent / "blobs")
             return (real, *(folder.resolve() for folder in blobs if folder.is_dir()))
     return (real,)
@@ -238,7 +238,7 @@ def read_json(file: Path, root: Path) -> Any:
     if size > MAX_JSON_BYTES:
         raise ValueError(f"{file} has {size:,} bytes, more than any split file: download it again")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable JSON, download it again: {error}") from error
 
@@ -295,21 +295,6 @@ def _entries(file: Path, split: str, found: Any) -> Iterator[tuple[Any, Any]]:
     yield from found.items() if isinstance(found, dict) else enumerate(found or ())
 
 
-def _short(value: Any) -> str:
-    """A value as Python writes it, cut to what fits in a message."""
-    text = ascii(value) if isinstance(value, str) and not _is_text(value) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _is_text(value: str) -> bool:
-    """Whether a text can be written: JSON may hold halves of characters."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 @dataclass
 class _Reader:
     """Turns entries of one split file into rows, and remembers which class has which label."""
@@ -320,7 +305,7 @@ class _Reader:
     names: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def row(self, file: Path, split: str, key: Any, entry: Any) -> Row:
-        where = f"entry {_short(key)} of {split}"
+        where = f"entry {short(key)} of {split}"
         try:
             return self._row(split, where, entry)
         except ValueError as error:
@@ -330,24 +315,24 @@ class _Reader:
         lacking = [name for name in _FIELDS if not isinstance(entry, dict) or name not in entry]
         if lacking:
             raise ValueError(f"needs classname, image_name and label: {', '.join(lacking)} lacks")
-        name = _file_name(entry["classname"], "classname")
+        name = _held(entry["classname"], "classname")
         image_name = _image_name(entry["image_name"], name)
         label = _label(entry["label"])
         self._agree(name, label, where)
         path = f"{self.folder.name}/images/{image_name}"
         image_id = entry.get("id", path)
-        if not isinstance(image_id, str) or not image_id or not _is_text(image_id):
-            raise ValueError(f"has an id that is no text: {_short(image_id)}")
+        if not isinstance(image_id, str) or not image_id or not is_text(image_id):
+            raise ValueError(f"has an id that is no text: {short(image_id)}")
         return Row(split, label, name, image_id, path, _caption(entry.get("INFO")))
 
     def _agree(self, name: str, label: int, where: str) -> None:
         known = name in self.labels
         other, there = self.labels.setdefault(name, (label, where))
         if other != label:
-            raise ValueError(f"gives {_short(name)} label {label}, but {there} gives it {other}")
+            raise ValueError(f"gives {short(name)} label {label}, but {there} gives it {other}")
         other_name, there = self.names.setdefault(label, (name, where))
         if other_name != name:
-            both = f"{_short(name)}, but {there} to {_short(other_name)}"
+            both = f"{short(name)}, but {there} to {short(other_name)}"
             raise ValueError(f"gives label {label} to {both}")
         if known:
             return
@@ -356,31 +341,21 @@ class _Reader:
         # Once a class: to resolve every image of the benchmark would take seconds. `Files` does
         # so for each image that is read.
         if not is_inside(self.folder / "images" / name, self.admitted):
-            raise ValueError(f"leaves the folder of images: {_short(name)} is a link out of it")
+            raise ValueError(f"leaves the folder of images: {short(name)} is a link out of it")
 
 
-def _file_name(value: Any, what: str) -> str:
-    """A text that can name one file or folder, and nothing outside of where it lies."""
-    if not isinstance(value, str):
-        raise ValueError(f"has a {what} that is no text: {_short(value)}")
-    if ".." in re.split(r"[/\\]", value):
-        raise ValueError(f"leaves the folder of images: {what} {_short(value)}")
-    if "/" in value:
-        raise ValueError(f"has a {what} that is a path, not a name: {_short(value)}")
-    if value in ("", ".") or "\0" in value or not _is_text(value):
-        raise ValueError(f"has a {what} that cannot name a file: {_short(value)}")
-    if len(value.encode()) > _LONGEST_NAME:
-        raise ValueError(f"has a {what} of more than {_LONGEST_NAME} bytes: {_short(value)}")
-    return value
+def _held(value: Any, what: str) -> str:
+    """A name in a split file, of what must lie on this disk, whatever other systems allow."""
+    return file_name(value, what, portable=False)
 
 
 def _image_name(value: Any, class_name: str) -> str:
     """The image's path under ``images/``, with its class's folder if that was left out."""
     if not isinstance(value, str):
-        raise ValueError(f"has an image_name that is no text: {_short(value)}")
+        raise ValueError(f"has an image_name that is no text: {short(value)}")
     if value.startswith("/"):
-        raise ValueError(f"leaves the folder of images: image_name {_short(value)} is absolute")
-    parts = [_file_name(part, "image_name") for part in value.split("/")]
+        raise ValueError(f"leaves the folder of images: image_name {short(value)} is absolute")
+    parts = [_held(part, "image_name") for part in value.split("/")]
     if parts[0] != class_name or len(parts) == 1:
         parts = [class_name, *parts]
     return "/".join(parts)
@@ -392,19 +367,19 @@ def _label(value: Any) -> int:
         return int(value)
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or not 0 <= value < _BIGGEST_LABEL:
-        raise ValueError(f"has a label that is no whole number from 0: {_short(value)}")
+        raise ValueError(f"has a label that is no whole number from 0: {short(value)}")
     return int(value)
 
 
 def _caption(info: Any) -> str | None:
     if not isinstance(info, (dict, type(None))):
-        raise ValueError(f"has an INFO that is no object: {_short(info)}")
+        raise ValueError(f"has an INFO that is no object: {short(info)}")
     caption = (info or {}).get("Refined_caption3")
     # Tables write a caption that lacks as NaN.
     if caption is None or (isinstance(caption, float) and math.isnan(caption)):
         return None
-    if not isinstance(caption, str) or not _is_text(caption):
-        raise ValueError(f"has a Refined_caption3 that is no text: {_short(caption)}")
+    if not isinstance(caption, str) or not is_text(caption):
+        raise ValueError(f"has a Refined_caption3 that is no text: {short(caption)}")
     return caption if caption.strip() else None
 
 
@@ -420,18 +395,18 @@ def read_draws(folder: Path, root: Path, rows: Iterable[Row]) -> dict[int, dict[
     train: dict[str, dict[str, str]] = {}
     for row in rows:
         if row.split == "train":
-            short = PurePosixPath(row.path).name
-            train.setdefault(row.name, {})[short] = row.image_id
+            file_of = PurePosixPath(row.path).name
+            train.setdefault(row.name, {})[file_of] = row.image_id
     content = read_json(file, root)
     draws: dict[int, dict[str, list[str]]] = {}
     for draw, classes in content.items() if isinstance(content, dict) else ():
         if not re.fullmatch("[0-9]{1,9}", draw) or not isinstance(classes, dict):
-            raise ValueError(f"{file}: draw {_short(draw)} must be a number, its classes an object")
+            raise ValueError(f"{file}: draw {short(draw)} must be a number, its classes an object")
         for name, images in classes.items():
             own = train.get(name, {})
             fit = isinstance(images, list) and len(set(map(repr, images))) == len(images)
             if not fit or not all(isinstance(image, str) and image in own for image in images):
-                where = f"draw {draw}, class {_short(name)}"
+                where = f"draw {draw}, class {short(name)}"
                 raise ValueError(f"{file}: {where} must list training images of it, each once")
             draws.setdefault(int(draw), {})[name] = [own[image] for image in images]
     if not draws:
@@ -470,6 +445,7 @@ def read_manifest(root: Path) -> Manifest | None:
         for kind in SUBSETS:
             if (domain, kind) not in here:
                 raise ValueError(f"{root} lacks {domain} {kind}: export the benchmark again")
+        file_name(domain, "domain", file)
     return Manifest(str(name), str(scale), hints, names)
 
 
@@ -510,8 +486,8 @@ def write_folder(
     content: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     seen: set[str] = set()
     for entry in entries:
-        name = _file_name(entry.name, "classname")
-        path = f"{name}/{_file_name(entry.image_name, 'image_name')}"
+        name = file_name(entry.name, "classname", "an entry")
+        path = f"{name}/{file_name(entry.image_name, 'image_name', 'an entry')}"
         # Some systems take two names that differ in case alone for one.
         if path.casefold() in seen:
             raise ValueError(f"two images would be {path}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lbutils.atomic import replacing, write_text
+from lbutils.atomic import file_name, replacing, write_text
 from lbutils.words import suggest
 
 KEY = ("method", "encoder", "benchmark", "domain", "vocabulary", "shots", "seed", "metric")
@@ -108,7 +108,7 @@ def write_record(
     place = Path(folder)
     if place.suffix != ".json":
         digest = hashlib.sha256(_canonical(record["key"]).encode()).hexdigest()[:12]
-        place = place / f"{kind}-{digest}.json"
+        place = place / file_name(f"{kind}-{digest}.json", "kind", "the record")
     write_text(place, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return place
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import lbutils
 from lbutils import grids, pools, published, records
-from lbutils.atomic import write_text
+from lbutils.atomic import file_name, write_text
 from lbutils.benchmark import load_benchmark
 from lbutils.words import suggest
 
@@ -782,7 +782,7 @@ def _state(folder: Path) -> dict[str, Any] | None:
         told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         state = {name: told[name] for name in ("status", "seconds", "error")}
         for name in told["records"]:
-            records.read_record(folder / "records" / name)
+            records.read_record(folder / "records" / file_name(name, "record", "the run"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return {**state, "folder": str(folder)} if state["status"] in _STATES else None

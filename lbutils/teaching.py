@@ -29,6 +29,7 @@ from PIL import Image, ImageOps
 from scipy.stats import binom
 from torch import Tensor
 
+from lbutils.atomic import file_name
 from lbutils.benchmark import MAX_BYTES, MAX_PIXELS, Split
 from lbutils.features import image_features
 from lbutils.layout import leads_out
@@ -408,15 +409,14 @@ def write_folder(split: Split, root: str | os.PathLike[str]) -> Path:
     Raises
     ------
     ValueError
-        If a class name cannot be the name of a folder, or an image is no PNG, JPEG or WebP.
+        If a class name cannot be that of a folder, or an image is no PNG, JPEG or WebP.
     """
     place = Path(root)
     number: Counter[str] = Counter()
     lines = []
     for image, label, caption in zip(split.ids, split.labels, split.captions, strict=True):
         name = split.names[label]
-        if name.startswith(".") or name != name.strip() or set(name) & set('/\\:*?"<>|\0'):
-            raise ValueError(f"the class name {name!r} cannot be the name of a folder")
+        file_name(name, "class name", "the split")
         content = split.source.read(image)
         with Image.open(io.BytesIO(content), formats=list(SUFFIXES)) as opened:
             suffix = SUFFIXES.get(opened.format or "", ".jpg")  # JPEG has kin, such as MPO

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -329,12 +330,22 @@ def read(source: str) -> tuple[HubModel, HubTokenizer, HubPixels]:
         raise ModuleNotFoundError(
             "transformers is not installed: pip install 'transformers>=5,<6'", name=error.name
         ) from error
-    own = {"trust_remote_code": False}
+    own = {"trust_remote_code": False, "local_files_only": Path(source).is_dir()}
     config = transformers.AutoConfig.from_pretrained(source, **own)
-    named = next(iter(config.architectures or ()), "")
-    kind = getattr(transformers, named, transformers.AutoModel)
+    named = next(iter(config.architectures or ()), "AutoModel")
+    kind = getattr(transformers, named, None)
+    # Among the names in transformers are functions, and classes of other things.
+    models = (transformers.PreTrainedModel, transformers.AutoModel)
+    known = isinstance(kind, type) and issubclass(kind, models)
+    if not known:
+        raise ValueError(f"{named!r} among its architectures is no model of transformers")
     model, info = kind.from_pretrained(
-        source, config=config, dtype=torch.float32, weights_only=True, output_loading_info=True
+        source,
+        config=config,
+        dtype=torch.float32,
+        weights_only=True,
+        output_loading_info=True,
+        **own,
     )
     absent = [*info["missing_keys"], *info["mismatched_keys"]]
     if absent:

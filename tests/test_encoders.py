@@ -347,7 +347,7 @@ def test_a_folder_must_say_how_images_are_prepared(tmp_path):
     assert load_encoder(described_as(told), device="cpu").preprocess_config["mean"] == told["mean"]
 
 
-def test_a_copy_on_the_hub_must_have_the_registrys_preprocessing(monkeypatch):
+def test_a_copy_on_the_hub_must_have_the_registrys_preprocessing(monkeypatch, tmp_path):
     from lbutils import encoders
 
     name = "hf-hub:laion/CLIP-ViT-L-14-laion2B-s32B-b82K"
@@ -355,6 +355,9 @@ def test_a_copy_on_the_hub_must_have_the_registrys_preprocessing(monkeypatch):
     model.visual.preprocess_cfg = mini.preprocess_config(32)  # not that of these weights
     monkeypatch.setattr(encoders.open_clip, "create_model", lambda *_, **__: model)
     monkeypatch.setattr(encoders.open_clip, "get_tokenizer", lambda *_, **__: None)
+    file = write_folder(tmp_path / "mine") / FILES[0]
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
+    monkeypatch.setattr(encoders.registry, "download_pretrained_from_hf", lambda *_: str(file))
     right = r'load_encoder\("ViT-L-14", "laion2b_s32b_b82k"\)'
     with pytest.raises(ValueError, match=rf"weights want \[0\.5, 0\.5, 0\.5\]: {right}"):
         load_encoder(name)

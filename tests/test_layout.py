@@ -6,6 +6,8 @@ import json
 import os
 import struct
 import zlib
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lbutils import benchmark, layout
+from lbutils import benchmark, laion_beyond, layout, records
+from lbutils.atomic import file_name
 from lbutils.benchmark import load_benchmark
 
 # A folder of the test's own for each example costs more than the example.
@@ -481,6 +484,112 @@ def test_a_manifest_whose_domains_are_not_there(root, domain):
     (root / layout.MANIFEST).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="lacks .*export the benchmark again"):
         load_benchmark(root)
+
+
+# --- names that become parts of paths ------------------------------------------------------
+
+NO_NAMES = {
+    "up": "../Animals",
+    "up, in other signs": "..\\Animals",
+    "absolute": "/Animals",
+    "below": "a/Animals",
+    "below, in other signs": "a\\Animals",
+    "drive": "C:Animals",
+    "stream": "Animals:x",
+    "zero": "Ani\0mals",
+    "line": "Ani\nmals",
+    "colour": "\x1b[31mAnimals",
+    "half a character": "Animals\ud800",
+    "dot": "Animals.",
+    "space": "Animals ",
+    "space before": " Animals",
+    "hidden": ".Animals",
+    "star": "Animals*",
+    "book": "Animals" + "-" * 250,
+}
+
+
+@pytest.mark.parametrize("domain", NO_NAMES.values(), ids=NO_NAMES)
+def test_a_domain_that_cannot_name_a_file(root, domain):
+    """Exports, learned names and folders of words are named after domains."""
+    for kind in ("IP", "OOP"):
+        (folder,) = root.glob(f"Animals*_{kind}")
+        # Spelt as a folder's name it is one that the manifest may rename to anything alike.
+        folder.rename(root / f"{layout.plain(domain)[:200]}1_{kind}")
+    content = {"name": "x", "scale": "400m", "hints": {domain: "z"}, "compositional": {}}
+    (root / layout.MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"benchmark\.json has a domain that") as error:
+        load_benchmark(root)
+    assert "\n" not in str(error.value) and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["CON", "nul.txt", "Com1", "lpt¹", "aux ", "CONIN$", "prn.a.b"])
+def test_devices_are_no_names(name):
+    with pytest.raises(ValueError, match="cannot name a file on every system"):
+        file_name(name)
+
+
+@pytest.mark.parametrize("name", [None, 7, b"x", ["x"], "", ".", "..", "a" * 256, "é" * 128])
+def test_what_is_no_name_at_all(name):
+    for portable in (True, False):
+        with pytest.raises(ValueError, match="name that"):
+            file_name(name, portable=portable)
+
+
+@given(st.text(max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_a_name_stays_where_it_is_put(text):
+    for portable in (True, False):
+        try:
+            name = file_name(text, portable=portable)
+        except ValueError:
+            continue
+        place = Path("/folder") / name
+        assert place.parent == Path("/folder") and place.name == text
+        assert os.path.normpath(place) == str(place)
+        if portable:
+            there = PureWindowsPath("c:/folder") / name
+            assert there.parent == PureWindowsPath("c:/folder") and there.name == text
+
+
+def test_what_a_folder_holds_already_may_be_named_as_it_is(root, split_file):
+    """Released classes such as "Mime Jr." and "Type: Null" are read, but not exported."""
+    (root / "Animals3_OOP" / "images" / "animal oop 0").rename(
+        root / "Animals3_OOP" / "images" / "Mime Jr."
+    )
+    content = json.loads(split_file.read_text())
+    for rows in content.values():
+        for row in rows.values():
+            if row["classname"] == "animal oop 0":
+                row["classname"] = "Mime Jr."
+    split_file.write_text(json.dumps(content))
+    bench = load_benchmark(root)
+    assert bench["Animals"].oop.names[0] == "Mime Jr."
+    assert bench["Animals"].oop.train.image(0).size == (32, 32)
+    with pytest.raises(ValueError, match=r"classname that cannot name a file .*'Mime Jr\.'"):
+        laion_beyond.export(bench, root.parent / "out")
+
+
+def test_a_hand_made_domain_is_not_exported_elsewhere(root, tmp_path):
+    bench = load_benchmark(root)
+    domain = bench["Animals"]
+    with pytest.raises(ValueError, match="has a domain that leaves the folder"):
+        replace(domain, name="../Animals")
+    away = replace(domain, ip=replace(domain.ip, domain="../../away"))
+    with pytest.raises(ValueError, match="has a domain that leaves the folder"):
+        laion_beyond.export(benchmark.Benchmark("x", "400m", [away]), tmp_path / "deep" / "out")
+    assert not (tmp_path / "away2_IP").exists()
+
+
+def test_a_record_is_not_written_elsewhere(tmp_path):
+    for kind in ("../x", "a/b", "x\0"):
+        with pytest.raises(ValueError, match="has a kind that"):
+            records.write_record(tmp_path, kind, {}, [])
+
+
+def test_json_with_a_byte_order_mark(root, split_file):
+    split_file.write_bytes(b"\xef\xbb\xbf" + split_file.read_bytes())
+    assert load_benchmark(root)["Animals"].oop.names == tuple(f"animal oop {i}" for i in range(3))
 
 
 # --- the generator -------------------------------------------------------------------------

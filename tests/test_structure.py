@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from those before it.
 ORDER = (
     "atomic words matching counting corpora vocabulary certificates screening "
-    "layout downloads benchmark colours mini towers encoders features exchange prompts zeroshot "
-    "clustering textforward installing names fewshot knowledge assignment discovery zsnl "
+    "layout downloads benchmark colours mini foreign towers encoders features exchange prompts "
+    "zeroshot clustering textforward installing names fewshot knowledge assignment discovery zsnl "
     "transduction prompting adapters baselines teaching evaluation protocol trials mixtures scales "
     "records published laion_beyond figures grids pools sweeps"
 ).split()
