@@ -36,7 +36,7 @@ env: $(READY) ## make .venv with the pinned packages, and check it
 	@$(BIN)/python -m lbutils
 
 run: env ## run the notebooks on the miniature; results go to runs/mini/index.html
-	@$(BIN)/python -m lbutils.sweeps run $(ARGS)
+	@$(BIN)/python -m lbutils run $(ARGS)
 
 # Ten draws of all methods on nine domains take minutes; whether notebooks run shows with fewer.
 test: export LBUTILS_MAX_DRAWS ?= 1
@@ -53,7 +53,7 @@ bench: env ## speed: name tuning beside the plain procedure, the table of rivals
 
 # Never part of another target: 15 GB, unless DOMAINS="Animals Pokemon" names some.
 data: env ## download LAION-Beyond, or DOMAINS="Animals Pokemon" of it, and check it
-	@$(BIN)/python -m lbutils.laion_beyond download $(DOMAINS) $(DATA_ARGS)
+	@$(BIN)/python -m lbutils download $(DOMAINS) $(DATA_ARGS)
 
 clean: ## remove the miniature's results, caches and build files
 	rm -rf runs/mini runs/cache build lbutils.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

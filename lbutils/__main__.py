@@ -1,11 +1,25 @@
-"""Check the environment: `python -m lbutils` prints its versions, or how to mend it."""
+"""The command line, `lbutils` or `python -m lbutils`: each command is a room's own `main`."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from lbutils import __version__
+
+# What a command does, and the module that does it; loaded only when it is called.
+COMMANDS = {
+    "check": ("whether the installed packages work together (the default)", ""),
+    "run": ("run notebooks, or a grid over one, and gather what they found", "run.notebooks"),
+    "screen": ("do these names occur in these captions?", "captions.screening"),
+    "download": ("domains of LAION-Beyond from the hub, checked", "data.laion_beyond"),
+    "check-folder": ("a folder against the paper's counts, every image", "data.laion_beyond"),
+    "export": ("the miniature in the layout of LAION-Beyond", "data.laion_beyond"),
+    "generate": ("a small folder, built as LAION-Beyond is", "data.laion_beyond"),
+}
 _MEND = (
     "python -m pip uninstall -y torch torchvision && "
     "python -m pip install --no-deps -r requirements.lock"
@@ -45,7 +59,7 @@ def diagnose() -> str | None:
     return None
 
 
-def main() -> int:
+def check() -> int:
     """Exit status: 0 when torch, torchvision and open_clip load together, else 1."""
     problem = diagnose()
     if problem:
@@ -55,6 +69,28 @@ def main() -> int:
     found = ", ".join(f"{package} {_version(package)}" for package in packages)
     print(f"environment ready: Python {sys.version.split()[0]}, {found}")
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status of a command; without one, of `check`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        "lbutils",
+        description="CLIP and the concepts out of its pre-training.",
+        epilog="commands:\n"
+        + "".join(f"  {name:14}{about}\n" for name, (about, _) in COMMANDS.items())
+        + "\n`lbutils COMMAND --help` has the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lbutils {__version__}")
+    parser.add_argument("command", nargs="?", default="check", choices=COMMANDS, metavar="COMMAND")
+    command = parser.parse_args(given[:1]).command
+    rest = given[1:]
+    if command == "check":
+        argparse.ArgumentParser("lbutils check", description=COMMANDS["check"][0]).parse_args(rest)
+        return check()
+    module = import_module(f"lbutils.{COMMANDS[command][1]}")
+    return module.main(rest if command == "screen" else given)
 
 
 if __name__ == "__main__":

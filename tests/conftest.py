@@ -119,7 +119,7 @@ def make_encoder(tmp_path_factory: Any) -> Any:
     import open_clip
     from open_clip.tokenizer import HFTokenizer
 
-    from lbutils.encoders import DualEncoder
+    from lbutils.models.encoders import DualEncoder
 
     def make(kind: str = "clip", **text: Any) -> Any:
         tokenizer = open_clip.SimpleTokenizer(context_length=16)
@@ -147,7 +147,7 @@ def tiny_encoder(make_encoder: Any) -> Any:
 
 def load_script(name: str) -> Any:
     """A script of those that made the miniature, as a module; it may import its neighbours."""
-    from lbutils.benchmark import data_dir
+    from lbutils.data.benchmark import data_dir
 
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(data_dir() / "mini" / "make")

@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils.adapters import (
+from lbutils.models.classifier import class_means, text_classifier
+from lbutils.models.encoders import DualEncoder
+from lbutils.rivals.adapters import (
     CLAP,
     BeforeProjection,
     CLIPAdapter,
@@ -20,9 +22,7 @@ from lbutils.adapters import (
     own_probability,
     step_sizes,
 )
-from lbutils.baselines import ZeroShot
-from lbutils.encoders import DualEncoder
-from lbutils.zeroshot import class_means, text_classifier
+from lbutils.rivals.probes import ZeroShot
 
 FEATURE_METHODS = [CLIPAdapter, TaskRes, TipAdapter, TipAdapterF, CLAP, LPPlusPlus]
 TRAINED = [CLIPAdapter, TaskRes, TipAdapterF, CLAP, LPPlusPlus]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from lbutils import assignment
-from lbutils.assignment import assign, aurc, risk_coverage, similarities
+from lbutils.unlabelled import match as assignment
+from lbutils.unlabelled.match import assign, aurc, risk_coverage, similarities
 
 
 def best_total(scores):

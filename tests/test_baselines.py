@@ -13,7 +13,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestCentroid
 
-from lbutils.baselines import (
+from lbutils.learn.namelearner import Alignment, NameLearner
+from lbutils.models.classifier import text_classifier
+from lbutils.rivals.context import CoOp
+from lbutils.rivals.probes import (
     CONTROLS,
     GDA,
     RIVALS,
@@ -26,9 +29,6 @@ from lbutils.baselines import (
     control_names,
     renamed,
 )
-from lbutils.fewshot import Alignment, NameLearner
-from lbutils.prompting import CoOp
-from lbutils.zeroshot import text_classifier
 
 SELECTION = Path(__file__).parents[1] / "data" / "mini" / "selection.csv"
 

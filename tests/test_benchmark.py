@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lbutils import benchmark, layout
-from lbutils.benchmark import Files, Split, join, load_benchmark, mini_file, read_hints
+from lbutils.data import benchmark
+from lbutils.data import folder as layout
+from lbutils.data.benchmark import Files, Split, join, load_benchmark, mini_file, read_hints
 
 ODD_NAMES = ["ant", "fire ant", "C++ (.*)?", '<b>"o\'brien"</b> & co', "Žluťoučký кот 猫", "a\\b$"]
 

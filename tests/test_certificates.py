@@ -8,8 +8,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from lbutils import figures
-from lbutils.certificates import (
+from lbutils.captions.certificate import (
     certify,
     check_scales,
     compare,
@@ -17,7 +16,8 @@ from lbutils.certificates import (
     to_table,
     write_certificate,
 )
-from lbutils.vocabulary import survey
+from lbutils.captions.survey import survey
+from lbutils.figures import charts as figures
 
 NAMES = ["fox", "ant", "fire ant", "café", "yeti"]
 SMALL = ["a red fox", "two foxes", "cafe noir", "the fox's den"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from lbutils import clustering
+from lbutils.unlabelled import cluster
 
 
 def brute_force(true, pred):
@@ -27,7 +27,7 @@ def brute_force(true, pred):
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=25))
 def test_accuracy_equals_brute_force(pairs):
     true, pred = zip(*pairs, strict=True)
-    assert clustering.clustering_accuracy(true, pred) == pytest.approx(brute_force(true, pred))
+    assert cluster.clustering_accuracy(true, pred) == pytest.approx(brute_force(true, pred))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -36,27 +36,27 @@ def test_accuracy_equals_scipy_on_random_labelings(seed):
     true, pred = rng.integers(0, 40, 500), rng.integers(0, 30, 500)
     counts = np.array([[np.sum((true == c) & (pred == k)) for c in range(40)] for k in range(30)])
     rows, columns = linear_sum_assignment(-counts)
-    assert clustering.clustering_accuracy(true, pred) == counts[rows, columns].sum() / 500
+    assert cluster.clustering_accuracy(true, pred) == counts[rows, columns].sum() / 500
 
 
 def test_accuracy_takes_any_labels_and_ignores_their_names():
     true = ["ant", "ant", "bee", "bee", "<cat>"]
-    assert clustering.clustering_accuracy(true, [7, 7, -1, -1, 3]) == 1.0
-    assert clustering.clustering_accuracy(true, [0, 0, 0, 0, 0]) == 0.4
+    assert cluster.clustering_accuracy(true, [7, 7, -1, -1, 3]) == 1.0
+    assert cluster.clustering_accuracy(true, [0, 0, 0, 0, 0]) == 0.4
     for bad in ([], [1]):
         with pytest.raises(ValueError, match="one of each"):
-            clustering.clustering_accuracy(bad, [])
+            cluster.clustering_accuracy(bad, [])
 
 
 def test_hits_are_the_accuracy_class_by_class():
     rng = np.random.default_rng(2)
     labels, draws = rng.integers(0, 5, 60), [rng.permutation(60)[:40] for _ in range(3)]
     clusters = [rng.integers(0, 4, 40) for _ in draws]
-    shares = clustering.class_hits(labels, draws, clusters, 6)
+    shares = cluster.class_hits(labels, draws, clusters, 6)
     assert np.isnan(shares[5]) and ((shares[:5] >= 0) & (shares[:5] <= 1)).all()
     images = np.bincount(np.concatenate([labels[drawn] for drawn in draws]))
     pairs = zip(draws, clusters, strict=True)
-    whole = [clustering.clustering_accuracy(labels[drawn], found) for drawn, found in pairs]
+    whole = [cluster.clustering_accuracy(labels[drawn], found) for drawn, found in pairs]
     assert np.average(shares[:5], weights=images) == pytest.approx(np.mean(whole))
 
 
@@ -64,14 +64,14 @@ def test_hits_are_the_accuracy_class_by_class():
 @given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 8), min_size=1))
 def test_equal_draws_are_equal(first, second):
     first, second = np.array(first), np.array(second)
-    draws = clustering.equal_draws(first, second, resamples=4, seed=1)
+    draws = cluster.equal_draws(first, second, resamples=4, seed=1)
     assert len(draws) == 4
     k = min(len(set(first)), len(set(second)))
     for one, two in draws:
         sizes = [np.unique(labels, return_counts=True)[1] for labels in (first[one], second[two])]
         assert len(set(one)) == len(one) == len(two) and len(set(two)) == len(two)
         assert len(sizes[0]) == k and sorted(sizes[0]) == sorted(sizes[1])
-    again = clustering.equal_draws(first, second, resamples=4, seed=1)
+    again = cluster.equal_draws(first, second, resamples=4, seed=1)
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(draws, again, strict=True))
 
 
@@ -84,21 +84,21 @@ def clouds():
 
 def test_separate_clouds_are_found(clouds):
     features, labels = clouds
-    report = clustering.clustering_report(features, labels)
+    report = cluster.clustering_report(features, labels)
     assert report["accuracy"] == report["nmi"] == report["ari"] == 1.0
     assert report["silhouette"] > 0.8 and report["margin"] > 0.8
-    shuffled = clustering.clustering_report(features, np.roll(labels, 6))
+    shuffled = cluster.clustering_report(features, np.roll(labels, 6))
     assert shuffled["accuracy"] < 0.7 and shuffled["margin"] < 0.1
 
 
 def test_kmeans_is_deterministic_and_ignores_length(clouds):
     features, _ = clouds
     lengths = np.linspace(1, 9, len(features))[:, None]
-    first = clustering.kmeans(features, 4, seed=3)
-    assert np.array_equal(first, clustering.kmeans(features, 4, seed=3))
-    assert clustering.clustering_accuracy(first, clustering.kmeans(features * lengths, 4)) == 1.0
+    first = cluster.kmeans(features, 4, seed=3)
+    assert np.array_equal(first, cluster.kmeans(features, 4, seed=3))
+    assert cluster.clustering_accuracy(first, cluster.kmeans(features * lengths, 4)) == 1.0
     with pytest.raises(ValueError, match="between 1 and N"):
-        clustering.kmeans(features, 49)
+        cluster.kmeans(features, 49)
 
 
 def test_margin_equals_a_plain_loop():
@@ -114,25 +114,25 @@ def test_margin_equals_a_plain_loop():
         own = unit[(labels == label) & (np.arange(20) != i)].sum(0)
         others = [cosine(unit[i], unit[labels == c].sum(0)) for c in range(3) if c != label]
         expected.append(cosine(unit[i], own) - max(others))
-    assert np.allclose(clustering.separation_margin(features, labels), expected)
+    assert np.allclose(cluster.separation_margin(features, labels), expected)
 
 
 def test_margin_of_a_class_of_one_is_undefined():
-    margins = clustering.separation_margin(np.eye(3), [0, 0, 1])
+    margins = cluster.separation_margin(np.eye(3), [0, 0, 1])
     assert np.isnan(margins[2]) and np.isfinite(margins[:2]).all()
     with pytest.raises(ValueError, match="two classes"):
-        clustering.separation_margin(np.eye(3), [0, 0, 0])
-    one = clustering.clustering_report(np.eye(3), [0, 0, 0])
+        cluster.separation_margin(np.eye(3), [0, 0, 0])
+    one = cluster.clustering_report(np.eye(3), [0, 0, 0])
     assert one["accuracy"] == 1.0 and np.isnan(one["margin"]) and np.isnan(one["silhouette"])
 
 
 def test_tsne_keeps_separate_clouds_apart(clouds):
     features, labels = clouds
-    plane = clustering.tsne(features, seed=1)
+    plane = cluster.tsne(features, seed=1)
     assert plane.shape == (48, 2)
-    assert np.array_equal(plane, clustering.tsne(features, seed=1))
+    assert np.array_equal(plane, cluster.tsne(features, seed=1))
     distances = np.linalg.norm(plane[:, None] - plane[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     assert (labels[distances.argmin(1)] == labels).all()
     with pytest.raises(ValueError, match="at least 4"):
-        clustering.tsne(features[:3])
+        cluster.tsne(features[:3])

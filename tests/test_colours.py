@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lbutils.benchmark import Split
-from lbutils.colours import BASIC, colour_evidence, colour_shares, lab, told_colours
-from lbutils.knowledge import load_lexicon
+from lbutils.data.benchmark import Split
+from lbutils.learn.colours import BASIC, colour_evidence, colour_shares, lab, told_colours
+from lbutils.learn.knowledge import load_lexicon
 
 
 class Drawn:

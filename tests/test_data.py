@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
-from lbutils.benchmark import SCALES, Shards, data_dir, load_benchmark
-from lbutils.vocabulary import canonical, screen
+from lbutils.captions.survey import canonical, screen
+from lbutils.data.benchmark import SCALES, Shards, data_dir, load_benchmark
 
 SHOTS = (1, 2, 4, 8)
 MEGABYTE = 1_000_000

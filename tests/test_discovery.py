@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from lbutils import discovery
-from lbutils.discovery import METHODS, discover, estimate_k, gcd_accuracy
+from lbutils.unlabelled import discovery
+from lbutils.unlabelled.discovery import METHODS, discover, estimate_k, gcd_accuracy
 
 LINKED = ("semi_kmeans", "agglomerative", "mean_shift", "contrastive_mean_shift")
 QUICK = {"contrastive_mean_shift": {"epochs": 5}, "parametric": {"epochs": 20}}

@@ -25,8 +25,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbutils import downloads, laion_beyond, layout
-from lbutils.benchmark import load_benchmark
+from lbutils.data import folder as layout
+from lbutils.data import hub as downloads
+from lbutils.data import laion_beyond
+from lbutils.data.benchmark import load_benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "MHuangX/LAION-Beyond"
@@ -491,7 +493,7 @@ def test_a_killed_download_is_taken_up_again(fake, released, tmp_path):
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "0",
     }
-    command = [sys.executable, "-m", "lbutils.laion_beyond", "download", "Animals", "Food"]
+    command = [sys.executable, "-m", "lbutils", "download", "Animals", "Food"]
     run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
     assert fake.hanging.wait(60), "the download did not come to the point where it is killed"
     run.kill()
@@ -692,11 +694,11 @@ def test_the_command_line_reports_damage(fake, capsys, tmp_path):
     root = downloads.download(["Animals"], to=tmp_path / "mine")
     next((root / "Animals3_OOP" / "images").rglob("*.jpg")).write_bytes(b"<html>")
     report = tmp_path / "report.csv"
-    assert laion_beyond.main(["check", str(root), "--report", str(report)]) == 1
+    assert laion_beyond.main(["check-folder", str(root), "--report", str(report)]) == 1
     said = capsys.readouterr().out
     assert "1 unreadable file, such as Animals oop: animal oop" in said
     assert "not an image" in report.read_text()
-    assert laion_beyond.main(["check", str(root), "--counts-only"]) == 0
+    assert laion_beyond.main(["check-folder", str(root), "--counts-only"]) == 0
     assert "2 of 2 rows are not as in the paper" in capsys.readouterr().out
 
 

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lbutils import mini
-from lbutils.encoders import DualEncoder, encoder_table, load_encoder
+from lbutils.models import mini
+from lbutils.models.encoders import DualEncoder, encoder_table, load_encoder
 
 FILES = ("open_clip_config.json", "open_clip_model.safetensors", "pieces.json")
 
@@ -186,7 +186,7 @@ def test_weights_out_of_reach_say_what_to_do(monkeypatch):
     def unreachable(config):
         raise URLError("no route to host\nand more")
 
-    monkeypatch.setattr("lbutils.encoders.registry.download_pretrained", unreachable)
+    monkeypatch.setattr("lbutils.models.encoders.registry.download_pretrained", unreachable)
     with pytest.raises(RuntimeError) as error:
         load_encoder("ViT-B-16", "laion400m_e32")
     message = str(error.value)
@@ -348,7 +348,7 @@ def test_a_folder_must_say_how_images_are_prepared(tmp_path):
 
 
 def test_a_copy_on_the_hub_must_have_the_registrys_preprocessing(monkeypatch, tmp_path):
-    from lbutils import encoders
+    from lbutils.models import encoders
 
     name = "hf-hub:laion/CLIP-ViT-L-14-laion2B-s32B-b82K"
     model = tiny_model()
@@ -381,7 +381,7 @@ def test_a_row_names_model_and_tag(monkeypatch):
         asked.append(config["hf_hub"])
         raise URLError("no route to host")
 
-    monkeypatch.setattr("lbutils.encoders.registry.download_pretrained", unreachable)
+    monkeypatch.setattr("lbutils.models.encoders.registry.download_pretrained", unreachable)
     for name in ("ViT-B-16-quickgelu:openai", "EVA02-B-16:merged2b_s8b_b131k"):
         row = encoder_table().loc[name]
         with pytest.raises(RuntimeError, match=f"{row['pretrained']} of {row['model']} could not"):
@@ -484,7 +484,8 @@ warnings.simplefilter("ignore")
 from pathlib import Path
 import open_clip
 from open_clip import pretrained as registry
-from lbutils import load_encoder, mini
+from lbutils import load_encoder
+from lbutils.models import mini
 print(load_encoder("hf-hub:me/open-clip-tiny", device="cpu").fingerprint)
 print(load_encoder("transformers:me/clip-tiny", device="cpu").fingerprint)
 open_clip.add_model_config(Path("tiny-test.json"))

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import hmean
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 
-from lbutils import evaluation as ev
+from lbutils.measure import metrics as ev
 
 pairs = st.integers(1, 30).flatmap(
     lambda n: st.tuples(

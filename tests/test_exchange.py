@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils.benchmark import Files, Split
-from lbutils.exchange import read_embeddings, write_embeddings
+from lbutils.data.benchmark import Files, Split
+from lbutils.models.exchange import read_embeddings, write_embeddings
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_damage_is_named(split, images, tmp_path):
 
 
 def test_features_read_back_classify_as_before(split, tmp_path, tiny_encoder):
-    from lbutils.zeroshot import logits, text_classifier
+    from lbutils.models.classifier import logits, text_classifier
 
     classifier = text_classifier(tiny_encoder, ["fox", "owl"])
     images = F.normalize(torch.randn(5, 32, generator=torch.Generator().manual_seed(1)), dim=-1)

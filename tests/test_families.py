@@ -16,12 +16,13 @@ from open_clip import pretrained as registry
 from PIL import Image
 from safetensors.torch import save_file
 
-from lbutils import NameLearner, towers
-from lbutils.baselines import ZeroShot
-from lbutils.benchmark import Split
-from lbutils.encoders import encoder_table, load_encoder
-from lbutils.features import image_features
-from lbutils.zeroshot import text_classifier
+from lbutils import NameLearner
+from lbutils.data.benchmark import Split
+from lbutils.models import families as towers
+from lbutils.models.classifier import text_classifier
+from lbutils.models.encoders import encoder_table, load_encoder
+from lbutils.models.features import image_features
+from lbutils.rivals.probes import ZeroShot
 
 transformers = pytest.importorskip("transformers")
 

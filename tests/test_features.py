@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lbutils import features
-from lbutils.benchmark import Files, Split
-from lbutils.features import extract, image_features
+from lbutils.data.benchmark import Files, Split
+from lbutils.models import features
+from lbutils.models.features import extract, image_features
 
 
 class Pictures:
@@ -260,8 +260,8 @@ def test_a_real_encoder(tmp_path):
     """Through open_clip's transforms and a model, the way notebooks go."""
     import open_clip
 
-    from lbutils import mini
-    from lbutils.encoders import DualEncoder
+    from lbutils.models import mini
+    from lbutils.models.encoders import DualEncoder
 
     config = mini.model_config(
         514, embed_dim=16, width=16, heads=2, layers=1, tower="lbutils_residual_tiny"

@@ -8,10 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils import fewshot, textforward
-from lbutils.fewshot import Alignment, NameLearner, both_ways, multi_positive_loss, swap_contexts
-from lbutils.prompts import fill, slots, take_out
-from lbutils.zeroshot import text_classifier
+from lbutils.learn import namelearner
+from lbutils.learn.namelearner import (
+    Alignment,
+    NameLearner,
+    both_ways,
+    multi_positive_loss,
+    swap_contexts,
+)
+from lbutils.models import text as textforward
+from lbutils.models.classifier import text_classifier
+from lbutils.models.prompts import fill, slots, take_out
 
 
 def digest(model):
@@ -178,14 +185,14 @@ def test_averaged_rows_are_the_mean_of_the_last_steps(
     tiny_encoder, captioned_images, image_views, monkeypatch, share, last
 ):
     steps = []
-    plain = fewshot.optimiser_for
+    plain = namelearner.optimiser_for
 
     def watched(rows, *options):
         found = plain(rows, *options)
         found.register_step_post_hook(lambda *_: steps.append(rows.detach().clone()))
         return found
 
-    monkeypatch.setattr(fewshot, "optimiser_for", watched)
+    monkeypatch.setattr(namelearner, "optimiser_for", watched)
     model = NameLearner(tiny_encoder, steps=4, average=share, optimizer="sgd", lr=0.1)
     rows = model.fit(captioned_images, image_views).embeddings_.rows.detach()
     assert len(steps) == 4 and not any(torch.allclose(steps[-1], own) for own in steps[:-1])
@@ -270,7 +277,7 @@ def test_a_moving_or_trainable_encoder_is_noticed(make_encoder, captioned_images
     with pytest.raises(RuntimeError, match="must be frozen"):
         NameLearner(encoder, steps=1).fit(captioned_images, image_views)
     encoder.model.requires_grad_(False)
-    with pytest.raises(RuntimeError, match="encoder moved"), fewshot.Frozen(encoder.model):
+    with pytest.raises(RuntimeError, match="encoder moved"), namelearner.Frozen(encoder.model):
         encoder.model.ln_final.weight.mul_(1.0)
 
 
@@ -284,7 +291,7 @@ def test_released_constants(tiny_encoder):
 
 
 def test_schedule():
-    rates = [fewshot.schedule(epoch, 200, 0.1, 1) for epoch in range(200)]
+    rates = [namelearner.schedule(epoch, 200, 0.1, 1) for epoch in range(200)]
     assert rates[0] == 1e-5 and rates[1] == pytest.approx(0.1, rel=1e-3) and rates[-1] < 1e-5
     assert rates[1:] == sorted(rates[1:], reverse=True)
 

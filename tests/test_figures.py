@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from lbutils import figures
+from lbutils.figures import charts as figures
 
 DOMAINS = ["Animals", "Insects_Spiders", "Food", "Mean"]
 METHODS = ["FSNL", "linear probe", "a $method_ of {ours}", "zero-shot"]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from lbutils import figures
+from lbutils.figures import charts as figures
 
 LEVELS = ["named in captions", "OOP, all pieces occur", "OOP, some piece is new"]
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from test_families import build_hub, build_open_clip
 
-from lbutils import foreign
-from lbutils.encoders import load_encoder
+from lbutils.models import foreign
+from lbutils.models.encoders import load_encoder
 
 CODE = """
 import os

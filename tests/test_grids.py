@@ -16,7 +16,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from lbutils import figures, grids, pools, records, sweeps
+from lbutils.figures import charts as figures
+from lbutils.measure import records
+from lbutils.run import grid, notebooks, pools
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = """
@@ -80,7 +82,7 @@ def until(holds, seconds=90):
 
 
 def launch(*arguments, **variables):
-    command = [sys.executable, "-m", "lbutils.sweeps", "run", *map(str, arguments)]
+    command = [sys.executable, "-m", "lbutils", "run", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.Popen(
         command,
@@ -139,23 +141,23 @@ def test_bad_files_are_refused_in_a_line(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"bad.yaml: .*{message}") as error:
-        grids.read_grid(path)
+        grid.read_grid(path)
     assert "\n" not in str(error.value)
 
 
 def test_points_are_the_product_in_order():
     axes = {"a, b": [[1, [1]], [2, [2]]], "c": ["x", "y"]}
-    assert grids.points(axes, {"d": None}) == [
+    assert grid.points(axes, {"d": None}) == [
         {"d": None, "a": 1, "b": [1], "c": "x"},
         {"d": None, "a": 1, "b": [1], "c": "y"},
         {"d": None, "a": 2, "b": [2], "c": "x"},
         {"d": None, "a": 2, "b": [2], "c": "y"},
     ]
-    assert grids.points({}, {"d": 1}) == [{"d": 1}]
+    assert grid.points({}, {"d": 1}) == [{"d": 1}]
     million = {"a": range(1000), "b": range(1000)}
     with pytest.raises(ValueError, match="1,000,000 runs are more than 1,000: .*--limit 1000000"):
-        grids.points(million, {})
-    assert len(grids.points({"a": range(1001)}, {}, limit=1001)) == 1001
+        grid.points(million, {})
+    assert len(grid.points({"a": range(1001)}, {}, limit=1001)) == 1001
 
 
 @pytest.mark.parametrize(
@@ -172,8 +174,8 @@ def test_points_are_the_product_in_order():
 def test_grids_that_do_not_fit_the_notebook(tmp_path, capsys, axes, message):
     path = written(tmp_path, axes)
     with pytest.raises(ValueError, match=message):
-        sweeps.grid_file(path, out=tmp_path / "out")
-    assert sweeps.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+        notebooks.grid_file(path, out=tmp_path / "out")
+    assert notebooks.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -189,25 +191,25 @@ def test_wrong_command_lines(tmp_path, capsys):
         ([path, "--limit", "1"], "2 runs are more than 1"),
         ([path, "--dask", "nowhere"], "no Dask scheduler answers at nowhere"),
     ):
-        assert sweeps.main(["run", *map(str, arguments), *out]) == 2
+        assert notebooks.main(["run", *map(str, arguments), *out]) == 2
         assert message in capsys.readouterr().err
     notebook(tmp_path, parameters="seed = 0")
-    assert sweeps.main(["run", str(path), *out]) == 2
+    assert notebooks.main(["run", str(path), *out]) == 2
     assert "no parameter out" in capsys.readouterr().err
     assert not started(tmp_path) and not (tmp_path / "out").exists()
 
 
 def test_the_key_of_a_run(tmp_path, monkeypatch):
     path = notebook(tmp_path)
-    name = sweeps._run_name(path, {"seed": 1}, "code")
-    assert name == sweeps._run_name(path, {"rate": 0.5, "seed": 1}, "code")
+    name = notebooks._run_name(path, {"seed": 1}, "code")
+    assert name == notebooks._run_name(path, {"rate": 0.5, "seed": 1}, "code")
     others = {
-        sweeps._run_name(path, {"seed": 2}, "code"),
-        sweeps._run_name(path, {"seed": 1}, "other code"),
-        sweeps._run_name(notebook(tmp_path / "b", WORK + "\n1"), {"seed": 1}, "code"),
+        notebooks._run_name(path, {"seed": 2}, "code"),
+        notebooks._run_name(path, {"seed": 1}, "other code"),
+        notebooks._run_name(notebook(tmp_path / "b", WORK + "\n1"), {"seed": 1}, "code"),
     }
     monkeypatch.setenv("LBUTILS_MAX_DRAWS", "7")
-    others.add(sweeps._run_name(path, {"seed": 1}, "code"))
+    others.add(notebooks._run_name(path, {"seed": 1}, "code"))
     assert len(others | {name}) == 5
 
 
@@ -277,7 +279,7 @@ def test_kill_in_the_middle_and_go_on(tmp_path):
     assert 1 <= len(done) <= 2 and not (out / "results.csv").exists()
 
     gate.touch()
-    table = sweeps.grid_file(path, out=out, workers=1, progress=False)
+    table = notebooks.grid_file(path, out=out, workers=1, progress=False)
     expected = ["skipped" if seed in done else "finished" for seed in (1, 2, 3)]
     assert table["status"].tolist() == expected
     again = started(tmp_path)[3:]
@@ -290,7 +292,7 @@ def test_kill_in_the_middle_and_go_on(tmp_path):
     before = {name: (out / name).read_bytes() for name in ("results.csv", "summary.csv")}
     # The same from a sweep that found all of it done, and from one that nothing disturbed.
     for other in (out, tmp_path / "undisturbed"):
-        sweeps.grid_file(path, out=other, progress=False)
+        notebooks.grid_file(path, out=other, progress=False)
         assert before == {name: (other / name).read_bytes() for name in before}
     assert (out / "summary.png").stat().st_size > 1000
     assert pd.read_csv(out / "runs.csv")["status"].tolist() == ["finished"] * 3
@@ -320,15 +322,15 @@ def test_failures_are_kept_and_retried_on_request(tmp_path, capsys):
     path, out = written(tmp_path, {"seed": [1]}), tmp_path / "out"
     (tmp_path / "broken").touch()
     command = ["run", str(path), "--out", str(out)]
-    assert sweeps.main(command) == 1
+    assert notebooks.main(command) == 1
     printed = capsys.readouterr().out
     assert "failed: KeyError: 'broken on purpose'" in printed and "--retry" in printed
     (folder,) = (path.parent for path in out.glob("*/run.json"))
     trace = (folder / "traceback.txt").read_text()
     assert 'raise KeyError("broken on purpose")' in trace and "\x1b" not in trace
     (tmp_path / "broken").unlink()
-    assert sweeps.main(command) == 1 and len(started(tmp_path)) == 1
-    assert sweeps.main([*command, "--retry"]) == 0 and len(started(tmp_path)) == 2
+    assert notebooks.main(command) == 1 and len(started(tmp_path)) == 1
+    assert notebooks.main([*command, "--retry"]) == 0 and len(started(tmp_path)) == 2
     assert not (folder / "traceback.txt").exists()
     assert records.collect(out)["value"].tolist() == [0.5]
 
@@ -339,14 +341,14 @@ def test_what_is_no_notebooks_fault_is_kept_too(tmp_path, monkeypatch):
     def full(notebook, point, folder, **_):
         if point["seed"] == 1:
             raise OSError(28, "No space left on device")
-        return sweeps.Outcome(notebook, "", folder, None, 1.0, None)
+        return notebooks.Outcome(notebook, "", folder, None, 1.0, None)
 
-    monkeypatch.setattr(sweeps, "_execute", full)
-    table = sweeps.grid_file(path, out=out, progress=False)
+    monkeypatch.setattr(notebooks, "_execute", full)
+    table = notebooks.grid_file(path, out=out, progress=False)
     assert table["status"].tolist() == ["failed", "finished"]
     assert table["error"][0] == "OSError: [Errno 28] No space left on device"
     # One without records is finished all the same, and there is nothing to draw.
-    assert sweeps.grid_file(path, out=out, progress=False)["status"][1] == "skipped"
+    assert notebooks.grid_file(path, out=out, progress=False)["status"][1] == "skipped"
     assert len(pd.read_csv(out / "results.csv")) == 0 and not (out / "summary.png").exists()
 
 
@@ -356,16 +358,16 @@ def test_over_dask(tmp_path):
     options = {"processes": False, "dashboard_address": None, "protocol": "tcp://"}
     with distributed.LocalCluster(1, threads_per_worker=2, **options) as cluster:
         address = cluster.scheduler_address
-        table = sweeps.grid_file(path, out=out, dask=address, progress=False)
+        table = notebooks.grid_file(path, out=out, dask=address, progress=False)
         assert table["status"].tolist() == ["finished"] * 2
-        again = sweeps.grid_file(path, out=out, dask=address, progress=False)
+        again = notebooks.grid_file(path, out=out, dask=address, progress=False)
         assert again["status"].tolist() == ["skipped"] * 2
     assert pd.read_csv(out / "results.csv")["value"].tolist() == [0.5, 1.0]
 
 
 def test_a_worker_of_another_version(tmp_path):
     with pytest.raises(RuntimeError, match="install the same"):
-        sweeps._grid_run(notebook(tmp_path), {}, tmp_path / "run", False, "0.0.9+abc")
+        notebooks._grid_run(notebook(tmp_path), {}, tmp_path / "run", False, "0.0.9+abc")
     assert not (tmp_path / "run").exists()
 
 
@@ -380,42 +382,42 @@ def test_summary_over_runs():
     rows += [measured("r1", 1, "a", 14.0, domain="Pets"), measured("r1", 1, "a", 12, domain="Mean")]
     rows += [measured("r2", 2, "a", 0.5, "loss")]
     table = pd.DataFrame(rows)
-    found = sweeps.summary(table)
+    found = notebooks.summary(table)
     # A swept seed goes before the one of the records, and means before nothing.
     assert list(found) == ["method", "set_seed", "value", "low", "high", "rows", "metric"]
     wide = found.pivot(index="method", columns="set_seed", values="value")
     np.testing.assert_allclose(wide.loc[["a", "b"], [1, 2]], [[12, 20], [11, 21]])
     assert found.loc[0, ["low", "high", "rows"]].tolist() == [10, 14, 2]
-    assert set(sweeps.summary(table, "loss")["metric"]) == {"loss"}
-    assert list(sweeps.summary(table, x="domain", by="seed"))[:2] == ["set_seed", "domain"]
+    assert set(notebooks.summary(table, "loss")["metric"]) == {"loss"}
+    assert list(notebooks.summary(table, x="domain", by="seed"))[:2] == ["set_seed", "domain"]
     for options, message in (
         ({"metric": "accurcy"}, "unknown metric.*Did you mean 'accuracy'"),
         ({"x": "sed"}, "unknown column 'sed'.*Did you mean 'seed'"),
         ({"x": "seed", "by": "seed"}, "name another"),
     ):
         with pytest.raises(ValueError, match=message):
-            sweeps.summary(table, **options)
+            notebooks.summary(table, **options)
 
 
 def test_figure_of_a_sweep():
     rows = [measured(f"r{s}", s, m, 10 * s + n) for s in (1, 4) for n, m in enumerate("ab")]
-    axis = figures.sweep_lines(sweeps.summary(pd.DataFrame(rows))).axes[0]
+    axis = figures.sweep_lines(notebooks.summary(pd.DataFrame(rows))).axes[0]
     drawn = {box.get_label(): box.lines[0].get_xydata() for box in axis.containers}
     np.testing.assert_allclose(drawn["b"], [[1, 11], [4, 41]])
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("seed", "accuracy")
-    axis = figures.sweep_lines(sweeps.summary(pd.DataFrame(rows), x="run")).axes[0]
+    axis = figures.sweep_lines(notebooks.summary(pd.DataFrame(rows), x="run")).axes[0]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["r1", "r4"]
 
 
 def test_the_papers_grid(monkeypatch):
-    found = grids.read_grid(ROOT / "sweeps" / "paper.yaml")
-    (path,) = sweeps.find_notebooks([found.notebook])
+    found = grid.read_grid(ROOT / "sweeps" / "paper.yaml")
+    (path,) = notebooks.find_notebooks([found.notebook])
     opened = []
-    monkeypatch.setattr(sweeps, "load_benchmark", lambda name, **kw: opened.append((name, kw)))
-    points = sweeps._checked_points(path, found.axes, dict(found.fixed), grids.LIMIT)
+    monkeypatch.setattr(notebooks, "load_benchmark", lambda name, **kw: opened.append((name, kw)))
+    points = notebooks._checked_points(path, found.axes, dict(found.fixed), grid.LIMIT)
     assert path.stem == "04_few_shot_name_learning" and len(points) == 9 * 5 * 3
     # The domains and shots of the published figure are the ones that are swept.
-    published = sweeps.published.table("figure5_few_shot").query(
+    published = notebooks.published.table("figure5_few_shot").query(
         "shots > 0 and domain != 'average'"
     )
     assert {point["domains"][0] for point in points} == set(published["domain"])
@@ -427,11 +429,11 @@ def test_the_papers_grid(monkeypatch):
 
 @pytest.mark.slow
 def test_the_small_grid_on_the_miniature(tmp_path):
-    found = grids.read_grid(ROOT / "sweeps" / "mini.yaml")
-    assert len(grids.points(found.axes, found.fixed)) == 2
+    found = grid.read_grid(ROOT / "sweeps" / "mini.yaml")
+    assert len(grid.points(found.axes, found.fixed)) == 2
     axes = {name: values[:1] for name, values in found.axes.items()}
     made = [
-        sweeps.grid(found.notebook, axes, tmp_path, fixed=found.fixed, progress=False)
+        notebooks.grid(found.notebook, axes, tmp_path, fixed=found.fixed, progress=False)
         for _ in range(2)
     ]
     assert [table["status"][0] for table in made] == ["finished", "skipped"]

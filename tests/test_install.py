@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from lbutils.encoders import DualEncoder
-from lbutils.installing import WordTokenizer
-from lbutils.mini import PieceTokenizer, always_kept
-from lbutils.names import NameEmbeddings, Names
+from lbutils.models.encoders import DualEncoder
+from lbutils.models.install import WordTokenizer
+from lbutils.models.mini import PieceTokenizer, always_kept
+from lbutils.models.names import NameEmbeddings, Names
 
 NAMES = ["red panda", "ant", "numbat", "a{x}b", "<b>ant</b>", "犬", "C++", "Æon"]
 PLAIN = ["a photo of a red panda", "", "numbat < ant > 犬", "word " * 40, "a <new> thing"]

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from lbutils import load_benchmark, load_encoder
-from lbutils.benchmark import mini_file
-from lbutils.colours import BASIC
-from lbutils.knowledge import Knowledge, Lexicon, load_lexicon
-from lbutils.vocabulary import screen
-from lbutils.words import canonical
-from lbutils.zeroshot import text_features
+from lbutils.captions.survey import screen
+from lbutils.captions.text import canonical
+from lbutils.data.benchmark import mini_file
+from lbutils.learn.colours import BASIC
+from lbutils.learn.knowledge import Knowledge, Lexicon, load_lexicon
+from lbutils.models.classifier import text_features
 
 NAMES = ("dog", "owl", "banana", "tent")
 
@@ -156,7 +156,7 @@ def test_colours_come_from_descriptions(encoder, few):
 
 def test_absent_names_carry_nothing_that_pieces_do_not_leak(encoder):
     """Zero-shot over names out of pre-training whose pieces never occurred is near guessing."""
-    from lbutils.features import image_features
+    from lbutils.models.features import image_features
 
     bench = load_benchmark("mini")
     right, guess = [], []

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lbutils import benchmark, laion_beyond, layout, published
-from lbutils.benchmark import Benchmark, Domain, Files, Split, Subset, load_benchmark
-from lbutils.encoders import load_encoder
-from lbutils.features import image_features
-from lbutils.zeroshot import logits, text_classifier
+from lbutils.data import benchmark, laion_beyond
+from lbutils.data import folder as layout
+from lbutils.data.benchmark import Benchmark, Domain, Files, Split, Subset, load_benchmark
+from lbutils.measure import published
+from lbutils.models.classifier import logits, text_classifier
+from lbutils.models.encoders import load_encoder
+from lbutils.models.features import image_features
 
 DOMAINS = ["Creatures", "Landmark"]  # one of them has no counterpart in the paper by name
 
@@ -320,7 +322,7 @@ def test_generate_and_check_from_a_shell(tmp_path, capsys):
     place = str(tmp_path / "small")
     assert laion_beyond.main(["generate", place, "--domains", "Food"]) == 0
     report = tmp_path / "report.csv"
-    assert laion_beyond.main(["check", place, "--report", str(report)]) == 0
+    assert laion_beyond.main(["check-folder", place, "--report", str(report)]) == 0
     said = capsys.readouterr().out
     assert "integrity report: 1 findings" in said and "no captions, such as Food ip test" in said
     assert pd.read_csv(report)["kind"].tolist() == ["no captions"]
@@ -334,7 +336,7 @@ def test_export_from_a_shell(tmp_path, capsys):
     assert laion_beyond.main(arguments) == 0
     assert f"load_benchmark({str(place)!r})" in capsys.readouterr().out
     assert load_benchmark(place).scale == "medium"
-    assert laion_beyond.main(["check", str(tmp_path / "nothing")]) == 2
+    assert laion_beyond.main(["check-folder", str(tmp_path / "nothing")]) == 2
     assert "unknown benchmark" in capsys.readouterr().err
 
 
@@ -344,9 +346,9 @@ def test_images_that_cannot_be_used_are_left_out_on_request(tmp_path, capsys):
     bad, gone = whole.train.ids[1], whole.test.ids[0]
     (root / bad).write_bytes((root / bad).read_bytes()[:100])
     (root / gone).unlink()
-    assert laion_beyond.main(["check", str(root)]) == 1
+    assert laion_beyond.main(["check-folder", str(root)]) == 1
     assert not (root / layout.LEFT_OUT).exists()
-    assert laion_beyond.main(["check", str(root), "--leave-out"]) == 1
+    assert laion_beyond.main(["check-folder", str(root), "--leave-out"]) == 1
     assert "names 2 images" in capsys.readouterr().out
     bench = load_benchmark(root)
     oop = bench["Animals"].oop
@@ -356,7 +358,7 @@ def test_images_that_cannot_be_used_are_left_out_on_request(tmp_path, capsys):
     report = bench.report()
     assert "left out" in set(report["kind"])
     assert not {"missing file", "unreadable file", "unlisted file"} & set(report["kind"])
-    assert laion_beyond.main(["check", str(root), "--leave-out"]) == 0
+    assert laion_beyond.main(["check-folder", str(root), "--leave-out"]) == 0
     (root / layout.LEFT_OUT).unlink()
     assert load_benchmark(root)["Animals"].oop.train.ids == whole.train.ids
 

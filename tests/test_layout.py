@@ -15,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lbutils import benchmark, laion_beyond, layout, records
-from lbutils.atomic import file_name
-from lbutils.benchmark import load_benchmark
+from lbutils._util import file_name
+from lbutils.data import benchmark, laion_beyond
+from lbutils.data import folder as layout
+from lbutils.data.benchmark import load_benchmark
+from lbutils.measure import records
 
 # A folder of the test's own for each example costs more than the example.
 LOOSE = settings(

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import load_script
 
-from lbutils.benchmark import data_dir
+from lbutils.data.benchmark import data_dir
 
 MINI = data_dir() / "mini"
 ROTATIONS = (0, 1, 2)

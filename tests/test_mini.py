@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 
-from lbutils import mini
-from lbutils.encoders import load_encoder
+from lbutils.models import mini
+from lbutils.models.encoders import load_encoder
 
 BPE = SimpleTokenizer(context_length=mini.CONTEXT_LENGTH)
 WHOLE = mini.PieceTokenizer(range(BPE.vocab_size))
@@ -105,7 +105,9 @@ def encoder_folder(tmp_path, monkeypatch):
 
 
 def test_open_clips_factory_gives_the_same_features(encoder_folder, monkeypatch):
-    monkeypatch.setattr("lbutils.encoders.mini_file", lambda name: encoder_folder.parent / name)
+    monkeypatch.setattr(
+        "lbutils.models.encoders.mini_file", lambda name: encoder_folder.parent / name
+    )
     encoder = load_encoder("mini", device="cpu")
     model = open_clip.create_model(f"local-dir:{encoder_folder}").eval()
     assert isinstance(model.visual.trunk, mini.ResidualTower)

@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils import layout, load_benchmark, load_encoder, protocol
-from lbutils.baselines import ZeroShot
-from lbutils.mixtures import ORACLES, mixtures, with_labelled
-from lbutils.zeroshot import text_features
-from lbutils.zsnl import ZeroShotNameLearner
+from lbutils import load_benchmark, load_encoder
+from lbutils.data import folder
+from lbutils.measure import joint
+from lbutils.measure.mixtures import ORACLES, mixtures, with_labelled
+from lbutils.models.classifier import text_features
+from lbutils.rivals.probes import ZeroShot
+from lbutils.unlabelled.zsnl import ZeroShotNameLearner
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_zero_shot_is_scored_as_elsewhere(mixed, encoder):
     unseen = torch.from_numpy(mixture.test_labels >= len(mixture.known))
     found = (mixture.test_images[unseen] @ texts.T).argmax(dim=1).numpy()
     expected = (found == domain.oop.test.labels).mean()
-    assert protocol.value({"": [score]}, "oop_separate") == pytest.approx(expected)
+    assert joint.value({"": [score]}, "oop_separate") == pytest.approx(expected)
 
 
 def weights_of(mixture, names, given):
@@ -256,7 +258,7 @@ def test_the_environment_makes_do_with_less(encoder, mixed, monkeypatch):
 
 def test_labelled_images_are_lent_by_the_test_images_where_there_are_none(tmp_path, encoder):
     """As IP classes of LAION-Beyond have test images only."""
-    layout.generate(tmp_path, ["Animals"], images=(2, 0, 12))
+    folder.generate(tmp_path, ["Animals"], images=(2, 0, 12))
     domain = load_benchmark(tmp_path)["Animals"]
     with pytest.raises(ValueError, match="no training images of IP"):
         next(mixtures(encoder, {"Animals": domain}))
@@ -273,6 +275,6 @@ def test_labelled_images_are_lent_by_the_test_images_where_there_are_none(tmp_pa
 
 
 def test_a_class_of_one_image_lends_none(tmp_path):
-    layout.generate(tmp_path, ["Animals"], images=(2, 0, 1))
+    folder.generate(tmp_path, ["Animals"], images=(2, 0, 1))
     domain = with_labelled(load_benchmark(tmp_path)["Animals"])
     assert not len(domain.ip.train) and len(domain.ip.test) == 2

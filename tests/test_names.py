@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils.names import NameEmbeddings, Names
-from lbutils.prompts import fill, pieces
-from lbutils.textforward import CausalText, SubstitutedText, text_forward
+from lbutils.models.names import NameEmbeddings, Names
+from lbutils.models.prompts import fill, pieces
+from lbutils.models.text import CausalText, SubstitutedText, text_forward
 
 NAMES = ["red panda", "axolotl", "a{x}b", "<b>ant</b>", "犬", "hammerhead shark of the sea"]
 # No punctuation at the slot: with "<b>ant</b>," the whole would merge the two (test_prompts.py).

@@ -13,7 +13,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lbutils import layout, sweeps
+from lbutils.data import folder
+from lbutils.run import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -85,7 +86,7 @@ def test_parameters_are_the_common_ones_and_plain_literals(path):
         assert isinstance(statement, ast.Assign), ast.unparse(statement)
         assert isinstance(statement.targets[0], ast.Name)
         ast.literal_eval(statement.value)
-    found = sweeps.parameters(path)
+    found = notebooks.parameters(path)
     assert {name: found.get(name, "missing") for name in COMMON} == COMMON
     # Only imports may stand before: what is derived earlier would be stale once values change.
     before = code_cells(read(path))[: code_cells(read(path)).index(cells[0])]
@@ -160,7 +161,7 @@ def validate(path):
 
 @each
 def test_what_lies_beside_the_records_is_no_json(path):
-    """`lbutils.records` takes every JSON file right in a run's folder for a record."""
+    """`lbutils.measure.records` takes every JSON file right in a run's folder for a record."""
     source = "\n".join(cell.source for cell in code_cells(read(path)))
     assert not re.search(r'place / f?"[^"/]*\.json"', source)
 
@@ -200,7 +201,7 @@ RELEASED = {
 def released(tmp_path_factory):
     """A folder as LAION-Beyond is released: IP classes have test images only, and no caption."""
     root = tmp_path_factory.mktemp("released")
-    return layout.generate(root, ["Animals"], oop=4, ip=4, images=(8, 4, 12))
+    return folder.generate(root, ["Animals"], oop=4, ip=4, images=(8, 4, 12))
 
 
 @pytest.mark.slow
@@ -208,6 +209,6 @@ def released(tmp_path_factory):
 def test_notebooks_run_on_a_folder_of_the_released_layout(released, tmp_path, number):
     notebook = next(path for path in NOTEBOOKS if path.stem.startswith(number))
     given = RELEASED[number] | {"benchmark": str(released)}
-    (outcome,) = sweeps.run([notebook], given, out=tmp_path, progress=False)
+    (outcome,) = notebooks.run([notebook], given, out=tmp_path, progress=False)
     assert outcome.error is None, outcome.traceback
     assert list((tmp_path / "records").glob(f"{number}_*.json"))

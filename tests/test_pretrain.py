@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from lbutils import mini
-from lbutils.encoders import load_encoder
+from lbutils.models import mini
+from lbutils.models.encoders import load_encoder
 
-SCRIPT = Path(mini.__file__).parents[1] / "data" / "mini" / "make" / "pretrain.py"
+SCRIPT = Path(mini.__file__).parents[2] / "data" / "mini" / "make" / "pretrain.py"
 TINY = [
     "--steps=6",
     "--batch-size=8",

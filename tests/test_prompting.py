@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils import prompting
-from lbutils.prompting import (
+from lbutils.models.classifier import check_training, text_classifier, text_features
+from lbutils.rivals import context as prompting
+from lbutils.rivals.context import (
     CoCoOp,
     ContextPrompts,
     CoOp,
@@ -17,7 +18,6 @@ from lbutils.prompting import (
     rounds,
     two_classes,
 )
-from lbutils.zeroshot import check_training, text_classifier, text_features
 
 NAMES = ["red panda", "something else entirely", "犬"]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbutils import prompts
-from lbutils.words import canonical
+from lbutils.captions.text import canonical
+from lbutils.models import prompts
 
 AWKWARD = ["{name}", "{", "C++", r"a.*(b)\1", "<b>&amp;</b>", 'O\'Neill "x"', "犬", "$x_1$", "%s"]
 TOKENIZER = open_clip.SimpleTokenizer(context_length=16)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import binom, hmean
 
-from lbutils import evaluation as ev
-from lbutils import protocol
+from lbutils.measure import joint as protocol
+from lbutils.measure import metrics as ev
 
 QUICK = settings(deadline=None, max_examples=60)
 

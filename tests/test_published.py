@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from lbutils import published
+from lbutils.data import folder
+from lbutils.measure import published
 
 SCALES = ["400m", "2b", "5b"]
 TOTAL_IMAGES = {"oop": 106_052, "ip": 51_330}
@@ -219,7 +220,7 @@ def test_unknown_table_names_the_nearest():
 
 
 def test_missing_folder_says_how_to_restore_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(published, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(folder, "data_dir", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match="git checkout -- data/published"):
         published.table("table1_clustering")
 

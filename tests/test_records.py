@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lbutils import records
+from lbutils.measure import records
 
 KEY = {"benchmark": "mini", "encoder": "mini", "seed": 0}
 METRIC = {"method": "zero-shot", "domain": "Food", "metric": "accuracy", "value": 0.5}
@@ -130,7 +130,7 @@ def test_killed_in_the_middle_keeps_the_old_record(tmp_path):
     before = path.read_text()
     script = (
         "import sys, time\n"
-        "from lbutils import records\n"
+        "from lbutils.measure import records\n"
         "def hang(_):\n"
         "    print('writing', flush=True)\n"
         "    time.sleep(60)\n"

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lbutils.fewshot import NameLearner
+from lbutils.learn.namelearner import NameLearner
 
 HINT = "animal"
 FORMS = ("the {}, sleeping", "here is a {} at night", "A {}!", "we saw {}", "{} by the sea, wet")

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbutils import load_benchmark, load_encoder
-from lbutils.baselines import RIVALS
-from lbutils.benchmark import data_dir
-from lbutils.features import image_features
-from lbutils.scales import (
+from lbutils.captions.text import canonical
+from lbutils.data.benchmark import data_dir
+from lbutils.measure.scales import (
     ARMS,
     NEVER,
     LearnedAmong,
@@ -20,8 +19,9 @@ from lbutils.scales import (
     class_table,
     doses,
 )
-from lbutils.words import canonical
-from lbutils.zeroshot import text_classifier
+from lbutils.models.classifier import text_classifier
+from lbutils.models.features import image_features
+from lbutils.rivals.probes import RIVALS
 
 SCALES = ("small", "medium", "large")
 

@@ -25,10 +25,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lbutils import corpora, screening, vocabulary, words
-from lbutils.matching import PhraseIndex, joined, special_rows
-from lbutils.vocabulary import canonical, mentions, screen, survey
-from lbutils.words import (
+from lbutils.captions import corpora, screening
+from lbutils.captions import survey as vocabulary
+from lbutils.captions import text as words
+from lbutils.captions.match import PhraseIndex, joined, special_rows
+from lbutils.captions.survey import canonical, mentions, screen, survey
+from lbutils.captions.text import (
     all_cleaned,
     folded_lines,
     inflections,
@@ -467,7 +469,7 @@ def test_a_killed_run_leaves_whole_states_and_resumes(folder, tmp_path):
     write(folder / "4.parquet", caption_list(4, 150_000))
     state = tmp_path / "state"
     script = (
-        "from lbutils.vocabulary import survey\n"
+        "from lbutils.captions.survey import survey\n"
         f"survey({MEETING!r}, {str(folder)!r}, levels=['inflections'], examples=3, "
         f"state={str(state)!r})\n"
     )

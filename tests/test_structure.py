@@ -1,6 +1,8 @@
-"""Rules that the package keeps: who imports whom, no torch in tables, no pickle, docstrings."""
+"""Rules that the package keeps: nine rooms, who imports whom, no torch in tables, no pickle."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,43 +10,22 @@ from pathlib import Path
 import pytest
 
 import lbutils
+from lbutils.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
-# A module imports only from those before it.
-ORDER = (
-    "atomic words matching counting corpora vocabulary certificates screening "
-    "layout downloads benchmark colours mini foreign towers encoders features exchange prompts "
-    "zeroshot clustering textforward installing names fewshot knowledge assignment discovery zsnl "
-    "transduction prompting adapters baselines teaching evaluation protocol trials mixtures scales "
-    "records published laion_beyond figures grids pools sweeps"
-).split()
+# Rooms from the lowest to the highest: one imports from itself and from those before it.
+ROOMS = "captions data models learn unlabelled rivals measure figures run".split()
+# Nothing here knows of images, models or results: captions are text, figures take tables.
+ALONE = ("captions", "figures")
+# Whole rooms, and of others the modules that work on tables alone.
 WITHOUT_TORCH = (
-    "atomic",
-    "words",
-    "matching",
-    "counting",
-    "corpora",
-    "vocabulary",
-    "certificates",
-    "screening",
-    "layout",
-    "downloads",
-    "benchmark",
-    "colours",
-    "assignment",
-    "evaluation",
-    "protocol",
-    "records",
-    "published",
-    "laion_beyond",
-    "figures",
-    "grids",
-    "pools",
-    "sweeps",
-)
-MODULES = sorted(
-    path for path in (ROOT / "lbutils").glob("*.py") if path.stem not in ("__init__", "__main__")
-)
+    "_util __main__ captions data figures run learn.colours unlabelled.match "
+    "measure.metrics measure.joint measure.records measure.published"
+).split()
+FEWEST, MOST = 5, 12  # names of a room's face; `figures` has a name for each figure
+PACKAGE = ROOT / "lbutils"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FACES = {room: PACKAGE / room / "__init__.py" for room in ROOMS}
 SCRIPTS = sorted((ROOT / "data").rglob("*.py"))
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -70,25 +51,114 @@ def imported(path):
     return found
 
 
-def test_every_module_has_its_place():
-    assert {path.stem for path in MODULES} <= set(ORDER)
+def dotted(path):
+    """A module as it is imported, without the package: ``captions.text``; ``captions`` its face."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_imports_follow_the_order(path):
-    before = ORDER[: ORDER.index(path.stem)]
-    parts = (name.split(".") for name in imported(path))
-    ours = {part[1] for part in parts if part[0] == "lbutils" and len(part) > 1}
-    late = (ours & set(ORDER)) - set(before)
-    assert not late, f"{path.stem} imports {late}, which come after it"
-    # The package's own names are lazy and may load any module.
-    assert not ours & set(lbutils.__all__)
+def within(name, places):
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def late_imports(room, names):
+    """Those of the imported names that lie in a room after `room`, or in the package's face."""
+    allowed = {"_util", room, *(() if room in ALONE else ROOMS[: ROOMS.index(room)])}
+    ours = [name.split(".")[1] for name in names if name.startswith("lbutils.")]
+    # `import lbutils` gives the version; the names of its face may load any room.
+    return set(ours) - allowed - {"__version__"}
+
+
+def borrowed(room, path):
+    """What another room keeps for itself, by a leading underscore, and this file uses."""
+    bound, found = set(), []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lbutils."):
+            if node.module.split(".")[1] == room:
+                continue
+            bound.update(alias.asname or alias.name for alias in node.names)
+            found += [alias.name for alias in node.names if alias.name.startswith("_")]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            private = node.attr.startswith("_") and not node.attr.startswith("__")
+            if private and node.value.id in bound:
+                found.append(f"{node.value.id}.{node.attr}")
+    return found
+
+
+IN_ROOMS = [path for path in MODULES if path.parent != PACKAGE]
+
+
+def test_the_package_is_its_rooms():
+    folders = {path.name for path in PACKAGE.iterdir() if any(path.glob("*.py"))}
+    assert folders == set(ROOMS)
+    flat = {path.stem for path in PACKAGE.glob("*.py")}
+    assert flat == {"__init__", "__main__", "_util"}
+    # One level of rooms, no folder below them.
+    assert all(len(path.relative_to(PACKAGE).parts) <= 2 for path in MODULES)
+
+
+@pytest.mark.parametrize("path", IN_ROOMS, ids=dotted)
+def test_imports_run_downwards(path):
+    room = path.parent.name
+    late = late_imports(room, imported(path))
+    assert not late, f"{dotted(path)} imports {late}, which {room} may not"
+    assert not borrowed(room, path), f"{dotted(path)} uses what is private to another room"
+
+
+def test_an_upward_import_is_found(tmp_path):
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "from lbutils.run import grid\nfrom lbutils import screen\nimport lbutils.rivals.probes\n"
+        "from lbutils.captions.text import canonical\nfrom lbutils._util import suggest\n"
+    )
+    assert late_imports("learn", imported(file)) == {"run", "screen", "rivals"}
+    assert not late_imports("run", imported(file)) - {"screen"}
+
+
+def test_a_borrowed_private_name_is_found(tmp_path):
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "from lbutils.models.names import Names, _read\nfrom lbutils.data import folder as layout\n"
+        "layout._FOLDER\nNames.__init__\nself._own\n"
+    )
+    assert borrowed("learn", file) == ["_read", "layout._FOLDER"]
+    assert borrowed("models", file) == ["layout._FOLDER"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_face_says_what_the_room_is_for(room):
+    face = importlib.import_module(f"lbutils.{room}")
+    said = ast.get_docstring(tree(FACES[room]))
+    assert re.search(r"\bIn comes?\b", said) and re.search(r"\bOut comes?\b", said)
+    assert len(set(face.__all__)) == len(face.__all__) >= FEWEST
+    assert len(face.__all__) <= MOST or room == "figures"
+    # The import system sets a module's name on its package, over a lazy name.
+    assert not set(face.__all__) & {path.stem for path in FACES[room].parent.glob("*.py")}
+    for name in face.__all__:
+        assert getattr(face, name) is not None
+    assert set(face.__all__) <= set(dir(face))
+    with pytest.raises(AttributeError, match=f"'lbutils.{room}' has no attribute 'nothing'"):
+        _ = face.nothing
+
+
+def test_the_guide_names_every_file():
+    guide = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    rows = {
+        room: row for row in guide.splitlines() for room in ROOMS if row.startswith(f"| `{room}`")
+    }
+    assert list(rows) == ROOMS
+    for path in IN_ROOMS:
+        if path.stem != "__init__":
+            assert f"`{path.stem}`" in rows[path.parent.name], f"{dotted(path)} is not in the guide"
 
 
 def test_tables_and_figures_do_without_torch():
+    names = [dotted(path) for path in MODULES if within(dotted(path), WITHOUT_TORCH)]
+    assert len(names) > len(WITHOUT_TORCH)
     script = (
         "import importlib, sys\n"
-        f"for name in {WITHOUT_TORCH!r}:\n"
+        f"for name in {names!r}:\n"
         "    importlib.import_module(f'lbutils.{name}')\n"
         "    assert 'torch' not in sys.modules, f'lbutils.{name} loads torch'\n"
     )
@@ -98,10 +168,12 @@ def test_tables_and_figures_do_without_torch():
     assert found.returncode == 0, found.stderr
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_no_torch_in_functions_either(name):
-    tops = {found.split(".")[0] for found in imported(ROOT / "lbutils" / f"{name}.py")}
-    assert not tops & {"torch", "torchvision", "open_clip", "timm"}
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_no_torch_in_functions_either(path):
+    # `python -m lbutils` asks whether torch loads.
+    if within(dotted(path), WITHOUT_TORCH) and path.stem != "__main__":
+        tops = {found.split(".")[0] for found in imported(path)}
+        assert not tops & {"torch", "torchvision", "open_clip", "timm"}
 
 
 def test_the_package_itself_is_light():
@@ -116,9 +188,10 @@ def test_the_package_itself_is_light():
 
 
 def test_lazy_names_resolve():
-    from lbutils import vocabulary
+    from lbutils.captions import survey
 
-    assert lbutils.screen is vocabulary.screen
+    assert lbutils.screen is survey.screen
+    assert {name for name in lbutils.__all__ if not hasattr(lbutils, name)} == set()
 
 
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name_of)
@@ -148,19 +221,19 @@ def public(node, prefix=""):
                 yield from public(child, f"{prefix}{child.name}.")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_what_is_public_is_described(path):
     module = tree(path)
-    assert ast.get_docstring(module), f"{path.stem} has no docstring"
+    assert ast.get_docstring(module), f"{name_of(path)} has no docstring"
     bare = [name for name, node in public(module) if not ast.get_docstring(node)]
-    assert not bare, f"{path.stem}: no docstring on {', '.join(bare)}"
+    assert not bare, f"{name_of(path)}: no docstring on {', '.join(bare)}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_no_path_edits_and_no_absolute_paths(path):
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Attribute):
-            assert ast.unparse(node) != "sys.path", f"{path.stem}:{node.lineno}"
+            assert ast.unparse(node) != "sys.path", f"{name_of(path)}:{node.lineno}"
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert not node.value.startswith(("/home/", "/root/", "/tmp/", "/mnt/", "/Users/"))
             # Wherever this checkout lies, no module names its place.
@@ -185,3 +258,41 @@ def test_a_broken_pair_is_told_in_one_line(tmp_path, broken, message):
     assert found.returncode == 1 and found.stdout == ""
     assert message in found.stderr and found.stderr.count("\n") == 1
     assert "-r requirements.lock" in found.stderr
+
+
+def test_the_command_line_is_light():
+    script = (
+        "import sys\nfrom lbutils.__main__ import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'polars', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 0, found.stderr
+    assert all(f"  {name} " in found.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_help(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: lbutils {name} ")
+
+
+def test_a_wrong_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["sweep_"])
+    assert end.value.code == 2 and "check-folder" in capsys.readouterr().err
+
+
+def test_what_goes_to_a_command_reaches_it(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("red fox\ncoyote\n")
+    (tmp_path / "captions.csv").write_text("caption\na red fox\n")
+    given = ["screen", str(tmp_path / "names.txt"), str(tmp_path / "captions.csv"), "--quiet"]
+    assert main(given) == 0
+    assert "1 captions in 1 files" in capsys.readouterr().out
+    assert main(["check-folder", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err

@@ -5,7 +5,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from lbutils import published, records, sweeps
+from lbutils.measure import published, records
+from lbutils.run import notebooks as sweeps
 
 PARAMETERS = """
 seed = 0
@@ -16,7 +17,7 @@ out = ""
 """
 WORK = """
 from pathlib import Path
-from lbutils.records import write_record
+from lbutils.measure.records import write_record
 
 place = Path(out)
 (place / "figures").mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,11 @@ from PIL import Image, ImageOps
 from scipy.stats import binom
 from sklearn.metrics import confusion_matrix
 
-from lbutils import NameLearner, load_benchmark, load_encoder, teaching
-from lbutils.benchmark import Split
-from lbutils.features import image_features
-from lbutils.teaching import check, read_folder, write_folder
+from lbutils import NameLearner, load_benchmark, load_encoder
+from lbutils.data.benchmark import Split
+from lbutils.learn import checks
+from lbutils.learn.checks import check, read_folder, write_folder
+from lbutils.models.features import image_features
 
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 
@@ -174,7 +175,7 @@ def test_formats_are_told_by_content(folder):
 
 
 def test_too_large_a_file_is_not_read(folder, monkeypatch):
-    monkeypatch.setattr(teaching, "MAX_BYTES", 4000)
+    monkeypatch.setattr(checks, "MAX_BYTES", 4000)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     size = put(folder / "numbat" / "big.png", Image.fromarray(noise)).stat().st_size
     split, report = read_folder(folder)
@@ -231,7 +232,7 @@ def test_names_that_are_no_text(folder):
 
 
 def test_large_turned_and_deep_images_come_upright(folder, monkeypatch):
-    monkeypatch.setattr(teaching, "LONGEST_SHORT_SIDE", 24)
+    monkeypatch.setattr(checks, "LONGEST_SHORT_SIDE", 24)
     turned = Image.Exif()
     turned[0x0112] = 6
     jpeg = put(folder / "numbat" / "a.jpg", picture(1, (40, 20)), exif=turned)
@@ -317,7 +318,7 @@ def made(labels, names, captions=None):
 
 def test_leave_one_out_is_that():
     features, labels = clusters([4, 1, 3, 2])
-    found = teaching.leave_one_out(features, labels, 5).numpy()
+    found = checks.leave_one_out(features, labels, 5).numpy()
     vectors = features.numpy().astype(float)
     for i in range(len(labels)):
         for c in range(5):
@@ -332,14 +333,14 @@ def test_leave_one_out_is_that():
 def test_an_image_in_the_wrong_folder_is_found_and_no_other():
     features, labels = clusters([5, 5, 5])
     names = ("ant", "bee", "cow")
-    assert not list(teaching.odd_labels(features, made(labels, names)))
+    assert not list(checks.odd_labels(features, made(labels, names)))
     wrong = labels.copy()
     wrong[0] = 2
-    (row,) = teaching.odd_labels(features, made(wrong, names))
+    (row,) = checks.odd_labels(features, made(wrong, names))
     assert (row.name, row.image, row.finding) == ("cow", "0", "looks like 'ant'")
     # The rule does not depend on how wide an encoder's features lie apart.
     cone = F.normalize(features + 3 * F.normalize(features.mean(0), dim=0), dim=1)
-    (same,) = teaching.odd_labels(cone, made(wrong, names))
+    (same,) = checks.odd_labels(cone, made(wrong, names))
     assert same == row
 
 
@@ -348,7 +349,7 @@ def test_a_class_that_swallows_another_is_one_finding():
     names = ("ant", "bee", "cow")
     twins = features.clone()
     twins[6:12] = features[:6]  # each image of either class has its like in the other
-    found = {(row.name, row.finding) for row in teaching.odd_labels(twins, made(labels, names))}
+    found = {(row.name, row.finding) for row in checks.odd_labels(twins, made(labels, names))}
     assert found == {
         ("ant", "swallows 6 of 6 images of 'bee'"),
         ("bee", "swallows 6 of 6 images of 'ant'"),
@@ -361,7 +362,7 @@ def test_a_class_that_swallows_another_is_one_finding():
         for j in range(3)
         if i != j and table[i, j] > 3
     }
-    rows = list(teaching.swallowed(labels, predictions, names))
+    rows = list(checks.swallowed(labels, predictions, names))
     assert {(row.name, row.finding) for row in rows} == expected and expected
 
 
@@ -369,17 +370,17 @@ def test_a_scattered_class_is_one_finding_and_draws_nothing():
     features, labels = clusters([6, 6, 6, 6])
     names = ("ant", "bee", "cow", "dog")
     features[18:] = features[[0, 1, 6, 7, 12, 13]]  # a dog is an ant, a bee or a cow
-    found = list(teaching.odd_labels(features, made(labels, names)))
+    found = list(checks.odd_labels(features, made(labels, names)))
     assert [(row.name, row.image) for row in found] == [("dog", "")]
     assert found[0].finding == "scattered: 6 of 6 images lie with other classes"
 
 
 def test_one_class_or_one_image_is_not_judged():
     features, labels = clusters([4])
-    assert not list(teaching.odd_labels(features, made(labels, ["ant"])))
+    assert not list(checks.odd_labels(features, made(labels, ["ant"])))
     features, labels = clusters([1, 1])
-    assert not list(teaching.odd_labels(features, made(labels, ["ant", "bee"])))
-    assert not list(teaching.odd_labels(features[:0], made(labels[:0], ["ant", "bee"])))
+    assert not list(checks.odd_labels(features, made(labels, ["ant", "bee"])))
+    assert not list(checks.odd_labels(features[:0], made(labels[:0], ["ant", "bee"])))
 
 
 def test_copies_of_all_kinds(folder, tiny_encoder):
@@ -390,7 +391,7 @@ def test_copies_of_all_kinds(folder, tiny_encoder):
     (folder / "red panda" / "9.png").write_bytes(first.read_bytes())
     split, _ = read_folder(folder)
     features = image_features(tiny_encoder, split, cache=False)
-    found = {row.image: row for row in teaching.copies(split, features)}
+    found = {row.image: row for row in checks.copies(split, features)}
     assert found["numbat/7.png"].finding == "the same as numbat/0.png"
     assert found["numbat/8.webp"].finding == "the same as numbat/0.png"
     assert found["numbat/9.jpg"].finding == "nearly the same as numbat/0.png"
@@ -400,8 +401,8 @@ def test_copies_of_all_kinds(folder, tiny_encoder):
     # Neither alike features alone nor alike pixels alone make a copy.
     alike = F.normalize(torch.ones_like(features), dim=1)
     apart = torch.eye(len(split), features.shape[1])
-    assert {row.image for row in teaching.copies(split, alike)} == set(found)
-    assert all("nearly" not in row.finding for row in teaching.copies(split, apart))
+    assert {row.image for row in checks.copies(split, alike)} == set(found)
+    assert all("nearly" not in row.finding for row in checks.copies(split, apart))
 
 
 def test_known_names_are_beyond_luck():
@@ -411,7 +412,7 @@ def test_known_names_are_beyond_luck():
         scores = torch.zeros(13, n_others + 3)
         said = np.r_[[0] * 3, [2] * 3, [1] * 2, [0] * 4, 2]
         scores[torch.arange(13), torch.tensor(n_others + said)] = 1
-        found = [row.name for row in teaching.known_names(scores, split, n_others)]
+        found = [row.name for row in checks.known_names(scores, split, n_others)]
         expected = binom.sf(2, 6, 1 / (n_others + 3)) < 0.05
         assert found == ["ant"] * bool(expected)
         assert expected == (n_others > 0)
@@ -419,7 +420,7 @@ def test_known_names_are_beyond_luck():
 
 def test_names_that_collide_or_say_nothing(tiny_encoder):
     names = ["Red Panda", "red-panda", "okapi", "🦊", "🐼", "a_b", " ", "Café", "cafe"]
-    found = list(teaching.odd_names(tiny_encoder.tokenizer, names, others=["Okapi", "lion"]))
+    found = list(checks.odd_names(tiny_encoder.tokenizer, names, others=["Okapi", "lion"]))
     by_name = {row.name: row for row in found}
     assert by_name["red-panda"].finding == "the same words as 'Red Panda'"
     assert by_name["okapi"].finding == "the other name 'Okapi' too"
@@ -431,7 +432,7 @@ def test_names_that_collide_or_say_nothing(tiny_encoder):
 def test_numbers_of_images():
     number = [1, 3, 4, 4, 17]
     split = made(np.repeat(np.arange(5), number), "abcde")
-    found = {row.name: row.finding for row in teaching.few_images(split)}
+    found = {row.name: row.finding for row in checks.few_images(split)}
     assert found == {
         "a": "too few: 1 image",
         "b": "too few: 3 images",
@@ -442,23 +443,23 @@ def test_numbers_of_images():
 def test_captions_without_the_name():
     captions = ("an ant", "a Bee.", "elephant", None)
     split = made(np.array([0, 0, 0, 1]), ["ant", "bee"], captions)
-    (row,) = teaching.odd_captions(split)
+    (row,) = checks.odd_captions(split)
     assert (row.name, row.finding) == ("ant", "2 of 3 captions without the name")
 
 
 def test_folds_hold_every_image_out_once():
     labels = np.repeat(np.arange(4), [6, 5, 2, 1])
     split = made(labels, "abcd")
-    rounds = list(teaching.folds(split, 3, seed=1))
+    rounds = list(checks.folds(split, 3, seed=1))
     assert sorted(np.concatenate([held for _, held in rounds])) == list(range(14))
     for kept, held in rounds:
         assert sorted([*kept, *held]) == list(range(14))
         assert (labels[held] == 0).sum() == 2 and (labels[held] == 1).sum() in (1, 2)
-    again = [held.tolist() for _, held in teaching.folds(split, 3, seed=1)]
+    again = [held.tolist() for _, held in checks.folds(split, 3, seed=1)]
     assert again == [held.tolist() for _, held in rounds]
     for n in (1, 7):
         with pytest.raises(ValueError, match="choose from 2 to 6"):
-            next(teaching.folds(split, n))
+            next(checks.folds(split, n))
 
 
 def test_the_report_on_drawings(tmp_path):
@@ -506,9 +507,9 @@ def test_thresholds_do_on_ip_classes_what_is_said_of_them():
             train.source,
         )
         features = torch.cat([image_features(encoder, part) for part in (train, val)])
-        _, thumbnails = teaching._fingerprints(split)
-        near = np.triu((features @ features.T).numpy() >= teaching.SAME_FEATURES)
-        near &= thumbnails @ thumbnails.T >= teaching.SAME_PIXELS
+        _, thumbnails = checks._fingerprints(split)
+        near = np.triu((features @ features.T).numpy() >= checks.SAME_FEATURES)
+        near &= thumbnails @ thumbnails.T >= checks.SAME_PIXELS
         other = split.labels[:, None] != split.labels
         pairs, alike = pairs + np.triu(other).sum(), alike + (near & other).sum()
         for i in rng.choice(len(split), 20, replace=False):
@@ -516,18 +517,18 @@ def test_thresholds_do_on_ip_classes_what_is_said_of_them():
             split.image(i).save(buffer, "JPEG", quality=30)
             saved = Image.open(buffer).convert("RGB")
             seen = encoder.encode_images(encoder.preprocess(saved)[None])[0]
-            row = teaching._fingerprint(saved)[1]
-            same = float(seen @ features[i]) >= teaching.SAME_FEATURES
-            again.append(same and float(row @ thumbnails[i]) >= teaching.SAME_PIXELS)
+            row = checks._fingerprint(saved)[1]
+            same = float(seen @ features[i]) >= checks.SAME_FEATURES
+            again.append(same and float(row @ thumbnails[i]) >= checks.SAME_PIXELS)
         for _ in range(30):
             many = np.flatnonzero(np.bincount(split.labels) >= 6)
             chosen = rng.choice(many, 5, replace=False)
             own = [rng.choice(np.flatnonzero(split.labels == c), 6, replace=False) for c in chosen]
             labels, names = np.repeat(np.arange(5), 6), [split.names[c] for c in chosen]
-            clean = list(teaching.odd_labels(features[np.concatenate(own)], made(labels, names)))
+            clean = list(checks.odd_labels(features[np.concatenate(own)], made(labels, names)))
             false.append(sum(bool(row.image) for row in clean) / 30)
             labels[0] = 1
-            rows = teaching.odd_labels(features[np.concatenate(own)], made(labels, names))
+            rows = checks.odd_labels(features[np.concatenate(own)], made(labels, names))
             found.append(any(row.image == "0" or not row.image for row in rows))
     assert alike <= pairs / 10_000 and np.mean(again) > 0.85
     assert np.mean(found) > 0.8 and np.mean(false) < 0.1

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils import transduction
-from lbutils.transduction import S3A, TRANSDUCTIVE, ConSE, DeViSE, TransCLIP
+from lbutils.rivals import transduction
+from lbutils.rivals.transduction import S3A, TRANSDUCTIVE, ConSE, DeViSE, TransCLIP
 
 SCALE = 20.0
 KNOWN = 5

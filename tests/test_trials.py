@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lbutils import trials
-from lbutils.baselines import RIVALS
-from lbutils.benchmark import Domain, Split, Subset
-from lbutils.protocol import MEASURES, joint_scores, value
-from lbutils.zeroshot import text_classifier
+from lbutils.data.benchmark import Domain, Split, Subset
+from lbutils.measure import tasks
+from lbutils.measure.joint import MEASURES, joint_scores, value
+from lbutils.models.classifier import text_classifier
+from lbutils.rivals.probes import RIVALS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def shades():
 def run(encoder, shades, monkeypatch, methods, **options):
     monkeypatch.setenv("LBUTILS_CACHE", "none")
     given = {"shots": [1, 2], "draws": range(2), "progress": False, "templates": "a {name}"}
-    return trials.run(encoder, shades, methods, **{**given, **options})
+    return tasks.run(encoder, shades, methods, **{**given, **options})
 
 
 @pytest.fixture(autouse=True)
@@ -147,9 +147,9 @@ def test_features_before_the_projection_only_where_a_method_takes_them(
     tiny_encoder, shades, monkeypatch
 ):
     towers = []
-    plain = trials._features
+    plain = tasks._features
     monkeypatch.setattr(
-        trials,
+        tasks,
         "_features",
         lambda tower, *rest: towers.append(type(tower).__name__) or plain(tower, *rest),
     )
@@ -158,7 +158,7 @@ def test_features_before_the_projection_only_where_a_method_takes_them(
         methods = {name: RIVALS[name] for name in names}
         run(tiny_encoder, shades, monkeypatch, methods, shots=[1], draws=[0])
         assert len(towers) == len(names) and ("BeforeProjection" in towers) == (len(names) == 2)
-    (task,) = trials.tasks(tiny_encoder, shades, [1], [0], before=False)
+    (task,) = tasks.tasks(tiny_encoder, shades, [1], [0], before=False)
     with pytest.raises(ValueError, match="before=True"):
         task.fit(RIVALS["ProLIP"], tiny_encoder, "a {name}")
 

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import basic_clean, whitespace_clean
 
-from lbutils import vocabulary, words
-from lbutils.vocabulary import canonical, screen, suggest
-from lbutils.words import all_cleaned, folded_lines
+from lbutils._util import suggest
+from lbutils.captions import survey
+from lbutils.captions import text as words
+from lbutils.captions.survey import canonical, screen
+from lbutils.captions.text import all_cleaned, folded_lines
 
 # Few words and much punctuation, so that names do meet captions, often side by side.
 WORDS = [
@@ -152,7 +154,7 @@ def test_ascii_has_one_canonical_form_however_it_is_computed(text):
 )
 def test_screen_equals_the_oracle(concepts, captions, batch):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocabulary, "BATCH", batch)
+        patch.setattr(survey, "BATCH", batch)
         table = quiet_screen(concepts, captions, tokenize=lambda text: [ord(c) for c in text])
     kept = [caption for caption in captions if caption is not None]
     words = {word for caption in kept for word in canonical(caption).split()}
@@ -244,7 +246,7 @@ def test_scripts_without_spaces_warn():
 
 
 def test_every_kind_of_column_gives_the_same_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary, "BATCH", 7)
+    monkeypatch.setattr(survey, "BATCH", 7)
     captions = [f"{a} {b}" for a in WORDS for b in GLUE] + [None, ""]
     concepts = ["ant", "fire", "straße", "x2"]
     expected = screen(concepts, captions)
@@ -318,7 +320,7 @@ def test_suggest_names_the_options_and_the_nearest():
 
 
 def test_counts_are_exact_over_many_batches(monkeypatch):
-    monkeypatch.setattr(vocabulary, "BATCH", 100)
+    monkeypatch.setattr(survey, "BATCH", 100)
     captions = [WORDS[i % len(WORDS)] + " " + WORDS[i * 7 % len(WORDS)] for i in range(2000)]
     tally = Counter(word for caption in captions for word in set(canonical(caption).split()))
     table = screen(["ant", "elephant", "fire"], captions, progress=True)
@@ -427,7 +429,7 @@ def test_soup_is_screened_as_the_oracle_says(many, some):
 # --- names ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", [screen, vocabulary.survey, vocabulary.mentions])
+@pytest.mark.parametrize("call", [screen, survey.survey, survey.mentions])
 def test_one_text_is_not_a_list_of_names(call):
     with pytest.raises(ValueError, match=r"pass \['fox'\]"):
         call("fox", ["a fox"])

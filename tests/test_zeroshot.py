@@ -5,12 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils import zeroshot
+from lbutils.models import classifier
 
 
 def test_classifier_is_the_normalised_mean_over_templates(tiny_encoder):
     names = ["red panda", "a{x}b", "<i>ant</i>"]
-    found = zeroshot.text_classifier(tiny_encoder, names, ["a {name}", "the {name}."], batch_size=2)
+    found = classifier.text_classifier(
+        tiny_encoder, names, ["a {name}", "the {name}."], batch_size=2
+    )
     plain = [tiny_encoder.encode_text([f"a {n}" for n in names])]
     plain.append(tiny_encoder.encode_text([f"the {n}." for n in names]))
     expected = F.normalize(torch.stack(plain).mean(0), dim=-1)
@@ -21,7 +23,7 @@ def test_classifier_is_the_normalised_mean_over_templates(tiny_encoder):
 
 def test_classifier_needs_names(tiny_encoder):
     with pytest.raises(ValueError, match="no class names"):
-        zeroshot.text_classifier(tiny_encoder, [])
+        classifier.text_classifier(tiny_encoder, [])
 
 
 def test_logits_are_scaled_cosines_over_a_joint_vocabulary():
@@ -29,26 +31,26 @@ def test_logits_are_scaled_cosines_over_a_joint_vocabulary():
     features, ip, oop = (
         F.normalize(torch.randn(n, 8, generator=generator), dim=-1) for n in (5, 3, 2)
     )
-    joint = zeroshot.logits(features, torch.cat([ip, oop]), 20.0)
+    joint = classifier.logits(features, torch.cat([ip, oop]), 20.0)
     assert joint.shape == (5, 5)
-    assert torch.allclose(joint[:, 3:], zeroshot.logits(features.numpy(), oop, 20.0))
+    assert torch.allclose(joint[:, 3:], classifier.logits(features.numpy(), oop, 20.0))
     assert joint.abs().max() <= 20.0 + 1e-4
 
 
 def test_unfitted_classifier_says_so():
     with pytest.raises(RuntimeError, match="call fit"):
-        zeroshot.FeatureClassifier().predict(torch.zeros(1, 8))
+        classifier.FeatureClassifier().predict(torch.zeros(1, 8))
 
 
 def test_training_features_stack_clean_and_augmented_views(monkeypatch):
     def fake(encoder, split, *, views=0, seed=0):
         return torch.full((views, 3, 4), float(seed)) if views else torch.ones(3, 4)
 
-    monkeypatch.setattr(zeroshot, "image_features", fake)
-    both = zeroshot.training_features(None, None, views=2, seed=7)
+    monkeypatch.setattr(classifier, "image_features", fake)
+    both = classifier.training_features(None, None, views=2, seed=7)
     assert both.shape == (3, 3, 4)
     assert np.allclose(both[:, 0, 0], [1, 7, 7])
-    assert zeroshot.training_features(None, None, views=2, clean=False).shape == (2, 3, 4)
-    assert zeroshot.training_features(None, None, views=0).shape == (1, 3, 4)
+    assert classifier.training_features(None, None, views=2, clean=False).shape == (2, 3, 4)
+    assert classifier.training_features(None, None, views=0).shape == (1, 3, 4)
     with pytest.raises(ValueError, match="no image"):
-        zeroshot.training_features(None, None, views=0, clean=False)
+        classifier.training_features(None, None, views=0, clean=False)

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbutils import load_encoder, zsnl
-from lbutils.knowledge import Knowledge, Lexicon
-from lbutils.zeroshot import text_features
-from lbutils.zsnl import MATCHINGS, ZeroShotNameLearner, joint_iteration
+from lbutils import load_encoder
+from lbutils.learn.knowledge import Knowledge, Lexicon
+from lbutils.models.classifier import text_features
+from lbutils.unlabelled import zsnl
+from lbutils.unlabelled.zsnl import MATCHINGS, ZeroShotNameLearner, joint_iteration
 
 KNOWN = ("dog", "apple", "hat")
 NEW = ("zorbit", "flumen", "krait", "vexil", "quob", "tarn")

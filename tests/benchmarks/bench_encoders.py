@@ -15,8 +15,8 @@ import open_clip
 import pytest
 import torch
 
-from lbutils.encoders import DualEncoder
-from lbutils.names import NameEmbeddings
+from lbutils.models.encoders import DualEncoder
+from lbutils.models.names import NameEmbeddings
 
 ENCODERS = os.environ.get("LBUTILS_BENCH_ENCODERS", "ViT-S-32").split()
 CLASSES = int(os.environ.get("LBUTILS_BENCH_CLASSES", "75"))

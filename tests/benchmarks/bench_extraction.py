@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lbutils.benchmark import Files, Split
-from lbutils.encoders import DualEncoder
-from lbutils.features import image_features
+from lbutils.data.benchmark import Files, Split
+from lbutils.models.encoders import DualEncoder
+from lbutils.models.features import image_features
 
 MODEL = os.environ.get("LBUTILS_BENCH_MODEL", "ViT-S-32")
 IMAGES = int(os.environ.get("LBUTILS_BENCH_IMAGES", "2000"))

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from lbutils.encoders import DualEncoder
-from lbutils.fewshot import both_ways, swap_contexts
-from lbutils.names import NameEmbeddings
-from lbutils.prompts import slots, templates
+from lbutils.learn.namelearner import both_ways, swap_contexts
+from lbutils.models.encoders import DualEncoder
+from lbutils.models.names import NameEmbeddings
+from lbutils.models.prompts import slots, templates
 
 MODEL = os.environ.get("LBUTILS_BENCH_MODEL", "ViT-B-16")
 # Fewer classes for a machine that is slow or busy: all costs but the logits' are linear in them.

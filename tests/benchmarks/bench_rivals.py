@@ -11,8 +11,9 @@ import time
 
 import torch
 
-from lbutils import NameLearner, load_benchmark, load_encoder, trials
-from lbutils.baselines import RIVALS
+from lbutils import NameLearner, load_benchmark, load_encoder
+from lbutils.measure import tasks
+from lbutils.rivals.probes import RIVALS
 
 DRAWS = int(os.environ.get("LBUTILS_BENCH_DRAWS", "3"))
 
@@ -31,9 +32,9 @@ def test_table_of_rivals(capsys):
     drawn = {"shots": (1, 2, 4), "draws": range(DRAWS), "progress": False}
     workers = 2 if encoder.device.type == "cpu" else 1
     torch.manual_seed(0)
-    trials.run(encoder, benchmark, {"prototypes": RIVALS["prototypes"]}, **drawn)
+    tasks.run(encoder, benchmark, {"prototypes": RIVALS["prototypes"]}, **drawn)
     begin = time.perf_counter()
-    found = trials.run(encoder, benchmark, methods, workers=workers, **drawn)
+    found = tasks.run(encoder, benchmark, methods, workers=workers, **drawn)
     spent = time.perf_counter() - begin
     by_method = found.seconds.groupby("method")["seconds"].sum().sort_values(ascending=False)
     assert len(found.seconds) == len(methods) * len(benchmark) * 3 * DRAWS

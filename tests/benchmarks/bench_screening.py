@@ -29,8 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lbutils import corpora
-from lbutils.vocabulary import canonical, screen, survey
+from lbutils.captions import corpora
+from lbutils.captions.survey import canonical, screen, survey
 
 ROOT = Path(__file__).resolve().parents[2]
 # Kept between runs, as making the captions takes some minutes.

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 
-from lbutils.discovery import discover
-from lbutils.encoders import DualEncoder
-from lbutils.zeroshot import text_features
-from lbutils.zsnl import ZeroShotNameLearner
+from lbutils.models.classifier import text_features
+from lbutils.models.encoders import DualEncoder
+from lbutils.unlabelled.discovery import discover
+from lbutils.unlabelled.zsnl import ZeroShotNameLearner
 
 NEW, KNOWN, IMAGES, WIDTH = 113, 56, 20_000, 512
 STARTS = int(os.environ.get("LBUTILS_BENCH_STARTS", "10"))

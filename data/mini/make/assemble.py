@@ -19,7 +19,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from tqdm import tqdm
 
-from lbutils.words import canonical
+from lbutils.captions.text import canonical
 
 HERE = Path(__file__).parent
 SCALES = ("small", "medium", "large", "never")

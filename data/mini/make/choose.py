@@ -35,8 +35,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lbutils import NameLearner, load_benchmark, load_encoder, protocol, records
-from lbutils.adapters import (
+from lbutils import NameLearner, load_benchmark, load_encoder
+from lbutils.learn.namelearner import Alignment
+from lbutils.measure import joint, records
+from lbutils.models.classifier import text_classifier, training_features
+from lbutils.models.features import image_features
+from lbutils.rivals.adapters import (
     CLAP,
     BeforeProjection,
     CLIPAdapter,
@@ -46,11 +50,8 @@ from lbutils.adapters import (
     TipAdapter,
     TipAdapterF,
 )
-from lbutils.baselines import GDA, LinearProbe, Prototypes, SiM, renamed
-from lbutils.features import image_features
-from lbutils.fewshot import Alignment
-from lbutils.prompting import CoCoOp, CoOp, KgCoOp
-from lbutils.zeroshot import text_classifier, training_features
+from lbutils.rivals.context import CoCoOp, CoOp, KgCoOp
+from lbutils.rivals.probes import GDA, LinearProbe, Prototypes, SiM, renamed
 
 DATA = Path(__file__).parent.parent
 SLACK = 0.5
@@ -190,7 +191,7 @@ class Task:
             start += len(texts[-1])
         return Alignment().fit(torch.cat(features), np.concatenate(labels), torch.cat(texts))
 
-    def scores(self, method: str, options: dict[str, Any]) -> protocol.JointScores:
+    def scores(self, method: str, options: dict[str, Any]) -> joint.JointScores:
         """Scores of a method on the validation drawings of the domain's IP classes."""
         model = MAKERS[method](world().encoder, self, **options)
         views, images = world().train[self.domain], world().val[self.domain]
@@ -198,7 +199,7 @@ class Task:
             views, images = world().before[self.domain]
         logits = model.fit(*self.few_shot(views)).joint_logits(images, self.others)
         labels = self.place[world().domains[self.domain].ip.val.labels]
-        return protocol.joint_scores(logits.numpy(), labels, len(self.others))
+        return joint.joint_scores(logits.numpy(), labels, len(self.others))
 
 
 def score(job: tuple[str, dict[str, Any], tuple[str, int, int, int]]) -> tuple[Any, float]:
@@ -235,11 +236,11 @@ def row(method: str, options: dict[str, Any], runs: list[Any], seconds: float) -
         by_domain.setdefault(domain, []).append(run)
     # A run is a task with names of its own, so values are means over runs, then over domains.
     means = [
-        np.mean([np.mean([protocol.value({d: [run]}, m) for run in own])
+        np.mean([np.mean([joint.value({d: [run]}, m) for run in own])
                  for d, own in by_domain.items()])
         for m in MEASURES
     ]  # fmt: skip
-    point = protocol.best_bias([run for own in by_domain.values() for run in own])
+    point = joint.best_bias([run for own in by_domain.values() for run in own])
     oop, h_joint, ausuc = (round(100 * float(mean), 2) for mean in means)
     return {
         "method": method,

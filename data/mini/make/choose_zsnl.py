@@ -37,14 +37,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lbutils import load_benchmark, load_encoder, protocol
-from lbutils.baselines import ZeroShot
-from lbutils.colours import colour_shares
-from lbutils.features import image_features
-from lbutils.knowledge import Knowledge, load_lexicon
-from lbutils.mixtures import ORACLES, Mixture
-from lbutils.words import canonical
-from lbutils.zsnl import ZeroShotNameLearner
+from lbutils import load_benchmark, load_encoder
+from lbutils.captions.text import canonical
+from lbutils.learn.colours import colour_shares
+from lbutils.learn.knowledge import Knowledge, load_lexicon
+from lbutils.measure import joint
+from lbutils.measure.mixtures import ORACLES, Mixture
+from lbutils.models.features import image_features
+from lbutils.rivals.probes import ZeroShot
+from lbutils.unlabelled.zsnl import ZeroShotNameLearner
 
 DATA = Path(__file__).parent.parent
 SOURCES = ("language", "descriptions", "colours", "hints")
@@ -160,7 +161,7 @@ def scores(encoder: Any, mixture: Mixture, knowledge: Knowledge, options: Any) -
     runs = {key: {"": [mixture.score(m)]} for key, m in (("", free), ("told", told))}
     runs["before"] = {"": [mixture.score(before)]}
     value = {
-        (key, measure): 100 * protocol.value(run, measure)
+        (key, measure): 100 * joint.value(run, measure)
         for key, run in runs.items()
         for measure in ("oop_separate", "oop_joint", "ip_joint")
     }

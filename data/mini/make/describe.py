@@ -30,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from lbutils.knowledge import without_names
-from lbutils.prompts import hint
-from lbutils.words import canonical
+from lbutils.captions.text import canonical
+from lbutils.learn.knowledge import without_names
+from lbutils.models.prompts import hint
 
 DATA = Path(__file__).parent.parent
 # More labels do not help: maps fitted on 5,000 and on all 9,117 name IP concepts equally well.

@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from choose_zsnl import DATA, data_folder
 
-from lbutils.scales import ARMS
-from lbutils.vocabulary import mentions
+from lbutils.captions.survey import mentions
+from lbutils.measure.scales import ARMS
 
 SEED = 20
 

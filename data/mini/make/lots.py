@@ -60,9 +60,9 @@ from match import fingerprints, near_duplicates, read_concepts
 from PIL import Image
 from pretrain import read_images
 
-from lbutils.colours import BASIC, colour_shares
-from lbutils.vocabulary import screen
-from lbutils.words import canonical
+from lbutils.captions.survey import screen
+from lbutils.captions.text import canonical
+from lbutils.learn.colours import BASIC, colour_shares
 
 ARMS = ("both", "image", "neither")
 ALWAYS = "always"

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lbutils.words import canonical
+from lbutils.captions.text import canonical
 
 HERE = Path(__file__).parent
 # Words that icon sets put before or after the thing itself.

@@ -40,8 +40,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lbutils import mini
-from lbutils.benchmark import data_dir
+from lbutils.data.benchmark import data_dir
+from lbutils.models import mini
 
 SCALES = ("small", "medium", "large")
 EVALUATION_TEMPLATES = ("{name}", "a drawing of {name}")
@@ -101,7 +101,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     args.data = args.data or data_dir() / "mini"
-    root = Path(mini.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[3]
     args.work = args.work or root / ".build" / "pretrain" / args.scale
     args.out = args.out or args.data / "encoder" / args.scale
     return args

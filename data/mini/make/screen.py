@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from open_clip.tokenizer import SimpleTokenizer
 
-from lbutils.vocabulary import screen
+from lbutils.captions.survey import screen
 
 DATA = Path(__file__).parent.parent
 SCALES = ("small", "medium", "large")

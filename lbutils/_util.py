@@ -1,0 +1,168 @@
+"""What every room uses: lazy faces, a line about an unknown name, names of files, whole files."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import unicodedata
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_LONGEST_NAME = 255  # bytes, of a file's name on Linux and macOS
+# Of Windows, whatever follows a dot.
+_DEVICES = re.compile(
+    "(con|prn|aux|nul|conin[$]|conout[$]|(com|lpt)[0-9¹²³])[ ]*([.].*)?", re.IGNORECASE | re.DOTALL
+)
+
+
+def lazy(
+    face: str, homes: Mapping[str, Sequence[str]]
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """``__all__``, ``__getattr__`` and ``__dir__`` of a package whose names load when first used.
+
+    So a face costs nothing to import, and what works on tables alone never loads torch.
+
+    Parameters
+    ----------
+    face : str
+        The package, its ``__name__``.
+    homes : mapping
+        The names that each module below the package gives to it, such as
+        ``{"names": ["Names", "NameEmbeddings"]}``. A module's name is no name of the face: the
+        import system would put the one in the other's place.
+
+    References
+    ----------
+    PEP 562.
+    """
+    home = {name: f"{face}.{module}" for module, names in homes.items() for name in names}
+
+    def load(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {face!r} has no attribute {name!r}")
+        value = getattr(import_module(home[name]), name)
+        setattr(sys.modules[face], name, value)
+        return value
+
+    def listed() -> list[str]:
+        return sorted({*vars(sys.modules[face]), *home})
+
+    return sorted(home), load, listed
+
+
+def suggest(word: object, options: Iterable[object], what: str) -> str:
+    """One line for an unknown name: what it should be, the valid options, the nearest match.
+
+    Parameters
+    ----------
+    word : object
+        The name that was given.
+    options : iterable
+        The valid names, printed in this order; of more than 40 the nearest ones
+        and the first.
+    what : str
+        What the name stands for, such as ``"domain"``.
+    """
+    valid = [str(option) for option in options]
+    folded = {option.casefold(): option for option in reversed(valid)}
+    near = difflib.get_close_matches(str(word).casefold(), list(folded), n=5, cutoff=0.5)
+    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
+    shown = ", ".join(valid) or "(none)"
+    if len(valid) > 40:  # nobody reads thousands of names
+        some = dict.fromkeys([*(folded[name] for name in near), valid[0]])
+        shown = f"{len(valid):,} names such as {', '.join(some)}"
+    return f"unknown {what} {str(word)!r}: choose from {shown}.{hint}"
+
+
+def file_name(value: Any, what: str = "name", owner: Any = "", portable: bool = True) -> str:
+    """The value itself, if it can name one file or folder, and nothing outside of where it lies.
+
+    Every text that becomes part of a path and comes from a file, or from a caller, passes here.
+
+    Parameters
+    ----------
+    value : object
+        The name.
+    what, owner : str
+        What messages call it and what it belongs to, such as "domain" and "the benchmark".
+    portable : bool
+        Whether it must be a name on every system: not hidden, without signs that Windows does
+        not have in names, and no device of it. Names of files that lie on this disk already
+        need not be.
+
+    Raises
+    ------
+    ValueError
+        If it is no text, empty, a path, too long, or has signs that cannot be in a name.
+    """
+    has, shown = f"{owner} has a {what} that".lstrip(), short(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{has} is no text: {shown}")
+    if ".." in re.split(r"[/\\]", value):
+        raise ValueError(f"{has} leaves the folder: {shown}")
+    if "/" in value or (portable and ("\\" in value or re.match("[A-Za-z]:", value))):
+        raise ValueError(f"{has} is a path, not a name: {shown}")
+    if value in ("", ".") or not is_text(value) or _controls(value):
+        raise ValueError(f"{has} cannot name a file: {shown}")
+    if len(value.encode()) > _LONGEST_NAME:
+        raise ValueError(f"{has} has more than {_LONGEST_NAME} bytes: {shown}")
+    if portable and (set(value) & set('<>:"|?*') or value.startswith(".") or _trimmed(value)):
+        raise ValueError(
+            f"{has} cannot name a file on every system: {shown}; rename it, without "
+            '<>:"|?*, a dot or space at an end, or the name of a device'
+        )
+    return value
+
+
+def _controls(value: str) -> bool:
+    return any(unicodedata.category(sign) == "Cc" for sign in value)
+
+
+def _trimmed(value: str) -> bool:
+    """Whether Windows takes a name for another, or for one of its devices."""
+    return value != value.strip() or value.endswith(".") or bool(_DEVICES.fullmatch(value))
+
+
+def short(value: Any) -> str:
+    """A value as Python writes it, cut to what fits in a message."""
+    text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def is_text(value: str) -> bool:
+    """Whether a text can be written: JSON may hold halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def replacing(place: Path) -> Iterator[Path]:
+    """A temporary path beside `place` that takes its place when the block ends well.
+
+    Folders are made as needed. Two processes may write the same place: the last one wins.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        # Without this a machine that loses power may keep the new name and not the content.
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(place: Path, text: str) -> None:
+    """Write a text, in UTF-8, to a temporary file and move it into place."""
+    with replacing(place) as temporary:
+        temporary.write_text(text, encoding="utf-8")

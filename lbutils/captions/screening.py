@@ -1,0 +1,276 @@
+"""Screen a list of names from a shell, and choose classes by how often they are named.
+
+    lbutils screen names.txt "captions/*.parquet" --out certificate.json
+
+Exit status: 0 if all files were read, 1 if some could not be (their names are printed, the others
+are counted), 2 if the arguments are wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lbutils._util import suggest
+from lbutils.captions import corpora
+from lbutils.captions.certificate import certify, check_place, to_table, write_certificate
+from lbutils.captions.survey import LEVELS, UNSPACED, Survey, level_column, mentions, survey
+from lbutils.captions.text import as_names, canonical, redacted
+
+
+def frequencies(found: Survey, level: str = "phrase") -> pd.DataFrame:
+    """How often every candidate is named, the commonest first, to draw accuracy against.
+
+    Parameters
+    ----------
+    found : Survey
+    level : str
+        Count captions at this level and the stricter ones.
+
+    Returns
+    -------
+    DataFrame
+        ``name``, ``captions``, ``per_million`` (captions in a million), ``decade``: the order of
+        magnitude of the count, -1 for none, by which results may be binned.
+
+    Notes
+    -----
+    Source: accuracy against concept frequency, as in Udandarao et al., NeurIPS 2024.
+    """
+    if level not in found.levels:
+        raise ValueError(suggest(level, found.levels, "level"))
+    table = found.table[["name", level_column(level)]].set_axis(["name", "captions"], axis=1)
+    counts = table["captions"].to_numpy()
+    table["per_million"] = counts * 1e6 / max(found.total.captions, 1)
+    table["decade"] = [len(str(count)) - 1 if count else -1 for count in counts]
+    return table.sort_values("captions", ascending=False, kind="stable", ignore_index=True)
+
+
+def choose_classes(
+    candidates: pd.DataFrame,
+    captions: Any,
+    *,
+    oop: int,
+    ip: int,
+    least: int = 1,
+    **options: Any,
+) -> pd.DataFrame:
+    """An OOP and an IP set for each domain, with the smallest collateral.
+
+    To make a name OOP, every caption that holds it is withheld. The collateral of a set is the
+    number of captions withheld: nothing for a name that no caption holds, and less for names
+    that share their captions. OOP names are taken one by one, across domains, each time the one
+    that costs fewest further captions; then the IP names that are left in most captions.
+
+    Parameters
+    ----------
+    candidates : DataFrame
+        ``domain`` and ``name``, in order of preference: the first wins a tie.
+    captions : any
+        As in `lbutils.captions.survey.screen`.
+    oop, ip : int
+        Names of either kind for each domain.
+    least : int
+        Captions that an IP name must keep.
+    **options
+        `column`, `levels`, `synonyms`, `unspaced`, as in `lbutils.captions.survey.mentions`. With
+        inflections, captions with the plural are withheld as well.
+
+    Returns
+    -------
+    DataFrame
+        ``domain``, ``name``, ``subset`` ("oop", "ip", or "" if not chosen), ``captions`` (that name
+        it), ``withheld`` (captions lost to the corpus when this name was taken, in that order),
+        ``kept`` (captions that name it and are left).
+
+    Raises
+    ------
+    ValueError
+        If a domain has two names of one canonical form, or too few candidates; the message says
+        which.
+
+    Notes
+    -----
+    Greedy choice: exact for names that share no caption. The cheapest set in general is a
+    minimum-weight cover, which is NP-hard.
+    """
+    names = as_names(candidates["name"], "candidates")
+    domains = list(candidates["domain"])
+    first: dict[tuple[Any, str], str] = {}
+    for domain, name in zip(domains, names, strict=True):
+        key = domain, canonical(name)
+        if key in first:
+            raise ValueError(f"candidates {first[key]!r} and {name!r} of {domain!r} are one name")
+        first[key] = name
+    pairs = mentions(names, captions, **options)
+    where = [np.empty(0, np.int64)] * len(names)
+    for concept, rows in pairs.groupby("concept")["caption"]:
+        where[int(concept)] = rows.to_numpy()
+    gone = np.zeros(int(pairs["caption"].max()) + 1 if len(pairs) else 0, bool)
+    subset, withheld = [""] * len(names), [0] * len(names)
+    left = dict.fromkeys(domains, oop)
+    while any(left.values()):
+        open_ = [k for k, d in enumerate(domains) if left[d] and not subset[k]]
+        if missing := {d for d in left if left[d]} - {domains[k] for k in open_}:
+            raise ValueError(f"domain {sorted(missing)[0]!r} has fewer than {oop} candidates")
+        best = min(open_, key=lambda k: (int((~gone[where[k]]).sum()), k))
+        withheld[best] = int((~gone[where[best]]).sum())
+        gone[where[best]] = True
+        subset[best] = "oop"
+        left[domains[best]] -= 1
+    kept = [int((~gone[rows]).sum()) for rows in where]
+    for domain in left:
+        free = [k for k, d in enumerate(domains) if d == domain and not subset[k]]
+        free = sorted((k for k in free if kept[k] >= least), key=lambda k: (-kept[k], k))
+        if len(free) < ip:
+            raise ValueError(
+                f"domain {domain!r}: {len(free)} names are left in {least} captions or more, "
+                f"{ip} are wanted"
+            )
+        for k in free[:ip]:
+            subset[k] = "ip"
+    counts = [len(rows) for rows in where]
+    chosen = {"subset": subset, "captions": counts, "withheld": withheld, "kept": kept}
+    return candidates[["domain", "name"]].reset_index(drop=True).assign(**chosen)
+
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def read_names(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Names, each once, and their synonyms, from a text file or a table, in UTF-8.
+
+    Parameters
+    ----------
+    path : str or path
+        ``.txt`` or no suffix: a name a line. ``.csv`` or ``.tsv``: a column ``name``, and perhaps
+        ``synonyms``, separated by semicolons. Rows of one name are merged.
+
+    Raises
+    ------
+    ValueError
+        If the file is another kind of file or not UTF-8, if it has no name, if a table has no
+        column ``name`` or two, or a row with another number of cells or without a name.
+    """
+    place = Path(path)
+    suffix = place.suffix.lower()
+    if suffix not in ("", ".txt", *_DELIMITERS):
+        raise ValueError(f"{place}: names are read from .txt, .csv and .tsv, not from {suffix}")
+    try:
+        text = place.read_text(encoding="utf-8-sig")  # Excel begins its files with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not in UTF-8: save it as UTF-8 text ({error})") from error
+    if suffix in _DELIMITERS:
+        rows = _table_rows(place, text, _DELIMITERS[suffix])
+    else:
+        lines = [line.strip() for line in text.splitlines()]
+        cells = re.split("[,;\t]", lines[0]) if lines else []
+        if len(cells) > 1 and "name" in (cell.strip(' "').lower() for cell in cells):
+            raise ValueError(f"{place} begins like a table, {lines[0]!r}: name it .csv or .tsv")
+        rows = [(line, "") for line in lines if line]
+    if not rows:
+        raise ValueError(f"{place} has no names")
+    merged: dict[str, dict[str, None]] = {name: {} for name, _ in rows}
+    for name, others in rows:
+        merged[name].update(dict.fromkeys(filter(None, map(str.strip, others.split(";")))))
+    return list(merged), {name: list(others) for name, others in merged.items() if others}
+
+
+def _table_rows(place: Path, text: str, delimiter: str) -> list[tuple[str, str]]:
+    """Name and synonyms of each row of a table."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        if header.count("name") != 1 or header.count("synonyms") > 1:
+            raise ValueError(f"{place} must have one column 'name', it has {', '.join(header)}")
+        rows = []
+        for row in reader:
+            if not any(cell.strip() for cell in row):
+                continue
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{place}, line {reader.line_num}: {len(row)} cells under {len(header)} "
+                    "headers; put cells with a separator in double quotes"
+                )
+            cells = dict(zip(header, map(str.strip, row), strict=True))
+            if not cells["name"]:
+                raise ValueError(f"{place}, line {reader.line_num}: the name is missing")
+            rows.append((cells["name"], cells.get("synonyms", "")))
+    except csv.Error as error:
+        raise ValueError(f"{place}, line {reader.line_num}: {error}") from error
+    return rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lbutils screen",
+        description="Do these names occur in these captions? Writes a certificate.",
+    )
+    parser.add_argument(
+        "names", help="text file, a name a line, or .csv or .tsv with a column name"
+    )
+    parser.add_argument("captions", nargs="+", help="files, folders, patterns or URLs")
+    parser.add_argument("--out", help="certificate to write (.json, and a .csv beside it)")
+    parser.add_argument("--corpus", default="captions", help="name of the corpus")
+    parser.add_argument("--corpus-version", default="", help="its release or date")
+    parser.add_argument("--scale", help="scale of the corpus, such as 400m")
+    parser.add_argument("--layout", choices=sorted(corpora.LAYOUTS), help="a published corpus")
+    parser.add_argument("--column", help="column of captions; default: caption or TEXT")
+    parser.add_argument("--levels", nargs="*", default=list(LEVELS[1:4]), choices=LEVELS)
+    parser.add_argument("--unspaced", default="substring", choices=UNSPACED)
+    parser.add_argument("--examples", type=int, default=10, help="captions kept a name and level")
+    parser.add_argument("--workers", type=int, default=1, help="threads, a file each")
+    parser.add_argument("--scheduler", help="address of a Dask scheduler, for a cluster")
+    parser.add_argument("--state", help="folder of finished counts, to resume from")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status of the command line: 0, 1 if a file could not be read, 2 on wrong arguments."""
+    given = _parser().parse_args(arguments)
+    try:
+        if given.out:  # before hours of reading, not after
+            check_place(given.out)
+        names, synonyms = read_names(given.names)
+        found = survey(
+            names,
+            corpora.Sources(given.captions),
+            column=given.column,
+            layout=given.layout,
+            levels=given.levels,
+            synonyms=synonyms,
+            unspaced=given.unspaced,
+            examples=given.examples,
+            workers=given.workers,
+            scheduler=given.scheduler,
+            state=given.state,
+            progress=not given.quiet,
+        )
+        scale = given.scale or (corpora.LAYOUTS[given.layout].scale if given.layout else "all")
+        certificate = certify(
+            {scale: found}, corpus=given.corpus, corpus_version=given.corpus_version
+        )
+        if given.out:
+            write_certificate(certificate, given.out)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(redacted(str(error)), file=sys.stderr)
+        return 2
+    table = to_table(certificate).drop(columns=["phrase", "example"])
+    print(table.to_string(index=False))
+    print(f"{found.total.captions:,} captions in {len(found.files):,} files")
+    for fault in filter(None, found.files["error"]):
+        print(f"not counted: {fault}", file=sys.stderr)
+    if found.expected is not None and found.expected != len(found.files):
+        print(f"not complete: {len(found.files)} of {found.expected} files", file=sys.stderr)
+    return 0 if found.complete else 1

@@ -1,0 +1,643 @@
+"""Screening of concept names against pre-training captions, from a list to LAION-5B.
+
+A concept is in pre-training (IP) when its name occurs in the captions at word boundaries,
+and out of pre-training (OOP) otherwise. What else may count as an occurrence is a level of its
+own, and reported apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+from tqdm import tqdm
+
+from lbutils._util import suggest
+from lbutils.captions import corpora
+from lbutils.captions.counting import LEVELS, UNSPACED, CaptionCounter, Query, Tally, make_query
+from lbutils.captions.text import canonical, discreetly, redacted
+
+__all__ = [
+    "LEVELS",
+    "UNSPACED",
+    "Survey",
+    "canonical",
+    "level_column",
+    "mentions",
+    "screen",
+    "suggest",
+    "survey",
+]
+
+# Captions in one batch: enough that what is done once a batch costs little beside the rest.
+BATCH = 65_536
+
+
+def screen(
+    concepts: Iterable[str],
+    captions: Any,
+    *,
+    tokenize: Callable[[str], Sequence[int]] | None = None,
+    column: str | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> pd.DataFrame:
+    """One row per concept, in order: does its name occur in the captions, and how often.
+
+    Names and captions are compared in canonical form (see `lbutils.captions.text.canonical`) and at
+    word boundaries, so "ant" is found in "an ant, an ant" (one caption) and not in "elephant".
+    Counts are exact. Captions are streamed; memory does not grow with their number.
+
+    Parameters
+    ----------
+    concepts : iterable of str
+        Names, taken literally; they may repeat, overlap or contain one another.
+    captions : str or path, or iterable of str, or column or table of captions
+        Parquet or CSV files: a path, folder, pattern or URL (see `corpora.find_urls`), a
+        list of `pathlib.Path`, or `corpora.Sources`. Or captions: a list, an iterator, a
+        Polars, Arrow or pandas column, a Polars or Arrow table. Nulls are skipped.
+    tokenize : callable, optional
+        ``str -> ids`` without start and end tokens. Adds the token level: which pieces of
+        a name occur in any caption. Without it `pieces` and `pieces_seen` are 0. It reads every
+        caption as long as a piece is missing, which takes far longer than the rest.
+    column : str, optional
+        Column of captions in files and tables: strings, or lists of strings. Default:
+        ``caption``, or ``TEXT`` as in LAION.
+    progress : bool
+        Show a progress bar with captions per second and the time left.
+    **options
+        `layout`, `levels`, `synonyms`, `unspaced`, `workers`, `scheduler`, `state`, as in `survey`.
+
+    Returns
+    -------
+    DataFrame
+        ``name``; ``phrase`` (canonical); ``captions`` (number of captions with the phrase);
+        ``words``, ``words_seen``, ``pieces``, ``pieces_seen`` (number of the name's words and
+        pieces, and how many of them occur in captions); ``subset`` ("ip" or "oop");
+        ``compositional`` (OOP, but all pieces occur; without `tokenize`, all words); then
+        ``captions_<level>`` for each further level: captions at this level or a stricter one.
+
+    Raises
+    ------
+    ValueError
+        If a concept has no letter or digit, if a file is unreadable, truncated or lacks
+        `column`, or if an option is unknown.
+    FileNotFoundError
+        If `captions` names a path that does not exist.
+    TypeError
+        If a caption is not a string.
+
+    Warns
+    -----
+    UserWarning
+        For names in scripts written without spaces, unless `unspaced` says what to do: they are
+        found only where they stand between spaces or punctuation, so OOP is not proven for them.
+
+    Notes
+    -----
+    Source: vocabulary screening, section 3 of the paper, made exact: word boundaries in
+    place of substrings, and the token level.
+    """
+    # A table has no place for the files' hashes, which take time, nor for a file's error.
+    options = {"hashes": options.get("state") is not None, "on_error": "raise", **options}
+    found = survey(
+        concepts, captions, tokenize=tokenize, column=column, progress=progress, **options
+    )
+    for error in found.files["error"]:
+        if error:
+            raise ValueError(error)
+    return found.table
+
+
+def survey(
+    concepts: Iterable[str],
+    captions: Any,
+    *,
+    tokenize: Callable[[str], Sequence[int]] | None = None,
+    column: str | None = None,
+    layout: str | None = None,
+    levels: Sequence[str] = (),
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    unspaced: str = "alone",
+    examples: int = 0,
+    workers: int = 1,
+    scheduler: Any = None,
+    state: str | os.PathLike[str] | None = None,
+    hashes: bool = True,
+    on_error: str = "report",
+    progress: bool = False,
+) -> Survey:
+    """What `screen` finds, with its evidence: counts by level, examples, and the files read.
+
+    A file that cannot be read does not stop the others: it is named in the result, none of its
+    captions is counted, and `Survey.complete` is False.
+
+    Parameters
+    ----------
+    concepts, captions, tokenize, column, progress
+        As in `screen`.
+    layout : str, optional
+        A corpus of `corpora.LAYOUTS`: gives the column and the number of files that
+        make it complete.
+    levels : sequence of str
+        Of ``"compounds"`` (words joined or apart: see `text.compounds`), ``"inflections"``
+        (that, number and possessive: see `text.inflections`), ``"diacritics"`` (letters
+        without their marks, in name and caption) and ``"synonyms"``, beyond the phrase itself.
+    synonyms : mapping, optional
+        Name to other names of the same concept; adds the level ``"synonyms"``.
+    unspaced : {"alone", "substring", "refuse"}
+        Names in scripts written without spaces: find them only where they stand alone, and
+        warn; or anywhere in a run of such letters, so that none found proves OOP; or raise.
+    examples : int
+        Captions kept for each concept and level, the first ones.
+    workers : int
+        Threads, each on a file of its own. Ignored with `scheduler`.
+    scheduler : str or distributed.Client, optional
+        Address of a Dask scheduler, or a client: files are spread over its workers, which must
+        see them under the same paths. Files of a worker that dies are counted by another.
+    state : path, optional
+        Folder for the counts of each file once it is finished, keyed by its content and by all
+        that matters here: a run that was interrupted takes up where it stopped.
+    hashes : bool
+        Compute each file's fingerprint (see `corpora.fingerprint`), which certificates
+        and `state` need.
+    on_error : {"report", "raise"}
+        "raise" stops at a file that cannot be opened, before any is read.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, TypeError
+        As `screen`, but not for a file that is unreadable among others.
+    """
+    query = make_query(concepts, tokenize, levels, synonyms, unspaced, examples)
+    sources = _sources(captions)
+    if sources is not None:
+        wanted = corpora.LAYOUTS.get(layout) if layout else None
+        if layout and wanted is None:
+            raise ValueError(suggest(layout, corpora.LAYOUTS, "layout"))
+        with discreetly():
+            urls = [url for source in sources for url in corpora.find_urls(source)]
+            column = column or (wanted.column if wanted else None)
+            files = [corpora.inspect(url, column) for url in urls]
+            if on_error == "raise" and (faults := [file.error for file in files if file.error]):
+                raise ValueError(faults[0])
+            counted = _over_files(query, files, workers, scheduler, state, hashes, progress)
+        return Survey(query, *counted, expected=wanted.files if wanted else None)
+    if state or scheduler or layout:
+        raise ValueError("state, scheduler and layout are for files: pass their folder or pattern")
+    return Survey(query, [_in_memory(query, captions, column, progress)], _NO_FILES.copy())
+
+
+def level_column(level: str) -> str:
+    """The column of a table that has the captions at this level or a stricter one."""
+    return "captions" if level == LEVELS[0] else f"captions_{level}"
+
+
+def mentions(
+    concepts: Iterable[str],
+    captions: Any,
+    *,
+    column: str | None = None,
+    levels: Sequence[str] = (),
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    unspaced: str = "alone",
+) -> pd.DataFrame:
+    """Which captions name which concepts: a row for every such pair, with `caption` and `concept`.
+
+    Parameters
+    ----------
+    concepts, captions, column, levels, synonyms, unspaced
+        As in `survey`. Memory grows with the number of mentions, not with that of captions.
+
+    Returns
+    -------
+    DataFrame
+        ``caption``: number of the caption's row, counted through all files; ``concept``: place
+        in `concepts`. Sorted by caption.
+    """
+    query = make_query(concepts, None, levels, synonyms, unspaced, 0)
+    found: list[np.ndarray] = [np.empty((2, 0), np.int64)]
+    counter = CaptionCounter(query, lambda rows, names: found.append(np.stack([rows, names])))
+    start = 0
+    with discreetly():
+        for texts, rows, read in _all_batches(captions, column):
+            counter.add(texts, rows + start, "")
+            start += read
+    caption, concept = np.concatenate(found, axis=1)
+    return pd.DataFrame({"caption": caption, "concept": concept})
+
+
+def _all_batches(
+    captions: Any, column: str | None
+) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+    """Batches of captions in memory or of files, with rows that start at 0 in each."""
+    sources = _sources(captions)
+    if sources is None:
+        yield from _batches(captions, column)[1]
+        return
+    for source in sources:
+        for url in corpora.find_urls(source):
+            file = corpora.inspect(url, column)
+            if file.error:
+                raise ValueError(file.error)
+            start = 0
+            for texts, rows, read in corpora.read(file, BATCH):
+                yield texts, rows - start, read
+                start += read
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Result of `survey`.
+
+    Parameters
+    ----------
+    query : Query
+        The names and rules.
+    tallies : list of Tally
+        Counts of each file that was read, or of the captions in memory.
+    files : DataFrame
+        ``file``, ``fingerprint``, ``rows``, ``captions``, ``error`` (empty if none).
+    expected : int, optional
+        Number of files of a known layout.
+    """
+
+    query: Query
+    tallies: list[Tally]
+    files: pd.DataFrame
+    expected: int | None = None
+
+    @cached_property
+    def total(self) -> Tally:
+        """The counts over all files that could be read."""
+        total = Tally.empty(self.query)
+        for tally in self.tallies:
+            total.merge(tally, self.query.examples)
+        return total
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels that were looked at, the strictest first."""
+        return self.query.levels
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file was read, and all files of a known layout were there."""
+        whole = self.expected is None or len(self.files) == self.expected
+        return whole and not self.files["error"].astype(bool).any()
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per concept, with the columns that `screen` describes."""
+        return _table(self.query, self.total)
+
+    @property
+    def examples(self) -> pd.DataFrame:
+        """Captions that name a concept.
+
+        ``name``, ``level``, ``form`` (as it was found), ``file``, ``row`` (of the file, from 0) and
+        ``caption``, cut at 400 letters.
+        """
+        columns = ["name", "level", "form", "file", "row", "caption"]
+        rows = [
+            (self.query.names[k], self.levels[level], *example)
+            for (k, level), kept in sorted(self.total.examples.items())
+            for example in kept
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+
+def _table(query: Query, tally: Tally) -> pd.DataFrame:
+    rows = []
+    cumulative = tally.counts.cumsum(axis=1)
+    for k, (name, phrase, ids) in enumerate(
+        zip(query.names, query.phrases, query.pieces, strict=True)
+    ):
+        words = phrase.split()
+        words_seen = sum(word not in tally.unseen for word in words)
+        pieces_seen = sum(piece not in tally.unseen_pieces for piece in ids)
+        all_seen = pieces_seen == len(ids) if ids else words_seen == len(words)
+        oop = cumulative[k, 0] == 0
+        counted = (cumulative[k, 0], len(words), words_seen, len(ids), pieces_seen)
+        subset = "oop" if oop else "ip"
+        rows.append((name, phrase, *counted, subset, oop and all_seen, *cumulative[k, 1:]))
+    columns = "name phrase captions words words_seen pieces pieces_seen subset compositional"
+    further = [level_column(level) for level in query.levels[1:]]
+    table = pd.DataFrame(rows, columns=[*columns.split(), *further])
+    integers = ["captions", "words", "words_seen", "pieces", "pieces_seen", *further]
+    return table.astype({**dict.fromkeys(integers, "int64"), "compositional": bool})
+
+
+# --- captions in memory ---------------------------------------------------------------------
+
+
+def _in_memory(query: Query, captions: Any, column: str | None, progress: bool) -> Tally:
+    counter = CaptionCounter(query)
+    total, batches = _batches(captions, column)
+    start = 0
+    with tqdm(total=total, unit=" captions", disable=not progress, desc="screening") as bar:
+        for texts, rows, read in batches:
+            counter.add(texts, rows + start, "")
+            start += read
+            bar.update(read)
+    counter.tally.rows = start
+    return counter.tally
+
+
+def _batches(
+    captions: Any, column: str | None
+) -> tuple[int | None, Iterator[tuple[pa.StringArray, np.ndarray, int]]]:
+    """Number of rows where it is known; captions without nulls, their rows, and rows read."""
+    if isinstance(captions, (pl.DataFrame, pa.Table)):
+        names = captions.columns if isinstance(captions, pl.DataFrame) else captions.column_names
+        wanted = column or corpora.default_column(names)
+        if wanted not in names:
+            raise ValueError(suggest(wanted, names, "column"))
+        captions = captions[wanted]
+    if isinstance(captions, pd.DataFrame):
+        raise TypeError("pass one column of captions, for example captions['caption']")
+    if isinstance(captions, pl.Series):
+        captions = captions.to_arrow()
+    if isinstance(captions, (pa.Array, pa.ChunkedArray)):
+        return len(captions), _read_arrow(captions)
+    total = len(captions) if hasattr(captions, "__len__") else None
+    return total, _read_iterable(iter(captions))
+
+
+def _read_arrow(captions: Any) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+    for chunk in captions.chunks if isinstance(captions, pa.ChunkedArray) else [captions]:
+        rows = _fitting(len(chunk), chunk.nbytes)
+        for k in range(0, len(chunk), rows):
+            part = chunk.slice(k, rows)
+            if not corpora.is_text(part.type):
+                raise TypeError(f"captions must be strings, not {part.type}")
+            yield *corpora.flatten(part), len(part)
+
+
+def _read_iterable(captions: Iterator[Any]) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+    while block := list(islice(captions, BATCH)):
+        rows = [k for k, text in enumerate(block) if not _is_null(text)]
+        kept = [block[k] for k in rows]
+        wrong = next((text for text in kept if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise TypeError(f"captions must be strings, not {type(wrong).__name__}: {wrong!r:.80}")
+        # Lone surrogates have no UTF-8 form, and no name can match them.
+        clean = [text.encode("utf-8", "replace") for text in kept]
+        size = _fitting(len(clean), sum(map(len, clean)))
+        for k in range(0, len(clean), size):
+            part = pa.array(clean[k : k + size], pa.string())
+            yield part, np.array(rows[k : k + size], np.int64), 0
+        # The rows of a block are numbered together, so they count as read once it is done.
+        yield pa.array([], pa.string()), np.empty(0, np.int64), len(block)
+
+
+def _fitting(rows: int, size: int) -> int:
+    """Rows in a batch of captions, of so many that take so many bytes."""
+    return max(1, min(BATCH, rows * corpora.BATCH_BYTES // max(size, 1)))
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+
+
+# --- captions in files ----------------------------------------------------------------------
+
+_FILE_COLUMNS = ["file", "fingerprint", "rows", "captions", "error"]
+_NO_FILES = pd.DataFrame(columns=_FILE_COLUMNS).astype({"error": str})
+
+
+def _sources(captions: Any) -> corpora.Sources | None:
+    """The files that are meant, or None if these are the captions themselves."""
+    if isinstance(captions, (str, os.PathLike)):
+        return corpora.Sources([os.fspath(captions)])
+    if isinstance(captions, (list, tuple)) and captions:
+        if isinstance(captions, corpora.Sources):
+            return captions
+        if all(isinstance(item, os.PathLike) for item in captions):
+            return corpora.Sources(map(os.fspath, captions))
+    return None
+
+
+def count_file(
+    query: Query,
+    file: corpora.File,
+    state: str | None = None,
+    hashes: bool = True,
+    tick: Callable[[int], object] | None = None,
+) -> tuple[str, Tally]:
+    """Fingerprint and counts of one file, from `state` where they are stored, else stored there.
+
+    Parameters
+    ----------
+    query : Query
+    file : File
+    state : str, optional
+        Folder or URL of stored counts.
+    hashes : bool
+        Without `state`, whether to compute the fingerprint, which is empty otherwise.
+    tick : callable, optional
+        Called with the number of rows as they are read.
+
+    Raises
+    ------
+    ValueError
+        If the file is unreadable, truncated or corrupt; nothing is stored.
+    """
+    if file.error:
+        raise ValueError(file.error)
+    try:
+        fingerprint = corpora.fingerprint(file.url) if hashes or state else ""
+    except OSError as error:
+        raise ValueError(f"{file.url} cannot be read: {error}") from error
+    name = hashlib.sha256(f"{query.key} {file.column} {fingerprint}".encode()).hexdigest()[:32]
+    place = f"{state}/{name}.json" if state else None
+    stored = _load(place, query) if place else None
+    if stored is not None:
+        if tick:
+            tick(stored.rows)
+        return fingerprint, stored
+    counter = CaptionCounter(query)
+    for captions, rows, read in corpora.read(file, BATCH):
+        counter.add(captions, rows, file.name)
+        counter.tally.rows += read
+        if tick:
+            tick(read)
+    if place:
+        _store(place, counter.tally)
+    return fingerprint, counter.tally
+
+
+def _load(place: str, query: Query) -> Tally | None:
+    system, path = fsspec.core.url_to_fs(place)
+    if not system.exists(path):
+        return None
+    try:
+        with system.open(path, "rb") as file:
+            stored = json.loads(file.read())
+        if stored["sha256"] != _checksum(place, stored["tally"]):
+            raise ValueError("its checksum is another")
+        return Tally.from_json(stored["tally"], query)
+    # Also numbers of thousands of digits, and lists within lists within lists.
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
+        warnings.warn(
+            f"{redacted(place)} is damaged, so its file is counted anew and it is replaced "
+            f"({type(error).__name__}: {str(error)[:100]})",
+            stacklevel=2,
+        )
+        return None
+
+
+def _checksum(place: str, tally: Any) -> str:
+    """SHA-256 of stored counts and of the name of their file, which says what was counted."""
+    text = json.dumps([place.rpartition("/")[2], tally], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _store(place: str, tally: Tally) -> None:
+    """Write the counts to a temporary file and move it into place, so that none is half there."""
+    system, path = fsspec.core.url_to_fs(place)
+    folder, _, name = path.rpartition("/")
+    system.makedirs(folder, exist_ok=True)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+    counts = tally.to_json()
+    stored = {"sha256": _checksum(place, counts), "tally": counts}
+    with system.open(temporary, "wb") as file:
+        file.write(json.dumps(stored, ensure_ascii=False).encode())
+        if "file" in system.protocol:
+            # Without this a machine that loses power may keep the new name and not the content.
+            file.flush()
+            os.fsync(file.fileno())
+    system.mv(temporary, path)
+
+
+def _over_files(
+    query: Query,
+    files: Sequence[corpora.File],
+    workers: int,
+    scheduler: Any,
+    state: str | os.PathLike[str] | None,
+    hashes: bool,
+    progress: bool,
+) -> tuple[list[Tally], pd.DataFrame]:
+    """Counts of the readable files, and a row for every file, in the order of the files."""
+    folder = None if state is None else os.fspath(state)
+    if folder and "://" not in folder:
+        folder = str(Path(folder).absolute())  # workers of a cluster may have another folder
+    known = [file.rows for file in files if not file.error]
+    total = None if None in known else sum(rows for rows in known if rows)
+    lock = threading.Lock()
+    with tqdm(total=total, unit=" captions", unit_scale=True, disable=not progress) as bar:
+        bar.set_description("screening")
+
+        def tick(rows: int) -> None:
+            with lock:
+                bar.update(rows)
+
+        if scheduler is not None:
+            outcomes = _on_cluster(query, files, scheduler, folder, hashes, tick)
+        else:
+            outcomes = _in_threads(query, files, workers, folder, hashes, tick)
+    table = pd.DataFrame(
+        [
+            (file.name, found[0], found[1].rows, found[1].captions, "")
+            if not isinstance(found, str)
+            else (file.name, "", 0, 0, found)
+            for file, found in zip(files, outcomes, strict=True)
+        ],
+        columns=_FILE_COLUMNS,
+    ).astype({"file": str, "error": str})
+    for name in ("file", "error"):
+        table[name] = table[name].map(redacted)
+    tallies = [found[1] for found in outcomes if not isinstance(found, str)]
+    return tallies, table
+
+
+_Outcome = str | tuple[str, Tally]
+
+
+def _in_threads(
+    query: Query,
+    files: Sequence[corpora.File],
+    workers: int,
+    state: str | None,
+    hashes: bool,
+    tick: Callable[[int], object],
+) -> list[_Outcome]:
+    stopped = threading.Event()
+
+    def read(rows: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError("another file's thread was stopped")
+        tick(rows)
+
+    def count(file: corpora.File) -> _Outcome:
+        try:
+            return count_file(query, file, state, hashes, read)
+        except ValueError as error:
+            return str(error)
+
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    if workers == 1:
+        return [count(file) for file in files]
+    pool = ThreadPoolExecutor(workers)
+    try:
+        return list(pool.map(count, files))
+    finally:
+        # On Ctrl-C: begin no other file, and end those begun at their next batch.
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _on_cluster(
+    query: Query,
+    files: Sequence[corpora.File],
+    scheduler: Any,
+    state: str | None,
+    hashes: bool,
+    tick: Callable[[int], object],
+) -> list[_Outcome]:
+    """The same over the workers of a Dask cluster; a file is counted anew if its worker dies."""
+    try:
+        from distributed import Client, as_completed
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Dask is not installed: python -m pip install 'lbutils[cluster]'"
+        ) from error
+    client = scheduler if isinstance(scheduler, Client) else Client(scheduler)
+    outcomes: list[_Outcome] = [""] * len(files)
+    try:
+        sent = client.scatter(query, broadcast=True, hash=False)
+        number = {
+            client.submit(count_file, sent, file, state, hashes, pure=False): k
+            for k, file in enumerate(files)
+        }
+        for future in as_completed(number):
+            k = number.pop(future)
+            try:
+                fingerprint, tally = future.result()
+            except ValueError as error:
+                outcomes[k] = str(error)
+            else:
+                outcomes[k] = fingerprint, tally
+                tick(tally.rows)
+    finally:
+        if client is not scheduler:
+            client.close()
+    return outcomes

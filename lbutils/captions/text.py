@@ -1,0 +1,412 @@
+"""Canonical text, and the forms under which a name may stand in a caption.
+
+Everything here works on names and captions alone; nothing is read from disk.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from html.entities import html5
+
+import ftfy
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES
+from ftfy.chardata import CONTROL_CHARS, LIGATURES, WIDTH_MAP
+
+_APOSTROPHES = "'`\u00b4\u2018\u2019\u201a\u201b\u02b9\u02bb\u02bc\u02bd\u2032"
+# Joiners, soft hyphens and variation selectors change how a word looks, not which word it is.
+_INVISIBLE = "\u00ad\u034f\u200c\u200d\u2060\ufeff\ufe00-\ufe0f"
+_DROPPED = re.compile(f"[{_APOSTROPHES}{_INVISIBLE}]+")
+_DROPPED_TAGS = re.compile("[\U000e0100-\U000e01ef]+")  # apart, as they slow the rest down
+UNSPACED_LETTERS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_UNSPACED = re.compile(f"[{UNSPACED_LETTERS}]")
+# Latin to Arabic, punctuation and symbols, kana, ideographs, Hangul, emoji: see `_fold`.
+_SIMPLE_RANGES = [
+    (0x0080, 0x06FF),
+    (0x1E00, 0x2BFF),
+    (0x3000, 0x3029),
+    (0x3041, 0x3096),
+    (0x30A1, 0x30FA),
+    (0x4E00, 0x9FFF),
+    (0xAC00, 0xD7A3),
+    (0x1F000, 0x1FAFF),
+]
+_DIACRITICS = re.compile("[\u0300-\u036f]+")
+# Letters that differ from a plain one by a stroke, which Unicode does not decompose.
+_STROKES = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae"})
+_STROKES |= str.maketrans({"œ": "oe", "þ": "th"})
+_IRREGULAR = {
+    "child": "children",
+    "foot": "feet",
+    "goose": "geese",
+    "louse": "lice",
+    "man": "men",
+    "mouse": "mice",
+    "ox": "oxen",
+    "person": "people",
+    "tooth": "teeth",
+    "woman": "women",
+}
+_SINGULAR = {plural: singular for singular, plural in _IRREGULAR.items()}
+# A part of a word this short is too often a word of its own.
+_SHORTEST_PART = 3
+
+
+def as_names(names: Iterable[str], what: str = "names") -> list[str]:
+    """The names as a list.
+
+    Parameters
+    ----------
+    names : iterable of str
+        A list, a column, the keys of a mapping.
+    what : str
+        What they are, for the message.
+
+    Raises
+    ------
+    ValueError
+        If it is one text, which would be read letter by letter.
+    TypeError
+        If it is a table, or one of the names is not text.
+    """
+    if isinstance(names, (str, bytes)):
+        raise ValueError(f"{what} must be a list of texts, not one text: pass [{names!r}]")
+    if isinstance(names, (pd.DataFrame, pl.DataFrame, pa.Table)):
+        raise TypeError(f"{what} must be a list or one column: pass table['name']")
+    if isinstance(names, (pa.Array, pa.ChunkedArray)):
+        names = names.to_pylist()
+    found = list(names)
+    for place, name in enumerate(found):
+        if not isinstance(name, str):
+            raise TypeError(f"{what} must be texts, but number {place} is {name!r:.80}")
+    return found
+
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://((?:(?!::)[^\s'\"<>`])+)")
+# With a slash in the password, which should not be there, but a port is none.
+_USER = re.compile(r"[^/?#]*@|[^/@:]*:(?!\d+(?:[/?#]|$)).*@")
+_QUERIED = re.compile("https?://", re.IGNORECASE)
+_NO_SECRET = re.compile(r"(abfss?|wasbs?|az)\Z", re.IGNORECASE)
+_REST = re.compile(r"(/[^\s'\"<>?]*\?)[^\s'\"<>]*=[^\s'\"<>]*")
+
+
+def redacted(text: str) -> str:
+    """The text with user, password, query and fragment taken out of every URL in it.
+
+    All that is written or printed of a source goes through this: a URL may hold a password, and
+    the query of a presigned one is as good as one. Messages of other libraries are treated as well,
+    also if they have the path and query alone (``/a.parquet?Signature=...``). What was taken out
+    of a query shows as ``?...``. A container before an Azure account is not a user and stays.
+    """
+    return _REST.sub(r"\1...", _URL.sub(_without_secrets, text))
+
+
+def url_path(url: str) -> str:
+    """The URL without query and fragment, which its suffix is not to be looked for in.
+
+    Only ``http`` and ``https`` have them: elsewhere "?" and "#" are signs of a name or pattern.
+    """
+    return re.split("[?#]", url, maxsplit=1)[0] if _QUERIED.search(url) else url
+
+
+@contextmanager
+def discreetly() -> Iterator[None]:
+    """Raise what is raised within with its message `redacted`, and without a cause that is not."""
+    try:
+        yield
+    except Exception as error:
+        said: BaseException | None = error
+        while said and redacted(str(said)) == str(said):
+            said = said.__cause__ or said.__context__
+        if said is None:
+            raise
+        kinds = (FileNotFoundError, PermissionError, OSError, ValueError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+        raise kind(redacted(str(error))) from None
+
+
+def _without_secrets(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
+    user = _USER.match(rest)
+    if user and (":" in user[0] or not _NO_SECRET.match(scheme)):
+        rest = rest[user.end() :]
+    path = url_path(shown := f"{scheme}://{rest}")
+    return shown if path == shown else f"{path}?..."
+
+
+@cache
+def _word_pattern() -> re.Pattern[str]:
+    r"""A word: letters and digits of any script, with the combining marks that follow them.
+
+    Python's ``\w`` has no combining marks, without which Indic words fall to pieces. A line
+    break is kept beside the words, so that many captions can be read at once.
+    """
+    marks = {c for c in range(0x300, 0x1F000) if unicodedata.category(chr(c))[0] == "M"}
+    starts = sorted(c for c in marks if c - 1 not in marks)
+    ends = sorted(c for c in marks if c + 1 not in marks)
+    mark = "".join(f"{chr(low)}-{chr(high)}" for low, high in zip(starts, ends, strict=True))
+    # The long class is tested only where a word is not followed by ASCII, as most are.
+    return re.compile(rf"[^\W_]+(?:(?=[^\x00-\x7f])[{mark}]+[^\W_]*)*|\n")
+
+
+def cleaned(text: str) -> str:
+    """The text as open_clip's tokenizer reads it, but for case and white space.
+
+    HTML entities are resolved, also escaped ones (``"AT&amp;amp;T"`` is ``"AT&T"``), wrongly
+    decoded text is mended (``"cafÃ©"`` is ``"café"``) and control characters are taken out.
+
+    Notes
+    -----
+    Source: ``basic_clean`` of open_clip and of OpenAI's CLIP, which this equals but for white
+    space at the ends.
+    """
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def _suspect_pattern() -> str:
+    """Pattern, for Polars, of all that `cleaned` may change but for what canonical text levels."""
+    # Rust's verbose mode ignores white space within brackets too, hence it is taken out here. Of
+    # letters and digits Rust knows fewer.
+    bad = re.sub(
+        r"\[(?:\\.|[^\]])*\]|\s+|#[^\n]*",
+        lambda part: part[0] if part[0].startswith("[") else "",
+        BADNESS_RE.pattern,
+    ).replace(r"\w", r"[\w\p{N}]")
+    bare = "|".join(name for name in html5 if not name.endswith(";"))
+    entity = f"&(?:#|[0-9A-Za-z]{{1,31}};|{bare})"
+    control = "".join(rf"\x{{{code:x}}}" for code in CONTROL_CHARS)
+    # ftfy looks at each line by itself, so its pattern for a beginning holds anywhere here.
+    return f"{entity}|[{control}]|[ÃÂ] |{bad}"
+
+
+def _unsettled_pattern() -> str:
+    """Pattern of characters that ftfy replaces, after which it looks for wrong decoding again."""
+    telling = re.compile(f"[\0-\x7f{''.join(MOJIBAKE_CATEGORIES.values())}]")
+    every = map(chr, range(0x80, 0x30000))
+    singles = [
+        c for c in every if (n := unicodedata.normalize("NFC", c)) != c and telling.search(n)
+    ]
+    replaced = [*singles, *map(chr, [*LIGATURES, *WIDTH_MAP])]
+    return rf"[\p{{M}}{''.join(replaced)}]"
+
+
+_SETTLED = {**LIGATURES, **WIDTH_MAP}
+
+
+@cache
+def _patterns() -> tuple[str, str]:
+    return _suspect_pattern(), _unsettled_pattern()
+
+
+def all_cleaned(texts: pa.StringArray) -> pa.StringArray:
+    """Texts with the canonical form of `cleaned` ones, most of them as they came.
+
+    ftfy takes a thousand times longer than all else that is done with a caption. So a text is
+    given to it only if a pattern finds what ftfy or HTML could change in it.
+
+    Parameters
+    ----------
+    texts : StringArray
+        Without nulls.
+    """
+    suspect, unsettled = _patterns()
+    series = pl.Series(texts, dtype=pl.String)
+    wanted = series.str.contains(suspect)
+    rows = (~wanted & series.str.contains(unsettled)).arg_true()
+    if len(rows):
+        joined = "\n".join(text.replace("\n", " ") for text in series.gather(rows))
+        settled = unicodedata.normalize("NFC", joined.translate(_SETTLED)).split("\n")
+        wanted = wanted.scatter(rows, pl.Series(settled).str.contains(suspect))
+    rows = wanted.arg_true()
+    if not len(rows):
+        return texts
+    return (
+        series.scatter(rows, list(map(cleaned, series.gather(rows)))).to_arrow().cast(pa.string())
+    )
+
+
+def canonical(text: str) -> str:
+    """The text as its words: `cleaned`, NFKC, case-folded, one space between words.
+
+    Apostrophes and invisible joiners are dropped (``"Pig's ear"`` and ``"Pig&#39;s ear"`` are
+    ``"pigs ear"``); every other run of characters that are not letters, digits or combining marks
+    becomes one space. The result may be empty. It is a fixed point, ``canonical(canonical(x)) ==
+    canonical(x)``, as long as small letters alone do not look like wrongly decoded text.
+
+    Scripts written without spaces (Chinese, Japanese, Thai, ...) are not segmented: a run of
+    their letters counts as one word.
+    """
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return " ".join(re.findall("[a-z0-9]+", text.lower().replace("'", "").replace("`", "")))
+    return folded_lines([cleaned(text)])[0]
+
+
+def folded_lines(texts: Sequence[str]) -> list[str]:
+    """`canonical` of each of some `cleaned` texts, computed on all at once, which is faster."""
+    if not texts:
+        return []
+    joined = "\n".join(text.replace("\n", " ") for text in texts)
+    while True:
+        folded = unicodedata.normalize("NFKC", _without_dropped(joined)).casefold()
+        folded = _without_dropped(unicodedata.normalize("NFKC", folded))
+        lines = " ".join(_word_pattern().findall(folded)).split("\n")
+        lines = [line.strip(" ") for line in lines]
+        folded = "\n".join(lines)
+        # Dropping a character may let its neighbours compose, which a second round settles.
+        if folded == joined:
+            return lines
+        joined = folded
+
+
+def _without_dropped(text: str) -> str:
+    return _DROPPED_TAGS.sub("", _DROPPED.sub("", text))
+
+
+def without_diacritics(text: str) -> str:
+    """Canonical text with Latin, Greek and Cyrillic letters stripped of their diacritics.
+
+    ``"café"`` becomes ``"cafe"``, ``"smørrebrød"`` becomes ``"smorrebrod"``. Vowel signs of
+    Indic and other scripts are letters in all but name, and stay.
+    """
+    plain = _DIACRITICS.sub("", unicodedata.normalize("NFKD", text)).translate(_STROKES)
+    return unicodedata.normalize("NFKC", plain)
+
+
+@cache
+def _fold(char: str) -> tuple[str, str] | None:
+    """What a character becomes, with and without diacritics; None if its neighbours matter.
+
+    A character folds alike in any company if neither it nor what it becomes is a mark or a
+    letter that could join with the one before it.
+    """
+    if not any(low <= ord(char) <= high for low, high in _SIMPLE_RANGES):
+        return None
+    text = unicodedata.normalize("NFKC", _without_dropped(char)).casefold()
+    text = _without_dropped(unicodedata.normalize("NFKC", text))
+    if any(unicodedata.category(c)[0] == "M" for c in char + text):
+        return None
+    folded = "".join(c if c.isalnum() else " " for c in text)
+    return folded, without_diacritics(folded)
+
+
+def loosely_canonical(texts: pa.StringArray, *, bare: bool = False) -> pa.StringArray:
+    """Cleaned texts with the words of their canonical form, but for case and signs of ASCII.
+
+    Characters that fold alike in any company, which are most, are replaced in Polars; only
+    texts with others take the path of `folded_lines`.
+
+    Parameters
+    ----------
+    texts : StringArray
+        Without nulls; as `all_cleaned` returns them.
+    bare : bool
+        Take off diacritics as well.
+    """
+    letters = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+    beyond = set(letters[letters > 127].tobytes().decode())
+    folds = {char: _fold(char) for char in beyond}
+    table = {"'": "", "`": "", **{c: fold[bare] for c, fold in folds.items() if fold}}
+    series = pl.Series(texts, dtype=pl.String)
+    done = series.str.replace_many(list(table), list(table.values()))
+    others = [char for char, fold in folds.items() if fold is None]
+    if others:
+        hard = series.str.contains_any(others)
+        lines = folded_lines(series.filter(hard).to_list())
+        lines = without_diacritics("\n".join(lines)).split("\n") if bare else lines
+        done = done.scatter(hard.arg_true(), lines)
+    return done.to_arrow().cast(pa.string())
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether the text has a letter of a script that is written without spaces."""
+    return bool(_UNSPACED.search(text))
+
+
+def compounds(phrase: str) -> list[str]:
+    """Other spellings of a canonical phrase: words joined, a single word apart.
+
+    ``"hot dog"`` gives ``"hotdog"``, ``"sunflower"`` gives ``"sun flower"`` among others; a hyphen
+    is a space in canonical text.
+
+    Parameters
+    ----------
+    phrase : str
+        In canonical form.
+    """
+    return [form for form in dict.fromkeys(_respaced(phrase)) if form != phrase]
+
+
+def inflections(phrase: str) -> list[str]:
+    """Other forms of a canonical phrase: number, possessive, and words joined or apart.
+
+    English number and possessive of the last word, and of the head of "... of ..."; neighbours
+    written as one word (a hyphen is a space in canonical text); a single word written as two.
+    The rules are generous, as a form too many makes a verdict of absence only safer.
+
+    Parameters
+    ----------
+    phrase : str
+        In canonical form.
+    """
+    head, of, tail = phrase.partition(" of ")
+    first, _, last = head.rpartition(" ")
+    first += " " if first else ""
+    forms = [phrase, *(f"{first}{other}{of}{tail}" for other in _other_number(last))]
+    if of:
+        before, _, last = tail.rpartition(" ")
+        lead = f"{head} of {before} " if before else f"{head} of "
+        forms += [f"{lead}{other}" for other in _other_number(last)]
+    forms += [respaced for form in forms for respaced in _respaced(form)]
+    return [form for form in dict.fromkeys(forms) if form != phrase]
+
+
+def _other_number(word: str) -> Iterator[str]:
+    """Plurals, possessives and singulars of an English word, by the spelling rules."""
+    if not word.isascii() or not word.isalpha():
+        return
+    yield f"{word}s"  # also "fox's", whose apostrophe canonical text drops
+    if word.endswith(("s", "x", "z", "ch", "sh", "o")):
+        yield f"{word}es"
+    for ending, others in {"y": ["ies"], "f": ["ves"], "fe": ["ves"], "us": ["i"]}.items():
+        if word.endswith(ending) and len(word) > len(ending) + 1:
+            yield from (word.removesuffix(ending) + other for other in others)
+    for table in (_IRREGULAR, _SINGULAR):
+        for known, other in table.items():
+            if word == known or (len(known) > 2 and word.endswith(known)):
+                yield word.removesuffix(known) + other
+    if word.endswith("ies") and len(word) > 4:
+        yield f"{word[:-3]}y"
+    if word.endswith("ves") and len(word) > 4:
+        yield from (f"{word[:-3]}f", f"{word[:-3]}fe")
+    if word.endswith(("ses", "xes", "zes", "ches", "shes", "oes")) and len(word) > 4:
+        yield word[:-2]
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
+        yield word[:-1]
+
+
+def _respaced(phrase: str) -> Iterator[str]:
+    """The phrase with one space, or all, taken out; a single word with one space put in."""
+    words = phrase.split()
+    for i in range(len(words) - 1):
+        yield " ".join([*words[:i], words[i] + words[i + 1], *words[i + 2 :]])
+    if len(words) > 2:
+        yield "".join(words)
+    if len(words) == 1 and not is_unspaced(phrase):
+        for i in range(_SHORTEST_PART, len(phrase) - _SHORTEST_PART + 1):
+            # A combining mark belongs to the letter before it.
+            if phrase[i].isalnum():
+                yield f"{phrase[:i]} {phrase[i:]}"
+        # "tshirt" and "email", but not "a corn": articles and pronouns are no prefixes.
+        if len(phrase) > _SHORTEST_PART and phrase[0] not in "ai" and phrase[1].isalnum():
+            yield f"{phrase[0]} {phrase[1:]}"

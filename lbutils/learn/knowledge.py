@@ -1,0 +1,281 @@
+"""What is known of a name besides its letters: declared sources, and prototypes made of them.
+
+A name that no caption had tells an image-text model nothing. A language model, a description in
+words that captions did have, or the domain may tell something; each is a source of `Knowledge`
+that is switched on by name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from scipy.special import expit
+from sklearn.kernel_ridge import KernelRidge
+from torch import Tensor
+
+from lbutils._util import suggest
+from lbutils.captions.text import canonical, inflections
+from lbutils.data.benchmark import mini_file
+from lbutils.learn.colours import told_colours
+from lbutils.models.classifier import text_features
+
+SOURCES = ("pieces", "language", "descriptions", "colours", "hints")
+
+
+class Lexicon(NamedTuple):
+    """What a language model and a dictionary say about words.
+
+    Attributes
+    ----------
+    vectors : mapping of str to ndarray, shape (W,)
+        A language model's unit vector, float32, of each text.
+    phrases : mapping of str to tuple of str
+        Short descriptions of each name.
+    labels : mapping of str to int
+        Texts that are in pre-training, with how often they occur.
+    """
+
+    vectors: Mapping[str, np.ndarray]
+    phrases: Mapping[str, tuple[str, ...]]
+    labels: Mapping[str, int]
+
+    def vector(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of texts, ``(N, W)``. Raises KeyError for a text that has none."""
+        for text in texts:
+            if text not in self.vectors:
+                raise KeyError(
+                    f"the lexicon has no vector of {text!r}: give a lexicon of your names (see "
+                    "load_lexicon), or only sources that need none, which is 'pieces'"
+                )
+        return np.stack([self.vectors[text] for text in texts])
+
+    def described(self, name: str) -> tuple[str, ...]:
+        """Phrases of a name. Raises KeyError for a name that has none."""
+        if not self.phrases.get(name):
+            raise KeyError(suggest(name, list(self.phrases), "name with a description"))
+        return tuple(self.phrases[name])
+
+
+def load_lexicon(folder: str | os.PathLike[str] | None = None) -> Lexicon:
+    """Lexicon of the miniature, or that of a folder with the same two files.
+
+    The miniature's has vectors of all-MiniLM-L6-v2, and descriptions in IP words. Its labels are
+    those of the pre-training pairs of scale small, whose captions the other scales hold as well;
+    see ``data/mini/make/describe.py``, which shows how to make one.
+
+    Parameters
+    ----------
+    folder : path, optional
+        With ``language.parquet`` (columns text; pairs, 0 for what is no label; vector, as many
+        signed bytes as it is wide) and ``descriptions.csv`` (columns name, phrase).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is missing or has other columns.
+    """
+    files = ("language.parquet", "descriptions.csv")
+    paths = [Path(folder) / file if folder else mini_file(file) for file in files]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: a lexicon has {' and '.join(files)}")
+    try:
+        return _lexicon(*paths)
+    except (ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{Path(paths[0]).parent} holds no lexicon: {error}") from error
+
+
+def _lexicon(language: Path, descriptions: Path) -> Lexicon:
+    table = pq.read_table(language, columns=["text", "pairs", "vector"])
+    # A concept may well be called "null".
+    rows = pd.read_csv(descriptions, usecols=["name", "phrase"], dtype=str, keep_default_na=False)
+    if not (rows["phrase"].str.strip() != "").all():
+        raise ValueError("descriptions.csv has an empty phrase: leave its row out")
+    texts, raw = table["text"].to_pylist(), table["vector"].to_pylist()
+    if None in raw or len({len(vector) for vector in raw}) != 1:
+        raise ValueError("vectors must be of one width")
+    vectors = np.frombuffer(b"".join(raw), np.int8).reshape(len(raw), -1).astype(np.float32)
+    if not vectors.any(axis=1).all():
+        raise ValueError(f"the vector of {texts[int(vectors.any(axis=1).argmin())]!r} is zero")
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    pairs = dict(zip(texts, table["pairs"].to_pylist(), strict=True))
+    phrases = {str(name): tuple(own) for name, own in rows.groupby("name")["phrase"]}
+    labels = {text: number for text, number in pairs.items() if number}
+    return Lexicon(dict(zip(texts, vectors, strict=True)), phrases, labels)
+
+
+class Knowledge:
+    """Prototypes of names in an encoder's joint space, from the sources that are switched on.
+
+    - ``"pieces"``: the encoder's text feature of the name itself. For a name out of pre-training
+      this is what its BPE pieces leak, and nothing else.
+    - ``"language"``: the language model's vector of the name, moved into the encoder's space by
+      a kernel ridge regression from vectors of texts in pre-training to their text features.
+    - ``"descriptions"``: the mean of the encoder's text features of the phrases that describe the
+      concept; with ``"language"`` also the mean of the phrases' own vectors, moved alike.
+    - ``"colours"``: the colour words of the descriptions, to be compared with the pixels of images
+      (`told_colours`, `lbutils.learn.colours`). They do not enter prototypes.
+    - ``"hints"``: whether the language model sees a name as near to the domain's hint as it sees
+      the known names, as a share that each candidate may expect of the images (`shares`). It
+      does not enter prototypes.
+
+    A prototype is the sum of what its sources give, each of unit length, normalised.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+    lexicon : Lexicon
+    sources : sequence of str
+        Of `SOURCES`.
+    template : str
+        Into which names, phrases and labels are put.
+    hold_out : sequence of str
+        Names that the map must not have met: labels that contain one are left out of its fit.
+        For choosing settings on names in pre-training that play names out of it.
+    gamma, alpha : float
+        Of the Gaussian kernel on unit vectors, and of the ridge. Chosen on IP names held out of
+        the map alone, whose images the encoder had met.
+    sharpness, quantile : float
+        Of the sigmoid in `shares`.
+
+    Raises
+    ------
+    ValueError
+        If a source is unknown, or none gives prototypes.
+
+    Notes
+    -----
+    Source: a map from word vectors to an image-text space is in the line of DeViSE (Frome et al.
+    2013) and ConSE (Norouzi et al. 2014), which go from images to words; descriptions in place of
+    names: Menon and Vondrick 2023.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        lexicon: Lexicon,
+        sources: Sequence[str] = ("language", "descriptions"),
+        *,
+        template: str = "a {name}",
+        hold_out: Sequence[str] = (),
+        gamma: float = 3.0,
+        alpha: float = 1.0,
+        sharpness: float = 40.0,
+        quantile: float = 0.25,
+    ):
+        for source in sources:
+            if source not in SOURCES:
+                raise ValueError(suggest(source, SOURCES, "source of knowledge"))
+        if not set(sources) - {"hints", "colours"}:
+            raise ValueError(f"prototypes need a source: choose of {', '.join(SOURCES[:3])}")
+        self.encoder, self.lexicon, self.sources = encoder, lexicon, tuple(sources)
+        self.template = template
+        self.sharpness, self.quantile = sharpness, quantile
+        self._map: KernelRidge | None = None
+        if "language" in sources:
+            self._fit(tuple(hold_out), gamma, alpha)
+
+    def _fit(self, hold_out: Sequence[str], gamma: float, alpha: float) -> None:
+        """The map from vectors to text features; a label weighs as the root of its number."""
+        labels = without_names(list(self.lexicon.labels), hold_out)
+        if len(labels) < 2:
+            raise ValueError("a map from language needs two labels in pre-training: add some")
+        targets = self._texts(labels).numpy()
+        weights = np.sqrt([self.lexicon.labels[label] for label in labels]).astype(np.float32)
+        self._mean = targets.mean(axis=0)
+        self._map = KernelRidge(alpha=alpha, kernel="rbf", gamma=gamma)
+        self._map.fit(self.lexicon.vector(labels), targets - self._mean, sample_weight=weights)
+
+    def _texts(self, texts: Sequence[str]) -> Tensor:
+        return text_features(self.encoder, texts, self.template)
+
+    def moved(self, texts: Sequence[str]) -> Tensor:
+        """Language model's vectors of texts in the encoder's space, ``(N, D)`` float32.
+
+        Raises RuntimeError unless ``"language"`` is a source.
+        """
+        if self._map is None:
+            raise RuntimeError("there is no map from language: add 'language' to sources")
+        moved = self._map.predict(self.lexicon.vector(texts)) + self._mean
+        return torch.from_numpy(moved.astype(np.float32))
+
+    def prototypes(self, names: Sequence[str]) -> Tensor:
+        """Unit rows ``(C, D)`` float32 for names.
+
+        Raises
+        ------
+        ValueError
+            If there are no names.
+        KeyError
+            If the lexicon lacks a vector or a description that a source needs.
+        """
+        if not len(names):
+            raise ValueError("no names given: pass at least one")
+        parts = []
+        described = "descriptions" in self.sources
+        phrases = [self.lexicon.described(name) for name in names] if described else []
+        if "pieces" in self.sources:
+            parts.append(self._texts(names))
+        if self._map is not None:
+            parts.append(F.normalize(self.moved(names), dim=1))
+        if described:
+            flat, counts = [p for own in phrases for p in own], [len(own) for own in phrases]
+            # One prompt each: joined, they would not fit into a short context.
+            told = [self._texts(flat)] + ([self.moved(flat)] if self._map is not None else [])
+            for rows in told:
+                means = [part.mean(dim=0) for part in rows.split(counts)]
+                parts.append(F.normalize(torch.stack(means), dim=1))
+        return F.normalize(torch.stack(parts).sum(dim=0), dim=1)
+
+    def told_colours(self, names: Sequence[str]) -> np.ndarray | None:
+        """Colours that the descriptions of names tell, ``(C, 11)``; None without the source.
+
+        A name without a description tells none. Errors are those of `Lexicon.described`, for
+        the first name, where no name has one.
+        """
+        if "colours" not in self.sources:
+            return None
+        if names and not any(self.lexicon.phrases.get(name) for name in names):
+            self.lexicon.described(names[0])
+        return np.stack([told_colours(self.lexicon.phrases.get(name, ())) for name in names])
+
+    def shares(
+        self, names: Sequence[str], known: Sequence[str] = (), hint: str | None = None
+    ) -> np.ndarray:
+        """Share of the images that each name may expect, ``(C,)`` float64, adding up to one.
+
+        All the same unless ``"hints"`` is a source. With it a name has the more, the nearer it is
+        to the `hint`, the domain's superclass, up to what is usual: a sigmoid of its cosine, whose
+        middle is a low quantile of the cosines of the `known` names of the domain (without any,
+        the median of `names`). Raises ValueError where the source lacks a hint.
+        """
+        if "hints" not in self.sources:
+            return np.full(len(names), 1 / max(len(names), 1))
+        if not hint:
+            raise ValueError("the source 'hints' needs hint=, the superclass of the domain")
+        goal = self.lexicon.vector([hint])[0].astype(np.float64)
+        near = self.lexicon.vector(names) @ goal
+        usual, quantile = (near, 0.5)
+        if len(known):
+            usual, quantile = self.lexicon.vector(known) @ goal, self.quantile
+        weights = expit(self.sharpness * (near - np.quantile(usual, quantile)))
+        return weights / weights.sum()
+
+
+def without_names(labels: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Labels that contain none of the names, nor an inflection of one."""
+    if not names:
+        return list(labels)
+    forms = {canonical(form) for name in names for form in (name, *inflections(canonical(name)))}
+    told = re.compile(rf"\b({'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})\b")
+    return [label for label in labels if not told.search(canonical(label))]

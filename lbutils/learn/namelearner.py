@@ -1,0 +1,592 @@
+"""Few-shot name learning (FSNL): the names of classes learned from a few captioned images.
+
+Only the rows of the names move. Image features are computed once. Every ablation of the paper,
+and everything that we add to it, is an argument of `NameLearner`: `NameLearner.released` is the
+authors' procedure to the last constant, `NameLearner.fsnl` their loss with a faster optimiser,
+and the defaults are our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lbutils.models.classifier import (
+    FeatureClassifier,
+    check_others,
+    check_training,
+    class_means,
+    text_features,
+    training_features,
+)
+from lbutils.models.names import NameEmbeddings, Names
+from lbutils.models.prompts import Slots, slots, take_out
+
+
+def multi_positive_loss(logits: Tensor, positives: Tensor) -> Tensor:
+    """Mean over rows of ``-log(sum_j softmax(logits)_ij positives_ij + 1e-10)``, a scalar.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (N, M)
+    positives : bool Tensor, shape (N, M)
+        Which columns are right for a row; a row with none adds a constant.
+
+    Notes
+    -----
+    Source: the authors' released code.
+    """
+    share = (logits.softmax(dim=1) * positives).sum(dim=1)
+    return -(share + 1e-10).log().mean()
+
+
+def both_ways(logits: Tensor, positives: Tensor) -> Tensor:
+    """Half the `multi_positive_loss` of image to text plus half that of text to image."""
+    across = multi_positive_loss(logits, positives)
+    return (across + multi_positive_loss(logits.T, positives.T)) / 2
+
+
+def swap_contexts(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """For each sample the index of a random sample of another class, ``(N,)``.
+
+    Its own index where the batch has one class only.
+
+    Parameters
+    ----------
+    labels : Tensor, shape (N,)
+    generator : torch.Generator
+        On the CPU.
+
+    Notes
+    -----
+    Source: the context swap of FSNL, section 4 of the paper and the authors' released code.
+    """
+    labels = labels.cpu()
+    draw = torch.rand(len(labels), len(labels), generator=generator)
+    draw[labels[:, None] == labels] = -1
+    draw.fill_diagonal_(-0.5)
+    return draw.argmax(dim=1)
+
+
+def schedule(epoch: int, epochs: int, lr: float, warmup_epochs: int = 0) -> float:
+    """Learning rate of an epoch: 1e-5 while warming up, then a cosine from `lr` to 0."""
+    if epoch < warmup_epochs:
+        return 1e-5
+    return lr * (1 + np.cos(np.pi * epoch / epochs)) / 2
+
+
+def optimiser_for(rows: Tensor, kind: str, lr: float) -> torch.optim.Optimizer:
+    """Adam, or SGD with the authors' momentum 0.9 and weight decay 5e-4.
+
+    Raises
+    ------
+    ValueError
+        If `kind` is neither ``"adam"`` nor ``"sgd"``.
+    """
+    if kind == "adam":
+        return torch.optim.Adam([rows], lr=lr)
+    if kind == "sgd":
+        return torch.optim.SGD([rows], lr=lr, momentum=0.9, weight_decay=5e-4)
+    raise ValueError(f"optimizer={kind!r}: choose 'adam' or 'sgd'")
+
+
+class Frozen:
+    """Context in which no parameter of a model may change, or ask for a gradient.
+
+    Raises
+    ------
+    RuntimeError
+        On entering, if a parameter is trainable; on leaving, if one was written to.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+    def __enter__(self) -> Frozen:
+        moving = [name for name, tensor in self.tensors.items() if tensor.requires_grad]
+        if moving:
+            raise RuntimeError(
+                f"the encoder must be frozen: {moving[0]} asks for a gradient; call "
+                "encoder.model.requires_grad_(False)"
+            )
+        self.versions = {name: tensor._version for name, tensor in self.tensors.items()}
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        moved = [name for name, was in self.versions.items() if self.tensors[name]._version != was]
+        if moved and kind is None:
+            raise RuntimeError(f"the encoder moved while names were learned: {moved[0]}")
+
+
+class Alignment:
+    """Linear map from class means of image features to text features, fitted on known classes.
+
+    Least squares over known classes between the mean of k images and the text feature, k being
+    the shots that it is asked for: the scatter of images inside their classes counts as the noise
+    that the mean of k of them has. The penalty draws the map to the identity.
+
+    Parameters
+    ----------
+    penalty : float
+        Weight of the distance to the identity, in units of the features' mean square.
+
+    Attributes
+    ----------
+    between_, within_, cross_ : Tensor, shape (D, D)
+        Second moment of the class means, scatter inside classes, and class means times texts.
+    n_images_, n_classes_ : int
+
+    Notes
+    -----
+    Source: ours, in the line of maps between image and text features such as DeViSE (Frome et al.
+    2013). It is knowledge about the encoder, taken from classes that it was pre-trained on; no
+    image of a class to be learned, or to be tested on, is among them.
+    """
+
+    def __init__(self, penalty: float = 1.0):
+        if penalty <= 0:
+            raise ValueError("penalty must be above 0")
+        self.penalty = penalty
+
+    def fit(self, features: Tensor, labels: Any, texts: Tensor) -> Alignment:
+        """Self, with the moments of known classes.
+
+        Parameters
+        ----------
+        features : Tensor, shape (N, D)
+            Image features of known classes, unit length.
+        labels : array-like, shape (N,)
+            Rows of `texts`.
+        texts : Tensor, shape (C, D)
+            Text features of the known classes. Those without an image are left out.
+
+        Raises
+        ------
+        ValueError
+            If fewer than two classes have images, or no class has two.
+        """
+        labels = torch.as_tensor(np.asarray(labels))
+        if features.ndim != 2 or not ((features.norm(dim=1) - 1).abs() < 1e-2).all():
+            raise ValueError("an alignment needs features (N, D) of unit length, without NaN")
+        means, number = class_means(features[None], labels, len(texts))
+        if (number > 0).sum() < 2 or number.max() < 2:
+            raise ValueError("an alignment needs images of two classes or more, and two of one")
+        scatter = features - means[labels]
+        there = number > 0
+        self.n_images_, self.n_classes_ = len(features), int(there.sum())
+        self.within_ = scatter.T @ scatter / (self.n_images_ - self.n_classes_)
+        self.between_ = means[there].T @ means[there] / self.n_classes_
+        self.cross_ = means[there].T @ texts[there] / self.n_classes_
+        return self
+
+    def __call__(self, means: Tensor, shots: float) -> Tensor:
+        """Class means ``(C, D)`` of `shots` images each, moved and of unit length; zeros stay."""
+        if not hasattr(self, "cross_"):
+            raise RuntimeError("this alignment has seen no class yet: call fit first")
+        ridge = self.penalty / len(self.cross_) * torch.eye(len(self.cross_))
+        matrix = torch.linalg.solve(
+            self.between_ + self.within_ / shots + ridge, self.cross_ + ridge
+        )
+        return F.normalize(means @ matrix.to(means), dim=1)
+
+
+class Known(NamedTuple):
+    """What names are held against: anchors ``(C, D)``, negatives ``(K, D)``, their stand-ins."""
+
+    anchors: Tensor
+    negatives: Tensor | None = None
+    stand_ins: Tensor | None = None
+
+
+_PAPER = {
+    "min_rows": 1,
+    "name_weight": 0.5,
+    "caption_weight": 0.5,
+    "anchor_weight": 0.0,
+    "stand_in_weight": 0.0,
+    "temperature": 1.0,
+    "text_to_image": True,
+}
+
+
+class NameLearner(FeatureClassifier):
+    """Classifier whose class names are learned from a few images.
+
+    The loss is a weighted sum of four terms.
+
+    - Name term: images against prompts of all names, multi-positive. Where other names are given
+      as `negatives`, they are wrong answers for every image.
+    - Caption term: images against captions, each of which is the context of a sample of another
+      class with the sample's own name put in. (This and the first are the paper's.)
+    - Anchor term: one minus the cosine of a name's text feature and its anchor, the mean of the
+      class's image features. It keeps a name near its images where few images would let the
+      others overfit; the text tower keeps it near what a text can say.
+    - Stand-in term: images of the `negatives` are not at hand; their text features, moved by
+      the difference of the anchors' mean and the negatives' mean, stand in for them, each to
+      be told from the names that are learned.
+
+    No other parameter than the rows of the names moves, so the classifiers of other names stay
+    as they were.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+        The frozen image-text model.
+    hint : str, optional
+        Superclass for templates with a ``{hint}``.
+    templates : str or sequence of str
+        A template set, one template, or several. Training draws one of several at each step;
+        ``classifier_`` is their mean.
+    negatives : sequence of str, or Tensor of shape (K, D), optional
+        Other names that the joint vocabulary will hold (such as the IP names), or their text
+        features. They are not moved, and no image of theirs is used. Without them there is no
+        stand-in term.
+    init : "clip", "random", int or mapping
+        Start of the rows, see `NameEmbeddings`.
+    min_rows : int
+        Rows that a name has at least: one BPE piece alone can move too little.
+    name_weight, caption_weight, anchor_weight, stand_in_weight : float
+        Weights of the terms; 0 leaves a term out.
+    alignment : Alignment, optional
+        Moves anchors from where a class's images lie to where its text would; see `Alignment`.
+    temperature : float
+        Logits are divided by it while learning. Above 1, a few images are fitted less sharply.
+    margin : float
+        Taken from the logits of the names against the negatives in the name term: a positive
+        one makes OOP logits larger in the end, a negative one smaller.
+    text_to_image : bool
+        Whether the name term is half the loss of each prompt against the images, as the
+        paper's is.
+    swap : bool
+        Whether captions exchange contexts; otherwise each sample keeps its own.
+    info_nce : bool
+        Whether in the caption term only a sample's own caption counts as right.
+    optimizer : "adam" or "sgd"
+        Adam, or SGD with momentum 0.9 and weight decay 5e-4.
+    lr : float
+        Learning rate at the start of the cosine.
+    steps : int
+        Optimiser steps. The last one is the result.
+    average : float
+        Share of the last steps whose rows are averaged; 0 takes the rows of the last step.
+    batch_size : int, optional
+        Images a step; all of them by default, since their features are at hand.
+    warmup_epochs : int
+        Passes at a learning rate of 1e-5 before the cosine.
+    views : int
+        Augmented views of each image, computed once; each pass over the images uses one.
+    clean : bool
+        Whether the images as they are count as a view too.
+    seed : int
+        Seed of views, contexts, batches and a random start.
+
+    Attributes
+    ----------
+    classifier_ : Tensor, shape (C, D)
+        Text features of the learned names, unit length, on the CPU.
+    names_ : Names
+        Learned rows by name; ``names_.save(path)`` writes them.
+    history_ : list of float
+        Loss of each step.
+    captions_without_name_, captions_missing_ : int
+        Where there is a caption term: captions in which the class name was not found (their whole
+        text follows the plain prompt as context), and images without a caption (the plain
+        prompt is their context).
+    embeddings_ : NameEmbeddings
+
+    Notes
+    -----
+    Source: name and caption term: section 4 of the paper (eq. 2 and 4) and the authors' released
+    code. Anchor and stand-in term: ours; the shift between image and text features is the
+    modality gap of Liang et al. 2022, "Mind the gap". Defaults were chosen on IP classes that
+    play OOP (``data/mini/make/choose.py``).
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        hint: str | None = None,
+        templates: str | Sequence[str] = "mini",
+        negatives: Tensor | Sequence[str] | None = None,
+        init: Any = "clip",
+        min_rows: int = 3,
+        name_weight: float = 0.2,
+        caption_weight: float = 0.0,
+        anchor_weight: float = 1.0,
+        stand_in_weight: float = 0.2,
+        alignment: Alignment | None = None,
+        temperature: float = 2.0,
+        margin: float = 0.0,
+        text_to_image: bool = False,
+        swap: bool = True,
+        info_nce: bool = False,
+        optimizer: str = "adam",
+        lr: float = 0.01,
+        steps: int = 30,
+        average: float = 0.0,
+        batch_size: int | None = None,
+        warmup_epochs: int = 0,
+        views: int = 4,
+        clean: bool = True,
+        seed: int = 0,
+    ):
+        weights = (name_weight, caption_weight, anchor_weight, stand_in_weight)
+        if min(weights) < 0 or sum(weights[:3]) <= 0:
+            raise ValueError("weights must not be negative, nor all of name, caption, anchor 0")
+        if steps < 1 or (batch_size is not None and batch_size < 1):
+            raise ValueError("steps and batch_size must be at least 1")
+        if temperature <= 0 or not 0 <= average <= 1:
+            raise ValueError("temperature must be above 0, and average a share of the steps")
+        self.encoder, self.hint, self.templates, self.init = encoder, hint, templates, init
+        self.min_rows = min_rows
+        self.negatives, self.alignment = negatives, alignment
+        self.name_weight, self.caption_weight = name_weight, caption_weight
+        self.anchor_weight, self.stand_in_weight = anchor_weight, stand_in_weight
+        self.temperature, self.margin = temperature, margin
+        self.text_to_image, self.swap, self.info_nce = text_to_image, swap, info_nce
+        self.optimizer, self.lr, self.steps, self.average = optimizer, lr, steps, average
+        self.batch_size, self.warmup_epochs = batch_size, warmup_epochs
+        self.views, self.clean, self.seed = views, clean, seed
+
+    @classmethod
+    def fsnl(cls, encoder: Any, **changes: Any) -> NameLearner:
+        """Learner with the paper's loss and nothing of ours: no anchors, no stand-ins.
+
+        Half a name term plus half a caption term, by 40 steps of Adam over all images at once,
+        where the released code takes at least 200 of SGD (`released`).
+
+        Parameters
+        ----------
+        encoder : DualEncoder
+        **changes
+            Arguments of `NameLearner` to differ in.
+        """
+        return cls(encoder, **{**_PAPER, "lr": 0.01, "steps": 40, **changes})
+
+    @classmethod
+    def released(
+        cls, encoder: Any, hint: str, shots: int, n_classes: int, **changes: Any
+    ) -> NameLearner:
+        """Learner with the constants of the authors' released code.
+
+        SGD over 200 epochs, the first at 1e-5; batch of ``min(shots, 4) * n_classes``; learning
+        rate ``batch / 128 * 2e-4``; crops drawn anew in every epoch (200 views, so the image
+        tower runs 200 times over the images).
+
+        Parameters
+        ----------
+        encoder : DualEncoder
+        hint : str
+            Superclass, such as ``"animal"``.
+        shots, n_classes : int
+            Images per class and number of classes.
+        **changes
+            Arguments of `NameLearner` to differ in, for ablations.
+        """
+        batch = min(shots, 4) * n_classes
+        epochs = 200
+        constants: dict[str, Any] = {
+            **_PAPER,
+            "hint": hint,
+            "templates": "released",
+            "optimizer": "sgd",
+            "lr": batch / 128 * 2e-4,
+            "steps": epochs * -(-shots * n_classes // batch),
+            "batch_size": batch,
+            "warmup_epochs": 1,
+            "views": epochs,
+            "clean": False,
+        }
+        return cls(encoder, **{**constants, **changes})
+
+    def fit(self, split: Any, features: Tensor | None = None) -> NameLearner:
+        """Self, with the names of the split learned.
+
+        Parameters
+        ----------
+        split : Split
+            Training images with labels, class names and captions (which may be None).
+        features : Tensor, shape (V, N, D), optional
+            Features of V views of the images; computed (and cached) if not given.
+
+        Raises
+        ------
+        ValueError
+            If the split is empty, the features do not fit it or are not unit vectors, or a single
+            class has nothing to be told from.
+        RuntimeError
+            If the encoder is not frozen, or moved, or the loss is no longer finite.
+        """
+        if features is None:
+            features = training_features(self.encoder, split, self.views, self.seed, self.clean)
+        features, labels = check_training(split, features)
+        features = features.to(self.encoder.device)
+        names = NameEmbeddings(
+            self.encoder,
+            split.names,
+            self.templates,
+            self.hint,
+            self.init,
+            self.seed,
+            min_rows=self.min_rows,
+        )
+        known = self._known(features, labels, split.names)
+        if len(split.names) < 2 and known.negatives is None and not self.anchor_weight:
+            raise ValueError("one class alone has nothing to be told from: pass negatives=")
+        contexts = self._contexts(split, labels, names) if self.caption_weight else labels
+        with Frozen(self.encoder.model):
+            self.history_ = self._train(names, features, labels, contexts, known)
+            with torch.no_grad():
+                self.classifier_ = names().cpu()
+        self.embeddings_ = names
+        self.names_: Names = names.learned()
+        return self
+
+    def _negatives(self, names: Sequence[str], features: Tensor) -> Tensor | None:
+        """Text features ``(K, D)`` of the other names, checked."""
+        if self.negatives is None:
+            return None
+        if isinstance(self.negatives, Tensor):
+            found = self.negatives.to(features)
+            fits = found.ndim == 2 and found.shape[1] == features.shape[2]
+            if not fits or not ((found.norm(dim=1) - 1).abs() < 1e-2).all():
+                raise ValueError(
+                    f"negatives are {tuple(found.shape)}; expected (K, {features.shape[2]}) text "
+                    "features of unit length, without NaN"
+                )
+            return found
+        check_others(self.negatives, names)
+        texts = text_features(self.encoder, self.negatives, self.templates, self.hint)
+        return texts.to(features)
+
+    def _known(self, features: Tensor, labels: Tensor, names: Sequence[str]) -> Known:
+        """What the terms that are ours hold names against."""
+        negatives = self._negatives(names, features)
+        means, counts = class_means(features.cpu(), labels, len(names))
+        anchors = F.normalize(means, dim=1).to(features)
+        if self.alignment is not None:
+            shots = len(labels) / int((counts > 0).sum())
+            anchors = self.alignment(anchors, shots)
+        if negatives is None or not self.stand_in_weight:
+            return Known(anchors, negatives)
+        shift = anchors[anchors.any(1)].mean(0) - negatives.mean(0)
+        return Known(anchors, negatives, F.normalize(negatives + shift, dim=1))
+
+    def _contexts(self, split: Any, labels: Tensor, names: NameEmbeddings) -> Tensor:
+        """Number of each sample's context in `names`, ``(N,)``."""
+        plain = slots(names.templates[0], self.hint)
+        self.captions_missing_ = sum(not caption for caption in split.captions)
+        self.captions_without_name_ = 0
+        found = []
+        for caption, label in zip(split.captions, labels.tolist(), strict=True):
+            cut = take_out(caption, split.names[label]) if caption else plain
+            if cut is None:
+                self.captions_without_name_ += 1
+                cut = Slots(plain.before, f"{plain.after} {caption}")
+            found.append(cut)
+        return torch.tensor(names.add_contexts(found))
+
+    def _train(
+        self,
+        names: NameEmbeddings,
+        features: Tensor,
+        labels: Tensor,
+        contexts: Tensor,
+        known: Known,
+    ) -> list[float]:
+        generator = torch.Generator().manual_seed(self.seed)
+        optimiser = optimiser_for(names.rows, self.optimizer, self.lr)
+        size = min(self.batch_size or len(labels), len(labels))
+        per_epoch = -(-len(labels) // size)
+        history: list[float] = []
+        total, kept = torch.zeros_like(names.rows), 0
+        for step in range(self.steps):
+            epoch, place = divmod(step, per_epoch)
+            if place == 0:
+                order = torch.randperm(len(labels), generator=generator)
+                if epoch % len(features) == 0:
+                    turns = torch.randperm(len(features), generator=generator)
+            optimiser.param_groups[0]["lr"] = schedule(
+                epoch, -(-self.steps // per_epoch), self.lr, self.warmup_epochs
+            )
+            batch = order[place * size : (place + 1) * size]
+            view = features[turns[epoch % len(features)]]
+            images = view.index_select(0, batch.to(view.device))
+            loss = self._loss(names, images, labels[batch], contexts[batch], known, generator)
+            history.append(float(loss.detach()))
+            if not np.isfinite(history[-1]):
+                raise RuntimeError(
+                    f"the loss became {history[-1]} at step {step} of {self.steps}: lower lr "
+                    f"(now {self.lr})"
+                )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if step >= self.steps * (1 - self.average):
+                total, kept = total + names.rows.detach(), kept + 1
+        if kept:
+            names.rows.data.copy_(total / kept)
+        return history
+
+    def _loss(
+        self,
+        names: NameEmbeddings,
+        images: Tensor,
+        labels: Tensor,
+        contexts: Tensor,
+        known: Known,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Weighted sum of the terms for one batch, from one pass through the text tower."""
+        pairs: list[tuple[int, int]] = []
+        if self.name_weight or self.anchor_weight:
+            drawn = torch.randint(len(names.template_contexts), (1,), generator=generator)
+            template = names.template_contexts[int(drawn)]
+            pairs += [(template, owner) for owner in range(len(names.names))]
+        n_prompts = len(pairs)
+        if self.caption_weight:
+            if self.swap:
+                contexts = contexts[swap_contexts(labels, generator)]
+            pairs += zip(contexts.tolist(), labels.tolist(), strict=True)
+        texts = names.features(pairs)
+        prompts, captions = texts[:n_prompts], texts[n_prompts:]
+        labels = labels.to(images.device)
+        loss = torch.zeros((), device=images.device)
+        if self.name_weight:
+            loss = loss + self.name_weight * self._name_term(images, prompts, labels, known)
+        if self.caption_weight:
+            same = labels[:, None] == labels
+            right = torch.eye(len(labels), dtype=torch.bool, device=same.device)
+            scaled = self._logits(images, captions)
+            loss = loss + self.caption_weight * both_ways(scaled, right if self.info_nce else same)
+        if self.anchor_weight:
+            there = known.anchors.any(1)
+            cosines = (prompts * known.anchors).sum(1)[there]
+            loss = loss + self.anchor_weight * (1 - cosines).mean()
+        if known.stand_ins is not None:
+            wrong = self._logits(known.stand_ins, torch.cat([known.negatives, prompts]))
+            own = torch.arange(len(wrong), device=wrong.device)
+            loss = loss + self.stand_in_weight * F.cross_entropy(wrong, own)
+        return loss
+
+    def _logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        return self.encoder.logit_scale / self.temperature * images @ texts.T
+
+    def _name_term(self, images: Tensor, prompts: Tensor, labels: Tensor, known: Known) -> Tensor:
+        scaled = self._logits(images, prompts)
+        positives = labels[:, None] == torch.arange(len(prompts), device=labels.device)
+        choices, right = scaled, positives
+        if known.negatives is not None:
+            wrong = self._logits(images, known.negatives)
+            choices = torch.cat([scaled - self.margin, wrong], dim=1)
+            right = F.pad(positives, (0, wrong.shape[1]))
+        across = multi_positive_loss(choices, right)
+        if not self.text_to_image:
+            return across
+        return (across + multi_positive_loss(scaled.T, positives.T)) / 2

@@ -1,0 +1,309 @@
+"""What a run found: one JSON file a run, and the tidy table over many of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lbutils._util import file_name, replacing, suggest, write_text
+
+KEY = ("method", "encoder", "benchmark", "domain", "vocabulary", "shots", "seed", "metric")
+VALUES = ("value", "low", "high")
+CLAIM = ("id", "claim", "ours", "low", "high", "unit", "published", "verdict", "note")
+VERDICTS = ("reproduced", "not reproduced", "not run")
+_FIELDS = ("kind", "key", "params", "metrics", "claims", "provenance")
+_PACKAGES = (
+    "lbutils",
+    "numpy",
+    "open-clip-torch",
+    "pandas",
+    "pillow",
+    "polars",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "torch",
+    "torchvision",
+)
+
+
+def write_record(
+    folder: str | os.PathLike[str],
+    kind: str,
+    key: Mapping[str, Any],
+    metrics: Iterable[Mapping[str, Any]] | pd.DataFrame = (),
+    *,
+    params: Mapping[str, Any] | None = None,
+    claims: Iterable[Mapping[str, Any]] = (),
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """The path of the record that now holds this run's results.
+
+    The file is written beside its place and moved there, so that a reader sees the whole
+    record or none. A run with the same `kind` and `key` replaces its record.
+
+    Parameters
+    ----------
+    folder : path
+        Where records lie; made if missing. A path that ends in ``.json`` is taken as the file.
+    kind : str
+        What made the record: for a notebook its stem, such as ``"02_clustering_analysis"``.
+    key : mapping
+        What tells this run from others of its kind: benchmark, encoder, seed, ...
+    metrics : iterable of mapping or DataFrame
+        One row per figure: the columns of `KEY` that apply (others are null), and ``value``,
+        and ``low`` and ``high`` where there is an interval.
+    params : mapping, optional
+        Everything else that was set.
+    claims : iterable of mapping
+        Verdicts on the paper's claims: ``id``, ``claim``, ``ours``, ``low``, ``high``, ``unit``,
+        ``published``, ``verdict`` (one of `VERDICTS`), ``note``; missing ones are null.
+    provenance : mapping, optional
+        Default: `provenance_of` the key's seed.
+
+    Raises
+    ------
+    ValueError
+        If a field is unknown, a verdict is not one of `VERDICTS`, a metric has no name or
+        value, two metrics have the same key, or a number is infinite (NaN becomes null).
+    TypeError
+        If something is neither JSON nor a NumPy scalar or array, nor a path.
+    """
+    if isinstance(metrics, pd.DataFrame):
+        metrics = metrics.to_dict("records")
+    rows = [_row(row, (*KEY, *VALUES), "metric field", ("metric", "value")) for row in metrics]
+    seen: set[str] = set()
+    for row in rows:
+        identity = _canonical({name: row[name] for name in KEY})
+        if identity in seen:
+            raise ValueError(f"two metrics of one record have the key {identity}")
+        seen.add(identity)
+    verdicts = [_row(row, CLAIM, "claim field", ("id", "verdict")) for row in claims]
+    for row in verdicts:
+        if row["verdict"] not in VERDICTS:
+            raise ValueError(suggest(row["verdict"], VERDICTS, "verdict"))
+    found = provenance_of(key.get("seed")) if provenance is None else provenance
+    record = {
+        "kind": kind,
+        "key": _plain(key),
+        "params": _plain(params or {}),
+        "metrics": rows,
+        "claims": verdicts,
+        "provenance": _plain(found),
+    }
+    place = Path(folder)
+    if place.suffix != ".json":
+        digest = hashlib.sha256(_canonical(record["key"]).encode()).hexdigest()[:12]
+        place = place / file_name(f"{kind}-{digest}.json", "kind", "the record")
+    write_text(place, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return place
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """One record, as a dictionary of kind, key, params, metrics, claims and provenance.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a record; the message names it.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("not a JSON object")
+        missing = [field for field in _FIELDS if field not in record]
+        if missing:
+            raise ValueError(f"no {', '.join(missing)}")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a readable record ({error}): delete it and run its notebook again"
+        ) from error
+    return record
+
+
+def record_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The record files in `folder` and in every ``records`` folder below it, sorted."""
+    root = Path(folder)
+    nested = (path for path in root.rglob("*.json") if path.parent.name == "records")
+    return sorted({*root.glob("*.json"), *nested} - {root / "run.json"})
+
+
+def collect(folder: str | os.PathLike[str], kind: str | None = None) -> pd.DataFrame:
+    """A tidy table of every metric in the records of a folder.
+
+    Parameters
+    ----------
+    folder : path
+        Searched as `record_files` does.
+    kind : str, optional
+        Keep the records of this kind only.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `KEY` and `VALUES`, then ``kind`` and ``record`` (the file, relative to
+        `folder`); sorted by key. Shots and seeds are nullable integers.
+
+    Raises
+    ------
+    ValueError
+        If a file is not a record, or two records give one key different values; the message
+        names them. Where they agree, the first one's row is kept.
+    """
+    rows = []
+    for path in record_files(folder):
+        record = read_record(path)
+        if kind is None or record["kind"] == kind:
+            origin = {"kind": record["kind"], "record": path.relative_to(folder).as_posix()}
+            rows += [{**row, **origin} for row in record["metrics"]]
+    table = pd.DataFrame(rows, columns=[*KEY, *VALUES, "kind", "record"])
+    integers = dict.fromkeys(("shots", "seed"), "Int64")
+    table = table.astype({**integers, **dict.fromkeys(VALUES, "float64")})
+    twice = table[table.duplicated(list(KEY), keep=False)]
+    for key, rows_of_key in twice.groupby(list(KEY), dropna=False, sort=False):
+        if _agree(rows_of_key):
+            continue
+        named = {name: part for name, part in zip(KEY, key, strict=True) if pd.notna(part)}
+        files = ", ".join(rows_of_key["record"])
+        raise ValueError(f"the key {named} has different values in {files}")
+    table = table.drop_duplicates(list(KEY))
+    return table.sort_values(list(KEY), ignore_index=True)
+
+
+def collect_claims(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """One row per claim id found in the records of a folder, the newest where there are several.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `CLAIM`, then ``kind`` and ``record``.
+    """
+    newest: dict[str, dict[str, Any]] = {}
+    for path in sorted(record_files(folder), key=lambda file: file.stat().st_mtime_ns):
+        record = read_record(path)
+        origin = {"kind": record["kind"], "record": path.relative_to(folder).as_posix()}
+        newest.update({row["id"]: {**row, **origin} for row in record["claims"]})
+    return pd.DataFrame(list(newest.values()), columns=[*CLAIM, "kind", "record"])
+
+
+def _agree(rows: pd.DataFrame) -> bool:
+    """Whether rows with one key say the same, up to the last digits of another thread count."""
+    values = rows[list(VALUES)].to_numpy()
+    return bool(np.allclose(values, values[0], rtol=0, atol=1e-6, equal_nan=True))
+
+
+def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
+    """The path of the CSV or Parquet file (by its suffix) that now holds `table`."""
+    place = Path(path)
+    if place.suffix == ".csv":
+        write_text(place, table.to_csv(index=False))
+    elif place.suffix == ".parquet":
+        with replacing(place) as temporary:
+            table.to_parquet(temporary, index=False)
+    else:
+        raise ValueError(suggest(place.suffix, [".csv", ".parquet"], "table format"))
+    return place
+
+
+def provenance_of(seed: int | None = None) -> dict[str, Any]:
+    """Where a result came from: versions, commit, platform, threads, seed and time."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _installed(name))},
+        "commit": _commit(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "threads": _threads(),
+        "seed": None if seed is None else int(seed),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the repository that holds this package, with a + if files differ from it."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _threads() -> int:
+    # Asked of torch only if it is loaded already: this module works without it.
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() else os.cpu_count() or 1
+
+
+def _row(
+    row: Mapping[str, Any], fields: Sequence[str], what: str, required: Sequence[str]
+) -> dict[str, Any]:
+    """The row with every field in order, checked and made plain."""
+    for name in row:
+        if name not in fields:
+            raise ValueError(suggest(name, fields, what))
+    plain = {name: _plain(row.get(name)) for name in fields}
+    for name in ("shots", "seed"):
+        # A column of integers with gaps comes out of pandas as floats.
+        if isinstance(plain.get(name), float) and plain[name].is_integer():
+            plain[name] = int(plain[name])
+    for name in required:
+        if name not in row or (plain[name] is None and name != "value"):
+            raise ValueError(f"a {what.split()[0]} without {name!r}: {dict(row)!r:.200}")
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types; NaN and pandas' missing values become null."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise ValueError("a record cannot hold an infinite number")
+        return None if math.isnan(value) else float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    raise TypeError(f"a record cannot hold {type(value).__name__}: {value!r:.80}")
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,278 @@
+"""Names, templates and an encoder in; a classifier over image features out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lbutils.models.features import image_features
+from lbutils.models.prompts import fill, resolve
+
+
+def text_classifier(
+    encoder: Any,
+    names: Sequence[str],
+    templates: str | Sequence[str] = "mini",
+    hint: str | None = None,
+    batch_size: int = 256,
+) -> torch.Tensor:
+    """Text features of the names, ``(C, D)`` float32 of unit length, on the CPU.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+        The image-text model.
+    names : sequence of str
+        Class names, taken literally.
+    templates : str or sequence of str
+        A template set (see `prompts.templates`), one template, or several. The normalised
+        features of several are averaged and normalised again.
+    hint : str, optional
+        Superclass for templates with a ``{hint}``.
+    batch_size : int
+        Prompts encoded at once.
+
+    Raises
+    ------
+    ValueError
+        If there are no names, or a template does not fit.
+
+    Notes
+    -----
+    Source: Radford et al. 2021, section 3.1.4; open_clip, ``zero_shot_classifier.py``.
+    """
+    if not len(names):
+        raise ValueError("no class names given: pass at least one")
+    mean = torch.zeros(())
+    for template in resolve(templates):
+        prompts = [fill(template, name, hint) for name in names]
+        blocks = [
+            encoder.encode_text(prompts[start : start + batch_size]).cpu()
+            for start in range(0, len(prompts), batch_size)
+        ]
+        mean = mean + F.normalize(torch.cat(blocks).float(), dim=-1)
+    return F.normalize(mean, dim=-1)
+
+
+# Text features by encoder, for the methods of one table, which ask for the same again and again.
+_TEXTS: WeakKeyDictionary[Any, OrderedDict[Any, torch.Tensor]] = WeakKeyDictionary()
+_KEPT = 64
+
+
+def text_features(
+    encoder: Any,
+    names: Sequence[str],
+    templates: str | Sequence[str] = "mini",
+    hint: str | None = None,
+) -> torch.Tensor:
+    """What `text_classifier` returns ``(C, D)``; the latest answers of an encoder are kept.
+
+    An answer is given again only while the encoder's parameters are the same tensors, unwritten.
+    """
+    key = (tuple(names), resolve(templates), hint, state_of(encoder))
+    known = _TEXTS.setdefault(encoder, OrderedDict())
+    found = known.get(key)
+    if found is None:
+        found = known[key] = text_classifier(encoder, names, templates, hint)
+        while len(known) > _KEPT:
+            known.popitem(last=False)
+    return found.clone()
+
+
+def state_of(encoder: Any) -> int:
+    """A number that changes when a parameter of the encoder is replaced or written to."""
+    return hash(tuple((id(part), part._version) for part in encoder.model.parameters()))
+
+
+def logits(features: Any, classifier: torch.Tensor, scale: float) -> torch.Tensor:
+    """Scaled cosine similarities ``(N, C)`` of image features and a classifier, on the CPU.
+
+    Parameters
+    ----------
+    features : Tensor or array, shape (N, D)
+        Image features of unit length.
+    classifier : Tensor, shape (C, D)
+        One feature of unit length per class. The joint vocabulary is the classifiers of its
+        parts, one below the other.
+    scale : float
+        The model's ``logit_scale``.
+    """
+    features = torch.as_tensor(np.asarray(features), dtype=torch.float32)
+    return scale * features @ classifier.cpu().float().T
+
+
+class FeatureClassifier:
+    """Base of every method: `logits` and `predict` from a fitted ``classifier_`` ``(C, D)``.
+
+    A method adds ``fit(split, features=None)``, which returns self and sets ``classifier_``
+    and ``names_``. Methods return logits; scoring is left to `lbutils.measure.metrics`.
+
+    `joint_logits` sets the names that were learned beside others that were not. Which of its
+    steps a method changes follows from what it moves: a context that all names share changes
+    `classifier_for`, a change of the image features changes `other_logits`.
+    """
+
+    encoder: Any
+    classifier_: torch.Tensor
+    templates: str | Sequence[str] = "mini"
+    hint: str | None = None
+
+    def logits(self, images: Any) -> torch.Tensor:
+        """Logits ``(N, C)`` float32 on the CPU, classes in the order of ``names_``.
+
+        Parameters
+        ----------
+        images : Split, or Tensor of shape (N, D)
+            Images, or their features.
+
+        Raises
+        ------
+        RuntimeError
+            If `fit` has not been called.
+        """
+        if not hasattr(self, "classifier_"):
+            raise RuntimeError(f"this {type(self).__name__} has no classifier yet: call fit first")
+        return logits(self._features(images), self.classifier_, self.encoder.logit_scale)
+
+    def classifier_for(self, names: Sequence[str]) -> torch.Tensor:
+        """Text features ``(K, D)`` of names that were not learned, as this method sees them."""
+        return text_features(self.encoder, names, self.templates, self.hint)
+
+    def other_logits(self, images: Any, names: Sequence[str]) -> torch.Tensor:
+        """Logits ``(N, K)`` of names that were not learned; `images` as in `logits`."""
+        return logits(self._features(images), self.classifier_for(names), self.encoder.logit_scale)
+
+    def joint_logits(self, images: Any, others: Sequence[str]) -> torch.Tensor:
+        """Logits ``(N, K + C)`` over the joint vocabulary: other names first, then ``names_``."""
+        check_others(others, getattr(self, "names_", ()))
+        features = self._features(images)
+        return torch.cat([self.other_logits(features, others), self.logits(features)], dim=1)
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Class indices ``(N,)`` int64 of the highest logits; `images` as in `logits`."""
+        return self.logits(images).argmax(dim=1).numpy()
+
+    def _features(self, images: Any) -> torch.Tensor:
+        """Features ``(N, D)`` float32 on the CPU."""
+        found = images if isinstance(images, torch.Tensor) else image_features(self.encoder, images)
+        found = found.detach().cpu().float()
+        if not found.isfinite().all():
+            raise ValueError("image features hold NaN or infinity: compute them anew")
+        return found
+
+
+def training_features(
+    encoder: Any, split: Any, views: int = 4, seed: int = 0, clean: bool = True
+) -> torch.Tensor:
+    """Features ``(V, N, D)`` to fit on: the images as they are, then augmented views.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+        The image-text model; ``encoder.augment`` draws the views.
+    split : Split
+        The N training images.
+    views : int
+        Augmented views per image; they are computed once and cached.
+    seed : int
+        Seed of the augmentation.
+    clean : bool
+        Whether the images as they are come first.
+
+    Raises
+    ------
+    ValueError
+        If neither clean images nor views are asked for.
+    """
+    parts = [image_features(encoder, split)[None]] if clean else []
+    if views:
+        parts.append(image_features(encoder, split, views=views, seed=seed))
+    if not parts:
+        raise ValueError("views=0 and clean=False leave no image to fit on")
+    return torch.cat([part.cpu() for part in parts])
+
+
+def check_others(others: Sequence[str], names: Iterable[str]) -> None:
+    """Nothing; raises unless `others` are names beside `names`.
+
+    Raises
+    ------
+    ValueError
+        If `others` is a single text, or shares a name with `names`.
+    """
+    if isinstance(others, str):
+        raise ValueError(f"other names must be a list: pass [{others!r}]")
+    both = set(others) & set(names)
+    if both:
+        raise ValueError(f"{min(both)!r} is learned and stands among the other names: leave it out")
+
+
+def check_training(
+    split: Any, features: torch.Tensor, unit: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features ``(V, N, D)`` float32 and labels ``(N,)`` int64, on the CPU and fit to train on.
+
+    Parameters
+    ----------
+    split : Split
+        The N training images.
+    features : Tensor, shape (V, N, D)
+        Features of V views of them.
+    unit : bool
+        Whether features must be of unit length.
+
+    Raises
+    ------
+    ValueError
+        If the split is empty, names two classes alike, or has a label without a name; if the
+        features do not fit it, are not finite, or not of unit length.
+    """
+    labels = torch.tensor(np.asarray(split.labels), dtype=torch.long)
+    if not len(labels):
+        raise ValueError("the split has no image to learn from: draw at least one shot")
+    twice = next((name for name in split.names if list(split.names).count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"class names must be all different, but {twice!r} stands twice: merge it")
+    if int(labels.min()) < 0 or int(labels.max()) >= len(split.names):
+        raise ValueError(f"labels must lie in 0 to {len(split.names) - 1}, one for each name")
+    if features.ndim != 3 or features.shape[1] != len(labels) or not len(features):
+        raise ValueError(
+            f"features are {tuple(features.shape)}; expected (views, {len(labels)}, D)"
+        )
+    features = features.detach().cpu().float()
+    broken = (~features.isfinite()).any(dim=2).any(dim=0).nonzero()[:, 0].tolist()
+    if broken:
+        raise ValueError(
+            f"features of {len(broken)} of {len(labels)} images are not finite (first: image "
+            f"{broken[0]}): compute them anew, or leave these images out"
+        )
+    norms = features.norm(dim=2)
+    if unit and bool((norms - 1).abs().max() > 1e-2):
+        raise ValueError(
+            f"features must be of unit length, theirs is {float(norms.min()):.3g} to "
+            f"{float(norms.max()):.3g}: pass torch.nn.functional.normalize(features, dim=-1)"
+        )
+    return features, labels
+
+
+def class_means(
+    features: torch.Tensor, labels: torch.Tensor, n_classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means ``(C, D)`` of the features of each class and numbers of images ``(C,)``.
+
+    Parameters
+    ----------
+    features : Tensor, shape (V, N, D)
+        Views of N images; the mean runs over all. A class without images gets zeros.
+    labels : Tensor, shape (N,)
+    n_classes : int
+    """
+    counts = torch.bincount(labels, minlength=n_classes)
+    sums = torch.zeros(n_classes, features.shape[-1]).index_add_(0, labels, features.mean(dim=0))
+    return sums / counts.clamp(min=1)[:, None], counts

@@ -1,0 +1,17 @@
+"""What name learning is compared with, behind the same `fit` and `joint_logits`.
+
+In come few-shot splits, or unlabelled features. Out come fitted classifiers: learned contexts,
+adapters of cached features, probes, and transductive methods. `RIVALS` makes all that take
+labels, `TRANSDUCTIVE` those that take none.
+"""
+
+from lbutils._util import lazy
+
+__all__, __getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "context": ["CoCoOp", "CoOp", "KgCoOp"],
+        "probes": ["CONTROLS", "RIVALS", "SOURCES", "Control", "Prototypes", "ZeroShot"],
+        "transduction": ["TRANSDUCTIVE"],
+    },
+)

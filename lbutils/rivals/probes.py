@@ -1,0 +1,644 @@
+"""Rivals of name learning behind the same ``fit``, ``logits`` and ``predict``, and their list.
+
+Zero-shot and its negative controls, probes and prototypes of image features, and the mapping from
+similarities that needs no names. Prompts that are learned are in `context`, what adapts
+cached features in `adapters`; `RIVALS` makes them all, `SOURCES` says where they come
+from.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from lbutils.learn.namelearner import Alignment
+from lbutils.models.classifier import FeatureClassifier, class_means
+from lbutils.models.prompts import take_out
+from lbutils.rivals.adapters import (
+    CLAP,
+    CLIPAdapter,
+    LPPlusPlus,
+    ProLIP,
+    TaskRes,
+    TipAdapter,
+    TipAdapterF,
+)
+from lbutils.rivals.context import CoCoOp, CoOp, FewShotClassifier, KgCoOp
+
+CONTROLS = ("random", "permuted", "swapped")
+
+
+class ZeroShot(FeatureClassifier):
+    """The encoder as it is: class names in templates, nothing learned.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+    templates : str or sequence of str
+        A template set, one template, or several.
+    hint : str, optional
+        Superclass for templates with a ``{hint}``.
+
+    Attributes
+    ----------
+    classifier_ : Tensor, shape (C, D)
+    names_ : tuple of str
+
+    Notes
+    -----
+    Source: Radford et al. 2021, "Learning transferable visual models from natural language
+    supervision".
+    """
+
+    def __init__(
+        self, encoder: Any, templates: str | Sequence[str] = "mini", hint: str | None = None
+    ):
+        self.encoder, self.templates, self.hint = encoder, templates, hint
+
+    def fit(self, split: Any, features: Tensor | None = None) -> ZeroShot:
+        """Self, with the classifier of the split's class names; its images are not looked at."""
+        self.names_ = tuple(split.names)
+        self.classifier_ = self.classifier_for(self.names_)
+        return self
+
+
+class LinearProbe(FewShotClassifier):
+    """Logistic regression on image features: no names, no text.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+    C : float or "search"
+        Inverse strength of the L2 penalty. ``"search"`` is the authors' search: seven powers of
+        ten from 1e-6 to 1e6, then halving of the interval around the best, by accuracy on
+        `validation`, or, without it, in stratified cross-validation over the training images;
+        with one image a class, 1.
+    max_iter : int
+        Iterations of L-BFGS at most.
+    beside : "cosine" or "decision"
+        What stands beside the logits of other names in `joint_logits`: scaled cosines with the
+        rows of the probe, which are on the scale of text features whatever C is; or its decision
+        values, whose scale C decides. `logits` are decision values in either case.
+    validation : (Tensor, Tensor), optional
+        Features (M, D) and labels (M,) to search C on.
+    **common
+        ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`; each
+        view counts as a sample.
+
+    Attributes
+    ----------
+    model_ : sklearn.linear_model.LogisticRegression
+    C_ : float
+        The C that was used.
+    names_ : tuple of str
+
+    Notes
+    -----
+    Source: Radford et al. 2021, section 3.2 and appendix A.3; the binary search is that of
+    CoOp's released code (``lpclip``); scikit-learn. The joint vocabulary is not the authors'.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        C: float | str = 1.0,
+        *,
+        max_iter: int = 300,
+        beside: str = "cosine",
+        validation: tuple[Tensor, Any] | None = None,
+        **common: Any,
+    ):
+        super().__init__(encoder, **common)
+        if C != "search" and (isinstance(C, str) or not C > 0):
+            raise ValueError(f"C={C!r}: give a positive number or 'search'")
+        if beside not in ("cosine", "decision"):
+            raise ValueError(f"beside={beside!r}: choose 'cosine' or 'decision'")
+        self.C, self.max_iter, self.beside, self.validation = C, max_iter, beside, validation
+
+    def fit(self, split: Any, features: Tensor | None = None) -> LinearProbe:
+        """Self, fitted on all views of the images; arguments as in `CoOp.fit`.
+
+        Raises
+        ------
+        ValueError
+            If the images are of fewer than two classes.
+        """
+        images, labels = self._training(split, features)
+        if len(labels.unique()) < 2:
+            raise ValueError("a linear probe needs images of at least two classes")
+        # Products this small lose more to the start of threads than these save.
+        with threadpool_limits(1):
+            self.C_ = self._search(images, labels) if isinstance(self.C, str) else float(self.C)
+            self.model_ = self._probe(images, labels, self.C_)
+        return self
+
+    def _probe(self, images: Tensor, labels: Tensor, C: float) -> LogisticRegression:
+        samples = images.flatten(0, 1).numpy()
+        model = LogisticRegression(C=C, max_iter=self.max_iter)
+        return model.fit(samples, labels.repeat(len(images)).numpy())
+
+    def _search(self, images: Tensor, labels: Tensor) -> float:
+        """Best C by CoOp's binary search; of equally good ones the nearest to 1."""
+        folds = self._folds(images, labels)
+        if not folds:
+            return 1.0
+        scores: dict[float, float] = {}
+
+        def score(power: float) -> float:
+            if power not in scores:
+                right = [
+                    self._probe(fitted, owners, 10.0**power).predict(held.numpy()) == wanted.numpy()
+                    for fitted, owners, held, wanted in folds
+                ]
+                scores[power] = float(np.concatenate(right).mean())
+            return scores[power]
+
+        powers = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+        best, half = max(powers, key=lambda power: (score(power), -abs(power))), 1.0
+        while half > 0.1:
+            near = (best - half, best, best + half)
+            best, half = max(near, key=lambda power: (score(power), -abs(power))), half / 2
+        return 10.0**best
+
+    def _folds(self, images: Tensor, labels: Tensor) -> list[Any]:
+        """What is fitted and what is scored: views and labels, then features and labels."""
+        if self.validation is not None:
+            held, wanted = self.validation
+            return [(images, labels, held.cpu().float(), torch.as_tensor(np.asarray(wanted)))]
+        fewest = int(torch.bincount(labels)[labels.unique()].min())
+        if fewest < 2:
+            return []
+        cut = StratifiedKFold(2, shuffle=True, random_state=self.seed)
+        return [
+            (images[:, train], labels[train], images[0, held], labels[held])
+            for train, held in cut.split(labels, labels)
+        ]
+
+    def logits(self, images: Any) -> Tensor:
+        """Decision values ``(N, C)``; minus infinity for classes without a training image."""
+        self._needs_fit("model_")
+        scores = self.model_.decision_function(self._features(images).numpy())
+        if scores.ndim == 1:
+            scores = np.stack([np.zeros_like(scores), scores], axis=1)
+        return self._full(torch.from_numpy(scores).float())
+
+    def joint_logits(self, images: Any, others: Sequence[str]) -> Tensor:
+        """Logits ``(N, K + C)``: zero-shot of other names, then the probe's, see `beside`."""
+        self._needs_fit("model_")
+        features = self._features(images).float()
+        own = self.logits(features)
+        if self.beside == "cosine":
+            rows = torch.from_numpy(self.model_.coef_).float()
+            rows = torch.cat([-rows, rows]) if len(rows) == 1 else rows
+            own = self._full(self.encoder.logit_scale * features @ F.normalize(rows, dim=1).T)
+        return torch.cat([self.other_logits(features, others), own], dim=1)
+
+    def _full(self, scores: Tensor) -> Tensor:
+        full = torch.full((len(scores), len(self.names_)), float("-inf"))
+        full[:, torch.from_numpy(self.model_.classes_)] = scores
+        return full
+
+
+class Prototypes(FewShotClassifier):
+    """Nearest class mean among image features: no names, no text.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+    alignment : Alignment, optional
+        Moves the means to where text features lie: what is left of `NameLearner` without a name.
+    **common
+        ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`; the mean
+        runs over all views.
+
+    Attributes
+    ----------
+    classifier_ : Tensor, shape (C, D)
+        Normalised means; NaN for classes without a training image.
+    names_ : tuple of str
+
+    Notes
+    -----
+    Source: Snell et al. 2017, "Prototypical networks for few-shot learning", NeurIPS; Wang et al.
+    2019, "SimpleShot", arXiv:1911.04623. In the joint vocabulary, scaled cosines with the means
+    stand beside scaled cosines with text features.
+    """
+
+    def __init__(self, encoder: Any, alignment: Alignment | None = None, **common: Any):
+        super().__init__(encoder, **common)
+        self.alignment = alignment
+
+    def fit(self, split: Any, features: Tensor | None = None) -> Prototypes:
+        """Self, with the class means; arguments as in `CoOp.fit`."""
+        images, labels = self._training(split, features)
+        means, counts = class_means(images, labels, len(self.names_))
+        means = F.normalize(means, dim=-1)
+        if self.alignment is not None:
+            means = self.alignment(means, len(labels) / int((counts > 0).sum()))
+        means[counts == 0] = float("nan")
+        self.classifier_ = means
+        return self
+
+    def logits(self, images: Any) -> Tensor:
+        """Logits ``(N, C)`` float32; minus infinity for classes without a training image."""
+        return _without(super().logits(images), self.classifier_)
+
+
+def _without(logits: Tensor, classifier: Tensor) -> Tensor:
+    """Logits with minus infinity for classes whose row of the classifier is NaN."""
+    return logits.masked_fill(classifier.isnan().any(dim=1), float("-inf"))
+
+
+class GDA(FewShotClassifier):
+    """Gaussian discriminant analysis of image features, added to zero-shot; without training.
+
+    One Gaussian a class with a shared precision, ``D * inv(S + tr(cov) * I)``: S is the scatter
+    within classes and cov that over one less than the number of samples. Logits are zero-shot's
+    plus `alpha` times the discriminant ``f P m_k - m_k P m_k / 2 + log(1 / C)``.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+    alpha : float
+        Weight of the discriminant; 0 is zero-shot. The authors search 1e-4 to 1e2 on validation
+        data; the default is chosen on IP classes.
+    background : bool
+        Whether the discriminant of a class at the mean of all class means, which is what is known
+        of a class without images, is taken from that of each class with images: the same for all
+        of these, it sets them beside names without images.
+    **common
+        ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`; each
+        view counts as a sample.
+
+    Attributes
+    ----------
+    classifier_ : Tensor, shape (C, D)
+        Text features of the names, not changed.
+    weights_, bias_ : Tensor, shape (C, D) and (C,)
+        Of the discriminant; 0 for a class without a training image, which is left to its text.
+    background_ : Tensor, shape (D + 1,)
+        Weights of the class at the mean of means, then its bias.
+
+    Notes
+    -----
+    Source: Wang et al. 2024, "A hard-to-beat baseline for training-free CLIP-based adaptation",
+    ICLR, and its released code. `background` is ours.
+    """
+
+    def __init__(self, encoder: Any, alpha: float = 1.0, *, background: bool = True, **common: Any):
+        super().__init__(encoder, **common)
+        if not alpha >= 0:
+            raise ValueError(f"alpha={alpha} must not be negative")
+        self.alpha, self.background = alpha, background
+
+    def fit(self, split: Any, features: Tensor | None = None) -> GDA:
+        """Self, with means and precision; arguments as in `CoOp.fit`.
+
+        Raises
+        ------
+        ValueError
+            If features do not differ within any class.
+        """
+        images, labels = self._training(split, features)
+        self.classifier_ = self.classifier_for(self.names_)
+        means, counts = class_means(images, labels, len(self.names_))
+        samples = images.flatten(0, 1).double()
+        means = means.double()
+        within = samples - means[labels.repeat(len(images))]
+        scatter = within.T @ within
+        spread = float(scatter.trace()) / max(len(within) - 1, 1)
+        if spread < 1e-10:
+            raise ValueError("features do not differ within a class: GDA needs two shots, or views")
+        width = scatter.shape[0]
+        shrunk = scatter + spread * torch.eye(width, dtype=scatter.dtype)
+        centre = means[counts > 0].mean(dim=0)
+        rows = torch.cat([means, centre[None]])
+        weights = width * torch.linalg.solve(shrunk, rows.T).T
+        bias = -(weights * rows).sum(dim=1) / 2 - np.log(len(means))
+        has = (counts > 0).double()
+        self.weights_ = (weights[:-1] * has[:, None]).float()
+        self.bias_ = (bias[:-1] * has).float()
+        self.background_ = torch.cat([weights[-1], bias[-1:]]).float()
+        self._seen = has.float()
+        return self
+
+    def logits(self, images: Any) -> Tensor:
+        """Logits ``(N, C)``: zero-shot's plus `alpha` times the discriminant."""
+        self._needs_fit("weights_")
+        features = self._features(images).float()
+        found = features @ self.weights_.T + self.bias_
+        if self.background:
+            unknown = features @ self.background_[:-1] + self.background_[-1]
+            found = found - unknown[:, None] * self._seen
+        return super().logits(features) + self.alpha * found
+
+
+class SiM(FewShotClassifier):
+    """Similarity mapping: similarities to generic prompts, mapped to classes; no class names.
+
+    A ridge regression without intercept from the cosines with M generic prompts to one-hot
+    labels. It never sees the names of the classes, so it says how much of a method's success is
+    the images' alone.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+    prompts : sequence of str
+        Generic names, put into `templates`; names that the encoder knows serve best, such as the
+        IP names.
+    ridge : float
+        Penalty of the regression. The authors' is 0.1 for ImageNet's 1000 names.
+    **common
+        ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`; each
+        view counts as a sample.
+
+    Attributes
+    ----------
+    classifier_ : Tensor, shape (C, D)
+        The mapping carried over to image features; not of unit length. NaN for classes without
+        a training image.
+    mapping_ : Tensor, shape (M, C)
+
+    Notes
+    -----
+    Source: Zanella et al. 2025, "Vocabulary-free few-shot learning for vision-language models",
+    CVPR workshops, and its released code. Logits are the mapped similarities times the model's
+    logit scale: an image's own class is regressed to 1 as a cosine would be.
+    """
+
+    def __init__(self, encoder: Any, prompts: Sequence[str], ridge: float = 0.1, **common: Any):
+        super().__init__(encoder, **common)
+        if not len(prompts):
+            raise ValueError("no generic prompts given: pass prompts=, such as the IP names")
+        if not ridge > 0:
+            raise ValueError(f"ridge={ridge} must be positive")
+        self.prompts, self.ridge = tuple(prompts), ridge
+
+    def fit(self, split: Any, features: Tensor | None = None) -> SiM:
+        """Self, with the mapping; arguments as in `CoOp.fit`."""
+        images, labels = self._training(split, features)
+        generic = self.classifier_for(self.prompts).double()
+        similar = images.flatten(0, 1).double() @ generic.T
+        wanted = F.one_hot(labels.repeat(len(images)), len(self.names_)).double()
+        gram = similar.T @ similar + self.ridge * torch.eye(len(generic), dtype=similar.dtype)
+        mapping = torch.linalg.solve(gram, similar.T @ wanted)
+        mapping[:, torch.bincount(labels, minlength=len(self.names_)) == 0] = float("nan")
+        self.mapping_ = mapping.float()
+        self.classifier_ = (mapping.T @ generic).float()
+        return self
+
+    def logits(self, images: Any) -> Tensor:
+        """Logits ``(N, C)`` float32; minus infinity for classes without a training image."""
+        return _without(super().logits(images), self.classifier_)
+
+
+def control_names(names: Sequence[str], kind: str, seed: int = 0) -> tuple[str, ...]:
+    """Names for a negative control, as many and as different as those given.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Class names, all different.
+    kind : "random", "permuted" or "swapped"
+        Random letters, each word as long as before; the names in another order, none in its
+        place; the names of random pairs exchanged, one class of an odd number keeping its own.
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind, or names cannot change places because there is one only.
+    """
+    if kind not in CONTROLS:
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(CONTROLS)}")
+    generator = np.random.default_rng(seed)
+    if kind == "random":
+        return _random_names(names, generator)
+    if len(names) < 2:
+        raise ValueError(f"a single name cannot be {kind}: give two or more, or kind='random'")
+    order = generator.permutation(len(names))
+    # Along the permutation, each class takes the name of the next, or of its neighbour.
+    step = np.roll(order, -1)
+    if kind == "swapped":
+        even = len(order) - len(order) % 2
+        step = order.copy()
+        step[:even] = order[:even].reshape(-1, 2)[:, ::-1].ravel()
+    found = list(names)
+    for place, source in zip(order.tolist(), step.tolist(), strict=True):
+        found[place] = names[source]
+    return tuple(found)
+
+
+def _random_names(names: Sequence[str], generator: np.random.Generator) -> tuple[str, ...]:
+    found: list[str] = []
+    for name in names:
+        lengths = [max(len(word), 3) for word in name.split()] or [3]
+        while True:
+            drawn = [generator.choice(list(string.ascii_lowercase), size=n) for n in lengths]
+            words = " ".join("".join(word) for word in drawn)
+            if words not in found and words not in names:
+                break
+        found.append(words)
+    return tuple(found)
+
+
+class Control(FeatureClassifier):
+    """A method whose class names are replaced by those of a negative control.
+
+    What it learns from names beyond the images shows in how much worse it gets.
+
+    Parameters
+    ----------
+    method : FeatureClassifier
+        Any method that is not fitted yet, such as ``ZeroShot(encoder)`` or a `NameLearner`.
+    kind : "random", "permuted" or "swapped"
+        See `control_names`.
+    seed : int
+
+    Attributes
+    ----------
+    names_ : tuple of str
+        The true names, whose order the columns of the logits have.
+    controls_ : tuple of str
+        The names that the method was given.
+
+    Notes
+    -----
+    Source: proposition 2 of the paper, by which names that say nothing leave nothing to adapt.
+    """
+
+    def __init__(self, method: Any, kind: str = "random", seed: int = 0):
+        if kind not in CONTROLS:
+            raise ValueError(f"kind={kind!r}: choose one of {', '.join(CONTROLS)}")
+        self.method, self.kind, self.seed = method, kind, seed
+        self.encoder, self.templates, self.hint = method.encoder, method.templates, method.hint
+
+    def fit(self, split: Any, features: Tensor | None = None) -> Control:
+        """Self, with the method fitted under the names of the control."""
+        self.names_ = tuple(split.names)
+        self.controls_ = control_names(self.names_, self.kind, self.seed)
+        self.method.fit(renamed(split, self.controls_), features)
+        self.classifier_ = self.method.classifier_
+        return self
+
+    def logits(self, images: Any) -> Tensor:
+        """Logits ``(N, C)`` of the method, a column for each true name."""
+        return self.method.logits(images)
+
+    def classifier_for(self, names: Sequence[str]) -> Tensor:
+        """Text features ``(K, D)`` of names that were not learned, which stay themselves."""
+        return self.method.classifier_for(names)
+
+    def other_logits(self, images: Any, names: Sequence[str]) -> Tensor:
+        """Logits ``(N, K)`` of names that were not learned."""
+        return self.method.other_logits(images, names)
+
+    def joint_logits(self, images: Any, others: Sequence[str]) -> Tensor:
+        """Logits ``(N, K + C)`` over the joint vocabulary: other names first."""
+        return self.method.joint_logits(images, others)
+
+
+def renamed(split: Any, names: Sequence[str]) -> Any:
+    """Split with other class names, in its captions too; the images stay.
+
+    Parameters
+    ----------
+    split : Split
+        A dataclass with ``labels``, ``names`` and ``captions``.
+    names : sequence of str
+        One for each class.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many names as classes.
+    """
+    if len(names) != len(split.names):
+        raise ValueError(f"{len(names)} names for {len(split.names)} classes: give one for each")
+    captions = []
+    for caption, label in zip(split.captions, np.asarray(split.labels).tolist(), strict=True):
+        cut = take_out(caption, split.names[label]) if caption else None
+        captions.append(f"{cut.before}{names[label]}{cut.after}" if cut else caption)
+    return replace(split, names=tuple(names), captions=tuple(captions))
+
+
+def _maker(method: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Factory of a method with options that do not depend on the task."""
+
+    def make(
+        encoder: Any,
+        templates: str | Sequence[str] = "mini",
+        hint: str | None = None,
+        shots: int = 4,
+        seed: int = 0,
+        ip_names: Sequence[str] = (),
+    ) -> Any:
+        return method(encoder, templates=templates, hint=hint, seed=seed, **options)
+
+    return make
+
+
+def _zero_shot(
+    encoder: Any, templates: Any = "mini", hint: str | None = None, *_: Any, **__: Any
+) -> ZeroShot:
+    return ZeroShot(encoder, templates, hint)
+
+
+def _sim(
+    encoder: Any,
+    templates: str | Sequence[str] = "mini",
+    hint: str | None = None,
+    shots: int = 4,
+    seed: int = 0,
+    ip_names: Sequence[str] = (),
+) -> SiM:
+    return SiM(encoder, ip_names, 10.0, templates=templates, hint=hint, seed=seed)
+
+
+def _prolip(
+    encoder: Any,
+    templates: str | Sequence[str] = "mini",
+    hint: str | None = None,
+    shots: int = 4,
+    seed: int = 0,
+    ip_names: Sequence[str] = (),
+) -> ProLIP:
+    return ProLIP(encoder, 0.1 / shots, templates=templates, hint=hint, seed=seed)
+
+
+def _control(make: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """Factory of a negative control of what another factory makes."""
+
+    def made(
+        encoder: Any,
+        templates: str | Sequence[str] = "mini",
+        hint: str | None = None,
+        shots: int = 4,
+        seed: int = 0,
+        ip_names: Sequence[str] = (),
+    ) -> Control:
+        return Control(make(encoder, templates, hint, shots, seed, ip_names), kind, seed)
+
+    return made
+
+
+# From a name in tables to ``factory(encoder, templates, hint, shots, seed, ip_names)``, which
+# returns a method that is not fitted. Variants of name learning are for the caller to add. Options
+# that are no defaults are chosen on IP classes (data/mini/selection.csv).
+RIVALS: dict[str, Callable[..., Any]] = {
+    "zero-shot": _zero_shot,
+    "CoOp": _maker(CoOp),
+    "CoCoOp": _maker(CoCoOp),
+    "KgCoOp": _maker(KgCoOp, lr=0.01, steps=40),
+    "CLIP-Adapter": _maker(CLIPAdapter),
+    # The authors' 0.5, but 1 on one data set.
+    "TaskRes": _maker(TaskRes, alpha=1.0),
+    # The authors search alpha up to 50 for each data set.
+    "Tip-Adapter": _maker(TipAdapter, alpha=100.0),
+    "Tip-Adapter-F": _maker(TipAdapterF, alpha=100.0),
+    "linear probe": _maker(LinearProbe),
+    "linear probe, C searched": _maker(LinearProbe, C="search"),
+    "LP++": _maker(LPPlusPlus),
+    "CLAP": _maker(CLAP),
+    "GDA": _maker(GDA),
+    # The authors' one over the shots, which hardly lets the projection move, times 0.1.
+    "ProLIP": _prolip,
+    "prototypes": _maker(Prototypes),
+    "SiM": _sim,
+    "zero-shot, random names": _control(_zero_shot, "random"),
+    "zero-shot, permuted names": _control(_zero_shot, "permuted"),
+    "zero-shot, swapped names": _control(_zero_shot, "swapped"),
+}
+
+# Where each rival comes from, for tables.
+SOURCES: dict[str, str] = {
+    "zero-shot": "Radford et al., ICML 2021",
+    "CoOp": "Zhou et al., IJCV 2022",
+    "CoCoOp": "Zhou et al., CVPR 2022",
+    "KgCoOp": "Yao et al., CVPR 2023",
+    "CLIP-Adapter": "Gao et al., IJCV 2024",
+    "TaskRes": "Yu et al., CVPR 2023",
+    "Tip-Adapter": "Zhang et al., ECCV 2022",
+    "Tip-Adapter-F": "Zhang et al., ECCV 2022",
+    "linear probe": "Radford et al., ICML 2021; C fixed",
+    "linear probe, C searched": "Radford et al., ICML 2021; search of CoOp's lpclip",
+    "LP++": "Huang et al., CVPR 2024",
+    "CLAP": "Silva-Rodriguez et al., CVPR 2024",
+    "GDA": "Wang et al., ICLR 2024",
+    "ProLIP": "Fahes et al., arXiv:2410.05270",
+    "prototypes": "Snell et al., NeurIPS 2017",
+    "SiM": "Zanella et al., CVPR workshops 2025",
+    "zero-shot, random names": "negative control",
+    "zero-shot, permuted names": "negative control",
+    "zero-shot, swapped names": "negative control",
+}

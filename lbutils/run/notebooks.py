@@ -1,0 +1,1003 @@
+"""Notebooks run in order, or over a grid of parameters, and what they found in one place.
+
+``lbutils run`` runs every notebook on the miniature and prints the paper's
+claims beside what was found; ``lbutils run grid.yaml`` runs one notebook over
+a grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import html
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+import lbutils
+from lbutils._util import file_name, suggest, write_text
+from lbutils.data.benchmark import load_benchmark
+from lbutils.measure import published, records
+from lbutils.run import grid as grids
+from lbutils.run import pools
+
+ROOT = Path(__file__).resolve().parents[2]
+NOT_RUN = "not run"
+_BENCHMARK = ("benchmark", "scale", "domains")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one notebook went: where its executed copy lies, its time, its error if any."""
+
+    notebook: Path
+    title: str
+    executed: Path
+    page: Path | None
+    seconds: float
+    error: str | None
+    traceback: str | None = None
+
+
+# ---------------------------------------------------------------------------------------------
+# Notebooks and their parameters
+# ---------------------------------------------------------------------------------------------
+
+
+def find_notebooks(
+    names: Sequence[str] = (), folder: str | os.PathLike[str] | None = None
+) -> list[Path]:
+    """The notebooks that `names` stand for, in the order of their numbers; all by default.
+
+    Parameters
+    ----------
+    names : sequence of str
+        A number (``"3"``, ``"03"``), a stem, a file name, or the path of a notebook elsewhere.
+    folder : path, optional
+        Default: ``notebooks`` of the repository.
+
+    Raises
+    ------
+    ValueError
+        If a name stands for no notebook.
+    FileNotFoundError
+        If `folder` holds none.
+    """
+    place = ROOT / "notebooks" if folder is None else Path(folder)
+    known = {path.stem: path for path in sorted(place.glob("[0-9]*.ipynb"))}
+    if not names:
+        if not known:
+            raise FileNotFoundError(f"no numbered notebook in {place}")
+        return list(known.values())
+    found = []
+    for name in names:
+        stem = Path(name).name.removesuffix(".ipynb")
+        numbered = [key for key in known if stem.isdigit() and int(key.split("_")[0]) == int(stem)]
+        if stem in known or numbered:
+            found.append(known[stem] if stem in known else known[numbered[0]])
+        elif name.endswith(".ipynb") and Path(name).is_file():
+            found.append(Path(name))
+        else:
+            raise ValueError(suggest(name, known, "notebook"))
+    return sorted(dict.fromkeys(found), key=lambda path: path.name)
+
+
+def read_notebook(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The notebook as JSON.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a notebook; the message names it.
+    """
+    try:
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(notebook["cells"], list):
+            raise ValueError("its cells are not a list")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a notebook: {error}") from error
+    return notebook
+
+
+def parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Names and defaults of a notebook's parameters, as its `parameters` cell assigns them.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a notebook, or the cell holds anything but literals.
+    """
+    defaults: dict[str, Any] = {}
+    for cell in read_notebook(path)["cells"]:
+        if "parameters" not in cell.get("metadata", {}).get("tags", []):
+            continue
+        for statement in ast.parse("".join(cell["source"])).body:
+            if isinstance(statement, ast.Assign):
+                targets, value = statement.targets, statement.value
+            elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+                targets, value = [statement.target], statement.value
+            else:
+                continue
+            try:
+                default = ast.literal_eval(value)
+            except ValueError as error:
+                line = f"{Path(path).name}, parameters cell, line {statement.lineno}"
+                raise ValueError(f"{line}: parameters must be literals") from error
+            defaults.update({t.id: default for t in targets if isinstance(t, ast.Name)})
+    return defaults
+
+
+def parse_parameter(text: str) -> tuple[str, Any]:
+    """Name and value of a ``name=value`` of the command line.
+
+    The value is a Python or JSON literal where it reads as one, text otherwise; ``domains`` may
+    be a list with commas.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"-p takes name=value, not {text!r}")
+    name, value = name.strip(), value.strip()
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        words = {"true": True, "false": False, "null": None}
+    if name == "domains":
+        return name, [part.strip() for part in value.split(",") if part.strip()]
+    return name, words.get(value, value)
+
+
+def check_parameters(notebooks: Sequence[Path], *points: Mapping[str, Any]) -> None:
+    """Refuse parameters that no notebook has, or whose values cannot be meant.
+
+    Called before anything runs: papermill itself only warns of an unknown name.
+
+    Parameters
+    ----------
+    notebooks : sequence of path
+    *points : mapping
+        Parameters of one run each; what is not named keeps the notebook's default.
+
+    Raises
+    ------
+    ValueError
+        With the valid names and the nearest match.
+    FileNotFoundError
+        If the benchmark's files are missing.
+    """
+    defaults: dict[str, Any] = {}
+    for notebook in notebooks:
+        defaults = {**parameters(notebook), **defaults}
+    loaded = []
+    for given in points or ({},):
+        for name, value in given.items():
+            if name not in defaults:
+                raise ValueError(suggest(name, defaults, "parameter"))
+            _check_type(name, value, defaults[name])
+        if "encoder" in given:
+            _check_encoder(given["encoder"])
+        chosen = {**defaults, **given}
+        wanted: dict[str, Any] = {name: chosen.get(name) for name in _BENCHMARK}
+        if "benchmark" in defaults and wanted not in loaded:
+            load_benchmark(wanted["benchmark"], scale=wanted["scale"], domains=wanted["domains"])
+            loaded.append(wanted)
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    # A default of None says nothing about what else may stand there.
+    if default is None or value is None:
+        return
+    number = isinstance(default, (int, float)) and not isinstance(default, bool)
+    if number and isinstance(value, (int, float)) and not isinstance(value, bool):
+        fits = isinstance(default, float) or isinstance(value, int) or value.is_integer()
+    elif isinstance(default, (list, tuple)):
+        fits = isinstance(value, (list, tuple))
+        if fits and len({type(item) for item in default}) == 1:
+            for item in value:
+                _check_type(f"{name}, a list of which each", item, default[0])
+    else:
+        fits = isinstance(value, type(default))
+    if not fits:
+        kind = type(default).__name__
+        raise ValueError(f"parameter {name} takes {kind} (default {default!r}), not {value!r}")
+
+
+def _check_encoder(name: Any) -> None:
+    """Refuse an encoder that open_clip does not know, without loading open_clip (and torch)."""
+    if not isinstance(name, str):
+        raise ValueError(f"parameter encoder takes a name, not {name!r}")
+    spec = importlib.util.find_spec("open_clip")
+    known = ["mini"]
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        known += sorted(path.stem for path in Path(place, "model_configs").glob("*.json"))
+    if name.replace("/", "-") not in known and ":" not in name:
+        raise ValueError(suggest(name, known, "encoder"))
+
+
+# ---------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------
+
+
+def run(
+    notebooks: Sequence[Path],
+    given: Mapping[str, Any] | None = None,
+    *,
+    out: str | os.PathLike[str],
+    progress: bool = True,
+) -> list[Outcome]:
+    """Run notebooks one after another and gather everything that they found under `out`.
+
+    Under `out` lie afterwards ``notebooks/`` (executed), one HTML page a notebook,
+    ``figures/``, ``records/``, ``records.csv`` and ``.parquet``, ``claims.csv`` and
+    ``index.html``. A notebook that fails does not stop those after it.
+
+    Parameters
+    ----------
+    notebooks : sequence of path
+    given : mapping, optional
+        Parameters; each notebook gets those that it has.
+    out : path
+        Folder for everything that is written.
+    progress : bool
+        Show a bar over each notebook's cells.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `check_parameters`, before anything runs.
+    """
+    given = dict(given or {})
+    check_parameters(notebooks, given)
+    out = Path(out).resolve()
+    outcomes = []
+    for notebook in notebooks:
+        own = parameters(notebook)
+        chosen = {name: value for name, value in given.items() if name in own}
+        # A record left by an earlier run must not pass for the result of this one.
+        for stale in (out / "records").glob(f"{notebook.stem}-*.json"):
+            stale.unlink()
+        outcome = _execute(notebook, chosen, out, progress)
+        print(f"{notebook.stem:<32} {_clock(outcome.seconds):>8}", flush=True)
+        if outcome.error:
+            print(f"  failed: {outcome.error}\n  see {outcome.executed}", flush=True)
+        outcomes.append(outcome)
+    table = claims_table(out)
+    records.write_table(table, out / "claims.csv")
+    write_text(out / "index.html", index_page(outcomes, table, out, given))
+    found = records.collect(out)
+    records.write_table(found, out / "records.csv")
+    records.write_table(found, out / "records.parquet")
+    return outcomes
+
+
+def _execute(
+    notebook: Path, given: Mapping[str, Any], out: Path, progress: bool, paged: bool = True
+) -> Outcome:
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbconvert.filters import strip_ansi
+
+    executed = out / "notebooks" / notebook.name
+    for folder in (executed.parent, out / "figures", out / "records"):
+        folder.mkdir(parents=True, exist_ok=True)
+    chosen = dict(given)
+    if "out" in parameters(notebook):
+        chosen["out"] = str(out)
+    # Set aside first, so that a notebook that cannot start leaves no older copy to be read.
+    executed.unlink(missing_ok=True)
+    # Where no terminal redraws the bar, it speaks every ten seconds.
+    pace = 0.1 if sys.stderr.isatty() else 10.0
+    bar = {"desc": notebook.stem, "leave": False, "mininterval": pace} if progress else False
+    start, error, trace = time.perf_counter(), None, None
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(executed),
+            chosen,
+            kernel_name="python3",
+            progress_bar=bar,
+            cwd=str(notebook.resolve().parent),
+            # The kernel warns at every start that its loopback port is not encrypted, and calls its
+            # own end an error.
+            extra_arguments=["--IPKernelApp.log_level=50"],
+        )
+    except papermill.exceptions.PapermillExecutionError as failure:
+        error = f"{failure.ename}: {_first_line(failure.evalue)}"
+        trace = strip_ansi("\n".join(failure.traceback))
+    except (CellTimeoutError, DeadKernelError) as failure:
+        error = _first_line(str(failure)) or type(failure).__name__
+        trace = str(failure)
+    seconds = time.perf_counter() - start
+    page = _page(executed, out) if paged and executed.exists() else None
+    return Outcome(notebook, _title(notebook), executed, page, seconds, error, trace)
+
+
+def _page(executed: Path, out: Path) -> Path:
+    """The executed notebook as one HTML file that stands alone."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(embed_images=True)
+    body, _ = exporter.from_filename(str(executed))
+    page = out / f"{executed.stem}.html"
+    write_text(page, body)
+    return page
+
+
+def _title(notebook: Path) -> str:
+    for cell in read_notebook(notebook)["cells"]:
+        if cell["cell_type"] == "markdown":
+            for line in "".join(cell["source"]).splitlines():
+                if line.startswith("# "):
+                    return line[2:].strip()
+    return notebook.stem
+
+
+def _first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)} min {rest:02.0f} s" if round(seconds) >= 60 else f"{seconds:.1f} s"
+
+
+# ---------------------------------------------------------------------------------------------
+# Claims
+# ---------------------------------------------------------------------------------------------
+
+
+def claims_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """One row per claim of the paper, in its order, with the verdict found in `folder`.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `records.CLAIM`. A claim that no record speaks to has the verdict
+        "not run" and the published figure alone.
+
+    Raises
+    ------
+    ValueError
+        If a record has a claim that the paper does not make, or is corrupt.
+    """
+    found = records.collect_claims(folder).set_index("id")
+    for key in found.index:
+        if key not in published.CLAIMS:
+            raise ValueError(
+                f"{found.loc[key, 'record']}: {suggest(key, published.CLAIMS, 'claim')}"
+            )
+    rows = []
+    for claim in published.claims().to_dict("records"):
+        row = {**dict.fromkeys(records.CLAIM), **{k: claim[k] for k in ("id", "claim", "unit")}}
+        row |= {"published": claim["published"], "verdict": NOT_RUN, "note": claim["measure"]}
+        if claim["id"] in found.index:
+            ours = found.loc[claim["id"], list(records.CLAIM[2:])]
+            row |= {name: value for name, value in ours.items() if pd.notna(value)}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(records.CLAIM))
+
+
+def format_claims(table: pd.DataFrame) -> str:
+    """The claims table as text for a terminal: claim, ours, published, verdict."""
+    rows = [("claim", "ours [95 %]", "published", "verdict")]
+    rows += [
+        (row.claim, _interval(row), _figure(row.published, row.unit), row.verdict)
+        for row in table.itertuples()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:]])
+
+
+def _interval(row: Any) -> str:
+    if pd.isna(row.ours):
+        return "-"
+    span = "" if pd.isna(row.low) else f" [{_number(row.low)}, {_number(row.high)}]"
+    return f"{_number(row.ours)}{span}{_unit(row.unit)}"
+
+
+def _figure(value: Any, unit: Any) -> str:
+    return "-" if pd.isna(value) else f"{_number(value)}{_unit(unit)}"
+
+
+def _unit(unit: Any) -> str:
+    return "" if pd.isna(unit) or not unit else f" {unit}"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    text = f"{float(value):.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
+# ---------------------------------------------------------------------------------------------
+# The page over a run
+# ---------------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --dim: #777; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line);
+         vertical-align: top; }
+th { font-weight: 600; } td.n { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.note, footer { color: var(--dim); font-size: .85rem; }
+.verdict { white-space: nowrap; font-weight: 600; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
+.figures a { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; color: inherit;
+             text-decoration: none; background: #fff; }
+.figures img { width: 100%; height: 11rem; object-fit: contain; display: block; }
+.figures span { display: block; padding: .3rem .6rem; font-size: .85rem; color: #444; }
+"""
+# Signs beside the words, so that a verdict does not hang on colour.
+_SIGNS = {"reproduced": "✓", "not reproduced": "✗", NOT_RUN: "–"}
+
+
+def index_page(
+    outcomes: Sequence[Outcome], table: pd.DataFrame, out: Path, given: Mapping[str, Any]
+) -> str:
+    """The HTML of a page that leads to everything in `out`.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+    table : DataFrame
+        As `claims_table` gives it.
+    out : path
+        The page's folder: links are relative to it.
+    given : mapping
+        The parameters that were set.
+    """
+    found = records.provenance_of(given.get("seed"))
+    settings = ", ".join(f"{name} = {value!r}" for name, value in given.items()) or "defaults"
+    figures = sorted((out / "figures").glob("*.png"))
+    parts = [
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>{html.escape(out.name)}: concepts out of pre-training</title>",
+        f"<style>{_STYLE}</style></head><body>",
+        "<h1>Concepts out of pre-training, on "
+        f"{html.escape(_benchmark_name(given.get('benchmark', 'mini')))}</h1>",
+        f"<p>Settings: {html.escape(settings)}. "
+        f"{html.escape(_clock(sum(outcome.seconds for outcome in outcomes)))} in all.</p>",
+        "<h2>The paper's claims</h2>",
+        _claims_html(table),
+        "<h2>Notebooks</h2>",
+        _notebooks_html(outcomes, out),
+    ]
+    if figures:
+        parts += ["<h2>Figures</h2>", _figures_html(figures, out)]
+    parts += [
+        "<h2>Tables</h2><p>Every figure that was recorded: <a href='records.csv'>records.csv</a>, ",
+        "<a href='records.parquet'>records.parquet</a>; the claims: ",
+        "<a href='claims.csv'>claims.csv</a>.</p>",
+        f"<footer><p>{html.escape(found['time'])}, {html.escape(found['platform'])}, "
+        f"Python {html.escape(found['python'])}, commit {html.escape(found['commit'] or 'none')}, "
+        f"torch {html.escape(found['packages'].get('torch', 'none'))}.</p></footer>",
+        "</body></html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _benchmark_name(benchmark: Any) -> str:
+    return "the miniature" if benchmark == "mini" else Path(str(benchmark)).name
+
+
+def _claims_html(table: pd.DataFrame) -> str:
+    rows = ["<tr><th>claim<th>ours [95 %]<th>published<th>verdict</tr>"]
+    for row in table.itertuples():
+        note = "" if pd.isna(row.note) else f"<div class='note'>{html.escape(str(row.note))}</div>"
+        rows.append(
+            f"<tr><td>{html.escape(row.claim)}{note}"
+            f"<td class='n'>{html.escape(_interval(row))}"
+            f"<td class='n'>{html.escape(_figure(row.published, row.unit))}"
+            f"<td class='verdict'>{_SIGNS[row.verdict]} {html.escape(row.verdict)}</tr>"
+        )
+    return f"<div class='wide'><table>{''.join(rows)}</table></div>"
+
+
+def _notebooks_html(outcomes: Sequence[Outcome], out: Path) -> str:
+    rows = ["<tr><th>notebook<th>time<th>executed</tr>"]
+    for outcome in outcomes:
+        title = html.escape(outcome.title)
+        if outcome.page:
+            title = f"<a href='{html.escape(outcome.page.relative_to(out).as_posix())}'>{title}</a>"
+        if outcome.error:
+            title += f"<div class='note'>failed: {html.escape(outcome.error)}</div>"
+        source = html.escape(outcome.executed.relative_to(out).as_posix())
+        rows.append(
+            f"<tr><td>{title}<td class='n'>{_clock(outcome.seconds)}"
+            f"<td><a href='{source}'>{html.escape(outcome.executed.name)}</a></tr>"
+        )
+    return f"<div class='wide'><table>{''.join(rows)}</table></div>"
+
+
+def _figures_html(figures: Sequence[Path], out: Path) -> str:
+    tiles = []
+    for figure in figures:
+        link = html.escape(figure.relative_to(out).as_posix())
+        name = html.escape(figure.stem.replace("_", " "))
+        tiles.append(
+            f"<a href='{link}'><img src='{link}' alt='{name}' loading='lazy'>"
+            f"<span>{name}</span></a>"
+        )
+    return f"<div class='figures'>{''.join(tiles)}</div>"
+
+
+# ---------------------------------------------------------------------------------------------
+# Grids
+# ---------------------------------------------------------------------------------------------
+
+# Variables under which the same code gives other numbers.
+_VARIABLES = ("LBUTILS_DATA", "LBUTILS_MAX_DRAWS", "LBUTILS_MAX_DOMAINS", "LBUTILS_AUTOCAST")
+# Papermill changes the working folder of the process, so threads of a Dask worker take turns.
+_TURN = threading.Lock()
+_STATES = {"finished": "finished", "skipped": "finished", "failed": "failed"}
+
+
+def grid_file(
+    path: str | os.PathLike[str],
+    given: Mapping[str, Any] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Run the grid that a YAML file describes; one row per run comes back.
+
+    Parameters
+    ----------
+    path : path
+        `lbutils.run.grid` has the format.
+    given : mapping, optional
+        Parameters that are the same in every run, in place of those that the file has in
+        ``set``.
+    out : path, optional
+        Default: ``runs`` of the repository and the file's name without its suffix.
+    **options
+        As `grid` takes them.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `lbutils.run.grid.read_grid` and `grid`, before anything runs.
+    """
+    found = grids.read_grid(path)
+    place = ROOT / "runs" / Path(path).stem if out is None else Path(out)
+    fixed = {**found.fixed, **(given or {})}
+    options = {"figure": found.figure, **options}
+    return grid(found.notebook, found.axes, place, fixed=fixed, **options)
+
+
+def grid(
+    notebook: str | os.PathLike[str],
+    parameters: Mapping[str, Sequence[Any]],
+    out: str | os.PathLike[str],
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    workers: int = 1,
+    dask: str | None = None,
+    retry: bool = False,
+    limit: int = grids.LIMIT,
+    figure: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Run one notebook over the product of parameter values; one row per run comes back.
+
+    Every run is a process of its own, with a folder of its own under `out`, named by the
+    notebook and a hash of its code, its parameters and this package's code. A run that has
+    finished is not made again, so a sweep that was interrupted goes on where it stopped. One
+    that failed keeps its traceback (``traceback.txt``) and the notebook as far as it came, and
+    is made again with `retry` only. Several sweeps may work in one folder: each run is made by
+    one of them.
+
+    Under `out` lie afterwards ``runs.csv`` (as returned), ``results.csv`` and ``.parquet``
+    (`results`), ``summary.csv`` (`summary`) and ``summary.png``.
+
+    Parameters
+    ----------
+    notebook : str or path
+        As `find_notebooks` takes it. It must have a parameter ``out``.
+    parameters : mapping of str to sequence
+        Values per parameter; a key ``"a, b"`` moves two together. What is not named keeps the
+        notebook's default.
+    out : path
+    fixed : mapping, optional
+        Parameters that are the same in every run.
+    workers : int
+        Processes at a time. With more than one, each gets its share of the cores, and one GPU
+        of those that there are or that CUDA_VISIBLE_DEVICES names.
+    dask : str, optional
+        Address of a Dask scheduler, whose workers are used instead; they must see `out`.
+    retry : bool
+        Make runs again that failed.
+    limit : int
+        Refuse a grid of more runs.
+    figure : mapping, optional
+        ``metric``, ``x`` and ``by``, as `summary` takes them.
+    progress : bool
+        Show a bar over runs.
+
+    Returns
+    -------
+    DataFrame
+        One column per parameter, then ``status`` ("finished", "skipped" or "failed"),
+        ``seconds``, ``error`` and ``folder``.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is unknown, of the wrong kind, or has no values, or two runs are the
+        same; before anything runs.
+    """
+    (path,) = find_notebooks([os.fspath(notebook)])
+    place = Path(out).resolve()
+    path, fixed = path.resolve(), dict(fixed or {})
+    points = _checked_points(path, parameters, fixed, limit)
+    code = _code()
+    jobs = [(path, point, place / _run_name(path, point, code), retry, code) for point in points]
+    rows: dict[int, dict[str, Any]] = {}
+    failed = 0
+    with tqdm(total=len(jobs), unit="run", desc=path.stem, disable=not progress) as bar:
+        for index, found in pools.spread(_grid_run, jobs, workers=workers, dask=dask):
+            row = _lost(jobs[index], found) if isinstance(found, Exception) else found
+            rows[index] = _seen(row)
+            failed += rows[index]["status"] == "failed"
+            bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
+            bar.update()
+    columns = [*fixed, *grids.swept(parameters), "status", "seconds", "error", "folder"]
+    table = pd.DataFrame(
+        [{**points[index], **rows[index]} for index in range(len(jobs))], columns=columns
+    )
+    _write_grid(table, grids.swept(parameters), place, dict(figure or {}))
+    return table
+
+
+def _checked_points(
+    notebook: Path, axes: Mapping[str, Sequence[Any]], fixed: dict[str, Any], limit: int
+) -> list[dict[str, Any]]:
+    """The runs' parameters, each of the type that the notebook's default has."""
+    defaults = parameters(notebook)
+    if "out" not in defaults:
+        raise ValueError(f"{notebook.name} has no parameter out, so its runs would share a folder")
+    names = {*fixed, *grids.swept(axes)}
+    if "out" in names:
+        raise ValueError("each run has a folder of its own: the sweep's is set by --out")
+    _absolute_benchmark(fixed)
+    for axis, values in axes.items():
+        listed = isinstance(defaults.get(axis), list) and isinstance(values, (list, tuple))
+        # Said here, as "takes list" alone does not tell what to write instead.
+        if listed and any(not isinstance(value, (list, tuple)) for value in values):
+            raise ValueError(f"{axis} is itself a list: write lists in a list, [{[*values]!r:.80}]")
+    points = grids.points(axes, fixed, limit)
+    check_parameters([notebook], *points)
+    typed = [
+        {name: _typed(value, defaults[name]) for name, value in point.items()} for point in points
+    ]
+    keys = [json.dumps({**defaults, **point}, sort_keys=True) for point in typed]
+    if len(set(keys)) < len(keys):
+        twice = next(point for point, key in zip(typed, keys, strict=True) if keys.count(key) > 1)
+        raise ValueError(f"two runs of the grid are the same: {twice!r:.200}")
+    return typed
+
+
+def _typed(value: Any, default: Any) -> Any:
+    """1 for 1.0 where the notebook has an integer, and 1.0 for 1 where it has a float."""
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (value, default))
+    return type(default)(value) if numbers else value
+
+
+def _absolute_benchmark(given: dict[str, Any]) -> None:
+    # Notebooks run in their own folder, where a relative path means something else.
+    place = Path(str(given.get("benchmark", "mini")))
+    if str(place) != "mini" and place.exists():
+        given["benchmark"] = str(place.resolve())
+
+
+def _code() -> str:
+    """Version of this package and a hash of its code."""
+    digest = hashlib.sha256()
+    package = Path(lbutils.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return f"{lbutils.__version__}+{digest.hexdigest()[:12]}"
+
+
+def _run_name(notebook: Path, point: Mapping[str, Any], code: str) -> str:
+    """Folder of a run: the same as long as all code and the parameters are."""
+    cells = read_notebook(notebook)["cells"]
+    source = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    setting = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    # A default that is written out is no other run.
+    key = json.dumps([source, {**parameters(notebook), **point}, code, setting], sort_keys=True)
+    return f"{notebook.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def _grid_run(
+    notebook: Path, point: Mapping[str, Any], folder: Path, retry: bool, code: str
+) -> dict[str, Any] | str:
+    """One run of a grid, or `pools.BUSY` if another process is making it."""
+    if _code() != code:
+        raise RuntimeError(f"this worker has lbutils {_code()}, the sweep {code}: install the same")
+    with _TURN, pools.locked(folder) as free:
+        if not free:
+            return pools.BUSY
+        state = _state(folder)
+        if state is not None and not (retry and state["status"] == "failed"):
+            return state | {"status": "skipped" if state["status"] == "finished" else "failed"}
+        # A run that is cut short from here on has no state, and is made again.
+        for stale in (folder / "run.json", *(folder / "records").glob("*.json")):
+            stale.unlink(missing_ok=True)
+        start, trace = time.perf_counter(), None
+        try:
+            outcome = _execute(notebook, point, folder, progress=False, paged=False)
+            error, trace = outcome.error, outcome.traceback
+        # Whatever it is that fails, a full disk or a missing kernel, the other runs go on.
+        except Exception as failure:
+            error, trace = _told(failure), traceback.format_exc()
+        return _leave_state(folder, notebook, point, error, trace, time.perf_counter() - start)
+
+
+def _leave_state(
+    folder: Path,
+    notebook: Path,
+    point: Mapping[str, Any],
+    error: str | None,
+    trace: str | None,
+    seconds: float,
+) -> dict[str, Any]:
+    if trace:
+        write_text(folder / "traceback.txt", trace.rstrip() + "\n")
+    else:
+        (folder / "traceback.txt").unlink(missing_ok=True)
+    status = "failed" if error else "finished"
+    state = {"status": status, "seconds": round(seconds, 3), "error": error}
+    kept = sorted(path.name for path in (folder / "records").glob("*.json"))
+    described = {"notebook": notebook.name, "parameters": dict(point), **state, "records": kept}
+    write_text(folder / "run.json", json.dumps(described, indent=1) + "\n")
+    return {**state, "folder": str(folder)}
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    """How a run ended; None if it has not, or its records cannot be read any more."""
+    try:
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        state = {name: told[name] for name in ("status", "seconds", "error")}
+        for name in told["records"]:
+            records.read_record(folder / "records" / file_name(name, "record", "the run"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return {**state, "folder": str(folder)} if state["status"] in _STATES else None
+
+
+def _lost(job: tuple[Path, dict[str, Any], Path, bool, str], error: Exception) -> dict[str, Any]:
+    """The row of a run whose worker did not come back, kept as failed."""
+    notebook, point, folder, *_ = job
+    trace = "".join(traceback.format_exception(error))
+    with pools.locked(folder) as free:
+        if free:
+            return _leave_state(folder, notebook, point, _told(error), trace, 0.0)
+    return {"status": "failed", "seconds": 0.0, "error": _told(error), "folder": str(folder)}
+
+
+def _seen(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, if what its worker wrote can be seen from here."""
+    if _state(Path(row["folder"])) is not None:
+        return row
+    return row | {"status": "failed", "error": "its worker writes where this machine cannot read"}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {_first_line(str(error))}"
+
+
+def results(table: pd.DataFrame, swept: Sequence[str] = ()) -> pd.DataFrame:
+    """Every metric of every run of a grid that finished.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `grid` returns it.
+    swept : sequence of str
+        Columns of `table` to carry over.
+
+    Returns
+    -------
+    DataFrame
+        ``run`` (its folder's name), a column ``set_...`` per name of `swept` (lists as JSON),
+        then the columns of `records.collect`. Runs in the order of the grid. Several
+        runs may have a metric under the same key, such as a mean over different domains.
+    """
+    parts = []
+    for row in table[table["status"].map(_STATES.get) == "finished"].to_dict("records"):
+        part = records.collect(Path(row["folder"]) / "records")
+        for at, name in enumerate(swept):
+            value = row[name]
+            plain = isinstance(value, (str, int, float))
+            part.insert(at, f"set_{name}", value if plain else json.dumps(value))
+        part.insert(0, "run", Path(row["folder"]).name)
+        parts.append(part)
+    empty = pd.DataFrame(columns=["run", *(f"set_{n}" for n in swept), *records.KEY, "value"])
+    # Parts without rows would lend their types to the columns of others.
+    found = pd.concat([part for part in parts if len(part)] or [empty], ignore_index=True)
+    mixed = [c for c in found if c.startswith("set_") and found[c].map(type).nunique() > 1]
+    return found.astype(dict.fromkeys(mixed, str))
+
+
+def summary(
+    found: pd.DataFrame, metric: str | None = None, x: str | None = None, by: str = "method"
+) -> pd.DataFrame:
+    """Mean and range of one metric over runs, by one column and along another.
+
+    Parameters
+    ----------
+    found : DataFrame
+        As `results` returns it.
+    metric : str, optional
+        Default: the one with the most rows.
+    x : str, optional
+        A swept parameter or a column. Default: the first swept parameter of which there are
+        several values, or the run.
+    by : str
+        A column, or a swept parameter.
+
+    Returns
+    -------
+    DataFrame
+        Columns `by`, `x`, ``value`` (mean), ``low`` and ``high`` (least and greatest), ``rows``
+        and ``metric``. Means over domains that a record holds beside the domains themselves
+        are left out.
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric or column.
+    """
+    metrics = found["metric"].value_counts(sort=True)
+    if metric is None:
+        # Of several that are as frequent, always the same.
+        metric = min(metrics.index, key=lambda name: (-metrics[name], name))
+    elif metric not in metrics.index:
+        raise ValueError(suggest(metric, sorted(metrics.index), "metric"))
+    varied = [c for c in found if c.startswith("set_") and found[c].nunique() > 1]
+    x = _column(x, found) if x else next(iter(varied), "run")
+    by = _column(by, found)
+    rows = found[found["metric"] == metric]
+    if (rows["domain"] != "Mean").any():
+        rows = rows[rows["domain"] != "Mean"]
+    if by == x:
+        raise ValueError(f"the figure's lines and its axis are both {x}: name another by or x")
+    grouped = rows.groupby([by, x], sort=True, dropna=False)["value"]
+    table = grouped.agg(value="mean", low="min", high="max", rows="size").reset_index()
+    return table.assign(metric=metric)
+
+
+def _column(name: str, found: pd.DataFrame) -> str:
+    """The column of a name, in which a swept parameter goes before what records call the same."""
+    if f"set_{name}" in found:
+        return f"set_{name}"
+    if name not in found:
+        raise ValueError(suggest(name, [c.removeprefix("set_") for c in found], "column"))
+    return name
+
+
+def _write_grid(
+    table: pd.DataFrame, swept: Sequence[str], out: Path, figure: Mapping[str, str]
+) -> None:
+    """Write what a grid found. Nothing in results and summary depends on when a run was made."""
+    # Here, as workers do without matplotlib.
+    from lbutils import figures
+
+    shown = table.assign(
+        status=table["status"].map(_STATES), folder=table["folder"].map(lambda f: Path(f).name)
+    )
+    records.write_table(shown, out / "runs.csv")
+    found = results(table, swept)
+    records.write_table(found, out / "results.csv")
+    records.write_table(found, out / "results.parquet")
+    for stale in (out / "summary.csv", out / "summary.png"):
+        stale.unlink(missing_ok=True)
+    if len(found):
+        try:
+            drawn = summary(found, **figure)
+        except ValueError as error:
+            # Hours of runs are not lost to a word in the grid's last line.
+            warnings.warn(f"no summary: {error}", stacklevel=3)
+            return
+        records.write_table(drawn, out / "summary.csv")
+        figures.save(figures.sweep_lines(drawn), out / "summary", ["png"])
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status of the command line: 0, 1 if a notebook failed, 2 if the input is wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        given = dict(parse_parameter(text) for text in options.parameters)
+        if "out" in given:
+            raise ValueError("the folder is set by --out, not by -p out=")
+        if options.benchmark is not None:
+            given["benchmark"] = options.benchmark
+        _absolute_benchmark(given)
+        files = [name for name in options.notebooks if name.endswith((".yaml", ".yml"))]
+        if files and len(options.notebooks) > 1:
+            raise ValueError("one grid at a time, and no notebooks beside it")
+        return _run_grid(files[0], given, options) if files else _run_all(given, options)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lbutils", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run", help="run notebooks and gather what they found")
+    command.add_argument(
+        "notebooks", nargs="*", help="number, name or path, or a grid in YAML; default: all"
+    )
+    command.add_argument("--benchmark", help="mini, or the folder of LAION-Beyond")
+    command.add_argument("--out", type=Path, help="default: runs/ and the benchmark's name")
+    command.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="repeatable",
+    )
+    only = command.add_argument_group("grids")
+    only.add_argument("--workers", type=int, default=1, help="processes, a GPU each")
+    only.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster")
+    only.add_argument("--retry", action="store_true", help="make runs again that failed")
+    only.add_argument("--limit", type=int, default=grids.LIMIT, help="most runs that are allowed")
+    return parser
+
+
+def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
+    benchmark = Path(str(given.get("benchmark", "mini")))
+    out = options.out or ROOT / "runs" / benchmark.resolve().name
+    outcomes = run(find_notebooks(options.notebooks), given, out=out)
+    print(f"\n{format_claims(claims_table(out))}\n\nresults: {Path(out).resolve() / 'index.html'}")
+    return 1 if any(outcome.error for outcome in outcomes) else 0
+
+
+def _run_grid(file: str, given: dict[str, Any], options: argparse.Namespace) -> int:
+    out = (options.out or ROOT / "runs" / Path(file).stem).resolve()
+    settings = {name: getattr(options, name) for name in ("workers", "dask", "retry", "limit")}
+    table = grid_file(file, given, out=out, **settings)
+    if (out / "summary.csv").exists():
+        drawn = pd.read_csv(out / "summary.csv")
+        print(drawn.to_string(index=False, float_format="{:.4g}".format), end="\n\n")
+    for row in table[table["status"] == "failed"].itertuples():
+        print(f"failed: {row.error}\n  see {Path(row.folder) / 'traceback.txt'}")
+    counts = table["status"].value_counts()
+    print(", ".join(f"{counts.get(status, 0)} {status}" for status in _STATES))
+    print(f"results: {out / 'results.csv'}")
+    if counts.get("failed", 0):
+        print("--retry makes the failed ones again", flush=True)
+    return 1 if counts.get("failed", 0) else 0
