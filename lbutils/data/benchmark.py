@@ -32,6 +32,8 @@ from lbutils.data import hub
 from lbutils.data.folder import SPLITS, SUBSETS, data_dir, read_hints
 
 SCALES = {"mini": ("small", "medium", "large"), "laion_beyond": ("400m", "2b", "5b")}
+# Corpora of the miniature in which lots decide on names and drawings; see `lbutils.data.lots`.
+ROTATIONS = ("lots-0", "lots-1", "lots-2")
 
 # Refused before they are decoded: 50 megapixels take 200 MB of memory in each of eight threads.
 MAX_PIXELS = 50_000_000
@@ -472,10 +474,7 @@ class Benchmark(Mapping[str, Domain]):
                 "LAION-Beyond comes without pre-training captions: "
                 "pass LAION's Parquet files to lbutils.screen instead"
             )
-        pairs = pd.read_parquet(mini_file("pairs.parquet"), columns=["scale", "captions"])
-        admitted = SCALES["mini"][: SCALES["mini"].index(self.scale) + 1]
-        lists = pairs.loc[pairs["scale"].isin(admitted), "captions"]
-        return [caption for captions in lists for caption in captions]
+        return mini_captions(self.scale)
 
     def report(self, progress: bool = False) -> pd.DataFrame:
         """The integrity report: one row a defect, with columns kind, where and detail.
@@ -489,6 +488,19 @@ class Benchmark(Mapping[str, Domain]):
         """
         rows = [*self.inspect(), *_class_defects(self), *_image_defects(self, progress)]
         return pd.DataFrame(rows, columns=["kind", "where", "detail"]).astype("str")
+
+
+def mini_captions(scale: str) -> list[str]:
+    """All captions that the miniature's encoders of a scale were pre-trained on."""
+    if scale in ROTATIONS:
+        from lbutils.data.lots import lot_pairs  # reads its tables through this module
+
+        pairs, admitted = lot_pairs(scale), SCALES["mini"][:1]
+    else:
+        pairs = pd.read_parquet(mini_file("pairs.parquet"), columns=["scale", "captions"])
+        admitted = SCALES["mini"][: SCALES["mini"].index(scale) + 1]
+    lists = pairs.loc[pairs["scale"].isin(admitted), "captions"]
+    return [caption for captions in lists for caption in captions]
 
 
 def _class_defects(bench: Benchmark) -> Iterator[Finding]:
@@ -580,9 +592,9 @@ def load_benchmark(
         "mini"; "laion-beyond", which downloads what is not yet in the hub's cache (see
         `lbutils.data.hub`); or the folder that holds ``{Domain}{n_classes}_{OOP|IP}`` folders.
     scale : str, optional
-        The pre-training corpus: "small" (default), "medium" or "large" for the miniature,
-        whose IP and OOP follow from it; "400m" (default), "2b" or "5b" for LAION-Beyond. Of a
-        folder it only says what it holds; an exported benchmark says so itself.
+        The pre-training corpus: "small" (default), "medium" or "large" for the miniature, or
+        "lots-0" to "lots-2", whose IP and OOP follow from it; "400m" (default), "2b" or "5b" for
+        LAION-Beyond. Of a folder it only says what it holds; an exported benchmark says so itself.
     domains : str or sequence of str, optional
         Which domains to load, and their order; all by default.
 
@@ -604,6 +616,7 @@ def load_benchmark(
     manifest = None if known else layout.read_manifest(Path(name))
     key = "mini" if str(name) == "mini" else "laion_beyond"
     scales = SCALES[key] if manifest is None else (manifest.scale,)
+    scales += ROTATIONS if key == "mini" else ()
     scale = scales[0] if scale is None else scale
     if scale not in scales:
         raise ValueError(suggest(scale, scales, f"scale of {manifest.name if manifest else key}"))

@@ -26,10 +26,10 @@ are always named. "Names" means the name or a synonym of `make/concepts.csv` in 
 `assemble.py` knows, or with spaces put in or left out ("sun flower"), or the one BPE piece that is
 its name.
 
-Writes `lots.csv`, for each concept its first arm, its number of pairs, and how many captions of
-each rotation have its name, counted by the package's screening; and `lots.parquet`, the pairs of
-each arm. A pair of `pairs.parquet` whose drawing is in `lots.parquet` is replaced by what
-stands there. Run `checksums.py` afterwards.
+Writes `lots.csv`, for each concept its first arm and its number of pairs, and `lots.parquet`, the
+pairs of each arm. A pair of `pairs.parquet` whose drawing is in `lots.parquet` is replaced by what
+stands there; `lbutils.data.lots` does so. Run `checksums.py` afterwards, then `screen.py`, which
+derives from the captions which names each rotation has, and `checksums.py` again.
 """
 
 from __future__ import annotations
@@ -60,12 +60,11 @@ from match import fingerprints, near_duplicates, read_concepts
 from PIL import Image
 from pretrain import read_images
 
-from lbutils.captions.survey import screen
 from lbutils.captions.text import canonical
+from lbutils.data.benchmark import ROTATIONS
+from lbutils.data.lots import ALWAYS, ARMS, lot_pairs
 from lbutils.learn.colours import BASIC, colour_shares
 
-ARMS = ("both", "image", "neither")
-ALWAYS = "always"
 MAX_PAIRS = 40
 # A colour is told if it has this share of the visible pixels.
 TOLD_COLOUR = 0.2
@@ -228,7 +227,7 @@ def unit(
 
 
 def make() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables `lots.csv`, without counts, and `lots.parquet`."""
+    """The tables `lots.csv` and `lots.parquet`."""
     kept = pd.read_csv(DATA / "concepts.csv")
     concepts = read_concepts().filter(pl.col("concept_id").is_in(kept["concept_id"].to_list()))
     pairs, samples = (pd.read_parquet(DATA / f"{n}.parquet") for n in ("pairs", "samples"))
@@ -273,59 +272,9 @@ def make() -> tuple[pd.DataFrame, pd.DataFrame]:
         kind[c] if arm == "image" else label.get(i) or name[c]
         for i, c, arm in table[["image_id", "concept_id", "arm"]].itertuples(index=False)
     ]
-    return lots[["concept_id", "arm"]], table
-
-
-def arms(lots: pd.DataFrame, rotation: int) -> dict[str, str]:
-    """The arm of each dealt concept in a rotation (0, 1, 2)."""
-    dealt = lots[lots["arm"] != ALWAYS]
-    return {
-        concept: ARMS[(ARMS.index(arm) + rotation) % len(ARMS)]
-        for concept, arm in dealt[["concept_id", "arm"]].itertuples(index=False)
-    }
-
-
-def corpus(lots: pd.DataFrame, table: pd.DataFrame, rotation: int) -> pd.DataFrame:
-    """The pairs of a rotation as scale "small", in the columns of `pairs.parquet`.
-
-    The other arms' pairs are there as scale "large", which is not trained on: so the encoders of
-    all rotations keep the same BPE pieces.
-    """
-    pairs = pd.read_parquet(DATA / "pairs.parquet")
-    base = pairs[~pairs["image_id"].isin(table["image_id"])].assign(scale="small")
-    arm = arms(lots, rotation)
-    of_rotation = [
-        a == ALWAYS or arm[c] == a for a, c in zip(table["arm"], table["concept_id"], strict=True)
-    ]
-    replaced = table.assign(scale=np.where(of_rotation, "small", "large"))
-    replaced = replaced[replaced["captions"].str.len() > 0]
-    return pd.concat([base, replaced[pairs.columns]], ignore_index=True)
-
-
-def screened(lots: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """`lots` with the number of pairs, and of captions of each rotation that have the name.
-
-    Raises
-    ------
-    ValueError
-        If a rotation names a concept that is not in its arm "both", or does not name one that is.
-    """
-    names = pd.read_csv(DATA / "concepts.csv").set_index("concept_id")["name"]
     own = table[table["arm"] == "both"].groupby("concept_id").size()
-    lots = lots.assign(pairs=lots["concept_id"].map(own).fillna(0).astype(int))
-    for rotation in range(len(ARMS)):
-        pairs = corpus(lots, table, rotation).query("scale == 'small'")
-        found = screen(names[lots["concept_id"]].tolist(), pairs["captions"].explode().tolist())
-        lots[f"captions_{rotation}"] = found["captions"].to_numpy()
-        arm = arms(lots, rotation)
-        wrong = [
-            concept
-            for concept, count in zip(lots["concept_id"], found["captions"], strict=True)
-            if (count > 0) != (arm.get(concept, "both") == "both")
-        ]
-        if wrong:
-            raise ValueError(f"rotation {rotation}: the captions disagree with the lots on {wrong}")
-    return lots
+    lots["pairs"] = lots["concept_id"].map(own).fillna(0).astype(int)
+    return lots[["concept_id", "arm", "pairs"]], table
 
 
 def main() -> None:
@@ -338,13 +287,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "deal":
         lots, table = make()
-        lots = screened(lots, table)
         lots.to_csv(DATA / "lots.csv", index=False, lineterminator="\n")
         table.to_parquet(DATA / "lots.parquet", index=False, compression="zstd")
         print(lots["arm"].value_counts().to_dict(), table["arm"].value_counts().to_dict())
     else:
-        lots, table = pd.read_csv(DATA / "lots.csv"), pd.read_parquet(DATA / "lots.parquet")
-        pairs = corpus(lots, table, args.rotation)
+        pairs = lot_pairs(ROTATIONS[args.rotation])
         data_folder(args.folder, pairs)
         print(f"{(pairs['scale'] == 'small').sum()} pairs in {args.folder}")
 

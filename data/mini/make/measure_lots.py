@@ -1,0 +1,47 @@
+"""Measure the encoders of the lots, as `PREREGISTRATION.md` says.
+
+    python data/mini/make/measure_lots.py [--encoders data/mini/encoder]
+
+Writes `data/results/lots.csv`: for each rotation, seed and concept its arm and every measure, in
+per cent. A rotation and seed that is there is not measured again; one whose encoder is not there
+is left out, and said.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from pretrain import write
+
+from lbutils import load_benchmark, load_encoder
+from lbutils.data.benchmark import ROTATIONS, data_dir
+from lbutils.measure.lots import measure
+
+RESULTS = data_dir() / "results" / "lots.csv"
+SEEDS = (0, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--encoders", type=Path, default=data_dir() / "mini" / "encoder")
+    folder = parser.parse_args().encoders
+    done = pd.read_csv(RESULTS) if RESULTS.is_file() else pd.DataFrame()
+    for seed in SEEDS:
+        for rotation in ROTATIONS:
+            place = folder / f"{rotation}-seed-{seed}"
+            if len(done) and ((done["rotation"] == rotation) & (done["seed"] == seed)).any():
+                continue
+            if not (place / "training.json").is_file():
+                print(f"{place} is not there: not run")
+                continue
+            benchmark = load_benchmark("mini", scale=rotation)
+            found = measure(load_encoder(f"local-dir:{place}"), benchmark)
+            found = found.assign(rotation=rotation, seed=seed).round(3)
+            done = pd.concat([done, found], ignore_index=True)
+            write(RESULTS, lambda path, table=done: table.to_csv(path, index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Effects of reading a name and of meeting its images, within each concept, by lot.
+
+Measures, estimands and rules are those of ``data/mini/PREREGISTRATION.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+from sklearn.metrics import average_precision_score
+from tqdm.auto import tqdm
+
+from lbutils.data.benchmark import Split, join
+from lbutils.data.lots import ALWAYS, ARMS, lots
+from lbutils.learn.namelearner import NameLearner
+from lbutils.measure.metrics import per_class_accuracy
+from lbutils.models.classifier import class_means, text_classifier, training_features
+from lbutils.models.features import image_features
+from lbutils.unlabelled.cluster import class_hits, kmeans
+
+STARTS = 20
+SHOTS = (1, 2, 4)
+TEMPLATES = ("{name}", "a drawing of {name}")
+EFFECTS = {"name": ("both", "image"), "image": ("image", "neither"), "gap": ("both", "neither")}
+MARGIN = 5.0
+RESAMPLES = 10_000
+
+
+def measure(
+    encoder: Any,
+    benchmark: Any,
+    shots: Iterable[int] = SHOTS,
+    draws: Iterable[int] = range(10),
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Every measure of every concept, with an encoder of the lots.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+        Pre-trained on the benchmark's rotation.
+    benchmark : Benchmark
+        The miniature at scale "lots-0", "lots-1" or "lots-2".
+    shots, draws : iterable of int
+        Training images of a name that is learned, and the committed draws of them.
+    progress : bool
+        Whether to show a bar over domains.
+
+    Returns
+    -------
+    DataFrame
+        One row a concept: ``domain``, ``name``, ``arm``, and in per cent ``zero_shot_all``,
+        ``zero_shot_arm``, ``cluster``, ``centres``, ``retrieval`` and ``learned_<shots>``. The
+        measures among an arm's names are NaN for concepts that were not dealt.
+    """
+    arms = lots().set_index(["domain", "name"])[benchmark.scale]
+    parts = []
+    for domain in tqdm(benchmark.values(), "domains", disable=not progress):
+        test = join(domain.ip.test, domain.oop.test)
+        own = np.array([arms[domain.name, name] for name in test.names])
+        images = image_features(encoder, test)
+        table = pd.DataFrame({"domain": domain.name, "name": test.names, "arm": own})
+        table = table.assign(**_text_measures(encoder, images, test, own))
+        table = table.assign(**_image_measures(encoder, domain, images, test, own))
+        learned = _learned(encoder, domain, images, test, own, list(shots), list(draws))
+        parts.append(table.assign(**learned))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _text_measures(
+    encoder: Any, images: Any, test: Split, arms: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Zero-shot accuracies over both vocabularies, and average precision."""
+    scores = (images @ text_classifier(encoder, test.names, TEMPLATES).T).numpy()
+    y, count = test.labels, len(test.names)
+    among = np.where(arms[y][:, None] == arms[None], scores, -np.inf)
+    found = {
+        "zero_shot_all": 100 * per_class_accuracy(y, scores.argmax(1), count),
+        "zero_shot_arm": 100 * per_class_accuracy(y, among.argmax(1), count),
+        "retrieval": np.array(
+            [100 * average_precision_score(y == c, scores[:, c]) for c in range(count)]
+        ),
+    }
+    found["zero_shot_arm"][arms == ALWAYS] = np.nan
+    return found
+
+
+def _image_measures(
+    encoder: Any, domain: Any, images: Any, test: Split, arms: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Clustering of the concepts of an arm, and nearest class means among all names."""
+    train = join(domain.ip.train, domain.oop.train)
+    count = len(test.names)
+    means, _ = class_means(image_features(encoder, train)[None], _tensor(train.labels), count)
+    nearest = (images @ (means / means.norm(dim=1, keepdim=True)).T).argmax(1).numpy()
+    cluster = np.full(count, np.nan)
+    for arm in ARMS:
+        own = np.flatnonzero(arms == arm)
+        rows = np.flatnonzero(np.isin(test.labels, own))
+        found = [kmeans(images[rows].numpy(), len(own), seed) for seed in range(STARTS)]
+        hits = class_hits(test.labels, [rows] * STARTS, found, count)
+        cluster[own] = 100 * hits[own]
+    return {"cluster": cluster, "centres": 100 * per_class_accuracy(test.labels, nearest, count)}
+
+
+def _learned(
+    encoder: Any,
+    domain: Any,
+    images: Any,
+    test: Split,
+    arms: np.ndarray,
+    shots: Sequence[int],
+    draws: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """Accuracy among the names of the arm, all of them learned; mean over draws."""
+    train = join(domain.ip.train, domain.oop.train)
+    place = {image_id: i for i, image_id in enumerate(train.ids)}
+    views = training_features(encoder, train)
+    totals = {f"learned_{k}": np.zeros(len(arms)) for k in shots}
+    for arm in ARMS:
+        own = np.flatnonzero(arms == arm)
+        named = [n for n, a in zip(test.names, arms, strict=True) if a in ("both", ALWAYS)]
+        others = [name for name in named if name not in {test.names[i] for i in own}]
+        tested = restricted(test, own)
+        rows = np.flatnonzero(np.isin(test.labels, own))
+        for k in shots:
+            for draw in draws:
+                drawn = join(domain.ip.few_shot(k, draw), domain.oop.few_shot(k, draw))
+                split = restricted(drawn, own)
+                learner = NameLearner(
+                    encoder, hint=domain.hint, negatives=others or None, seed=draw
+                )
+                learner.fit(split, views[:, [place[image_id] for image_id in split.ids]])
+                guess = learner.predict(images[rows])
+                right = per_class_accuracy(tested.labels, guess, len(own))
+                totals[f"learned_{k}"][own] += 100 * right / len(draws)
+    dealt = arms != ALWAYS
+    return {name: np.where(dealt, total, np.nan) for name, total in totals.items()}
+
+
+def restricted(split: Split, classes: np.ndarray) -> Split:
+    """The images of some classes (ascending places in ``split.names``), over their names alone."""
+    rows = np.flatnonzero(np.isin(split.labels, classes))
+    return Split(
+        tuple(split.ids[i] for i in rows),
+        np.searchsorted(classes, split.labels[rows]),
+        tuple(split.names[i] for i in classes),
+        tuple(split.captions[i] for i in rows),
+        split.source,
+    )
+
+
+def _tensor(values: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(np.array(values))
+
+
+def by_arm(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A measure of each dealt concept in each arm, mean over seeds: one row a concept.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of `measure`, for all rotations and seeds.
+    column : str
+        The measure.
+
+    Raises
+    ------
+    ValueError
+        If a concept lacks an arm: all three rotations are needed.
+    """
+    own = table[table["arm"] != ALWAYS]
+    wide = own.pivot_table(column, ["domain", "name"], "arm", aggfunc="mean", sort=False)
+    if set(wide.columns) != set(ARMS) or wide.isna().any(axis=None):
+        raise ValueError(f"{column}: every concept needs all three arms, from three rotations")
+    return wide[list(ARMS)]
+
+
+def interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean over concepts with its 95 % interval, by a BCa bootstrap over them."""
+    x = np.asarray(values, dtype=float)
+    if np.ptp(x) == 0:
+        return float(x.mean()), float(x[0]), float(x[0])
+    rng = np.random.default_rng(seed)
+    found = bootstrap((x,), np.mean, n_resamples=RESAMPLES, rng=rng, batch=1000).confidence_interval
+    return float(x.mean()), float(found.low), float(found.high)
+
+
+def effects(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Mean in each arm, and the effects of name and image, for each measure.
+
+    Returns
+    -------
+    DataFrame
+        One row a measure and quantity (the three arms and `EFFECTS`): ``measure``, ``quantity``,
+        ``mean``, ``low``, ``high``, ``concepts``.
+    """
+    rows = []
+    for column in columns:
+        wide = by_arm(table, column)
+        values = {arm: wide[arm] for arm in ARMS}
+        values |= {
+            f"effect of the {name}" if name != "gap" else name: wide[a] - wide[b]
+            for name, (a, b) in EFFECTS.items()
+        }
+        for quantity, value in values.items():
+            rows.append((column, quantity, *interval(value), len(value)))
+    return pd.DataFrame(rows, columns=["measure", "quantity", "mean", "low", "high", "concepts"])
+
+
+def above(found: tuple[float, float, float], bound: float) -> str:
+    """Verdict on "lies above the bound": by the whole interval."""
+    _, low, high = found
+    return "reproduced" if low > bound else "contradicted" if high < bound else "not shown"
+
+
+def equivalent(found: tuple[float, float, float], margin: float = MARGIN) -> str:
+    """Verdict on "lies within the margin around nothing": by the whole interval."""
+    _, low, high = found
+    if -margin < low and high < margin:
+        return "reproduced"
+    return "contradicted" if low > margin or high < -margin else "not shown"
+
+
+def both(*verdicts: str) -> str:
+    """Verdict on a claim of several parts: all must hold, and one that fails decides."""
+    if "contradicted" in verdicts:
+        return "contradicted"
+    return "reproduced" if set(verdicts) == {"reproduced"} else "not shown"
+
+
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """The pre-registered claims 1 to 6 with their figures and verdicts.
+
+    Returns
+    -------
+    DataFrame
+        ``claim``, ``figure``, ``mean``, ``low``, ``high``, ``verdict``.
+    """
+    arms = {c: by_arm(table, c) for c in ("zero_shot_all", "zero_shot_arm", "cluster")}
+    arms |= {c: by_arm(table, c) for c in ("retrieval", "learned_4")}
+
+    def effect(column: str, name: str) -> pd.Series:
+        first, second = EFFECTS[name]
+        return arms[column][first] - arms[column][second]
+
+    zero, group = "zero_shot_all", "zero_shot_arm"
+    name, ahead = interval(effect(zero, "name")), effect(zero, "name") - effect(zero, "image")
+    closed = (arms["learned_4"]["neither"] - arms[group]["neither"]) - effect(group, "gap") / 2
+    retrieval = interval(effect("retrieval", "name") - effect("retrieval", "image"))
+    learned = interval(effect("learned_4", "image"))
+    cluster = {n: interval(effect("cluster", n)) for n in ("name", "image")}
+    rows = [
+        (
+            "the missing name is why zero-shot fails",
+            "effect of the name on zero-shot accuracy",
+            *name,
+            both(above(name, 10), above(interval(ahead), 0)),
+        ),
+        (
+            "the image side does not need the name",
+            "effect of the name on clustering",
+            *cluster["name"],
+            equivalent(cluster["name"]),
+        ),
+        (
+            "the image side does not need the image either",
+            "effect of the image on clustering",
+            *cluster["image"],
+            equivalent(cluster["image"]),
+        ),
+        (
+            "learning the name closes more than half of the gap",
+            "learned from 4 images less zero-shot, less half of the gap",
+            *interval(closed),
+            above(interval(closed), 0),
+        ),
+        (
+            "a name can be learned whether or not its drawings were met",
+            "effect of the image on names learned from 4 images",
+            *learned,
+            equivalent(learned),
+        ),
+        (
+            "what holds for one label holds for retrieval",
+            "effect of the name less that of the image, average precision",
+            *retrieval,
+            above(retrieval, 0),
+        ),
+    ]
+    return pd.DataFrame(rows, columns=["claim", "figure", "mean", "low", "high", "verdict"])

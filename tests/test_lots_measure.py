@@ -1,0 +1,261 @@
+"""Effects within concepts: measures against plain loops, verdicts by their committed rules."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import load_script
+from sklearn.cluster import KMeans
+
+from lbutils import load_benchmark, load_encoder
+from lbutils.data.lots import lots
+from lbutils.measure import lots as measured
+
+COLUMNS = ("zero_shot_all", "zero_shot_arm", "cluster", "retrieval", "learned_4")
+
+
+def planted(both, image, neither, noise=3.0, concepts=80):
+    """A table of measures in which each arm has a level of its own, the same in all measures."""
+    rng = np.random.default_rng(0)
+    levels = {"both": both, "image": image, "neither": neither}
+    rows = []
+    for seed in (0, 1):
+        for arm, level in levels.items():
+            values = level + noise * rng.standard_normal(concepts)
+            for i, value in enumerate(values):
+                rows.append({"domain": "d", "name": str(i), "arm": arm, "seed": seed, "v": value})
+    table = pd.DataFrame(rows)
+    return table.assign(**dict.fromkeys(COLUMNS, table["v"]))
+
+
+def test_effects_are_those_that_were_planted():
+    found = measured.effects(planted(60, 20, 15), ["cluster"]).set_index("quantity")
+    assert found.loc["effect of the name", "mean"] == pytest.approx(40, abs=1)
+    assert found.loc["effect of the image", "mean"] == pytest.approx(5, abs=1)
+    assert found.loc["gap", "mean"] == pytest.approx(45, abs=1)
+    assert found.loc["both", "mean"] == pytest.approx(60, abs=1)
+    assert ((found["low"] < found["mean"]) & (found["mean"] < found["high"])).all()
+    # The interval of a mean of differences of means of two draws each, by the formula.
+    half = 1.96 * 3.0 / np.sqrt(80)
+    width = found.loc["gap", "high"] - found.loc["gap", "low"]
+    assert width == pytest.approx(2 * half, rel=0.25)
+
+
+def test_intervals_cover_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    hits = [
+        low <= 1.0 <= high
+        for _, low, high in (measured.interval(rng.exponential(size=266)) for _ in range(60))
+    ]
+    assert np.mean(hits) >= 0.85
+
+
+def test_concepts_are_paired_over_arms_and_equal():
+    """A difference that all concepts share has no interval, however they differ."""
+    table = planted(60, 20, 15, noise=0)
+    table["cluster"] += 10 * table["name"].astype(int)
+    found = measured.effects(table, ["cluster"]).set_index("quantity")
+    assert found.loc["effect of the name", ["mean", "low", "high"]].tolist() == [40, 40, 40]
+    assert found.loc["both", "high"] - found.loc["both", "low"] > 10
+
+
+def test_an_arm_that_is_missing_is_refused():
+    table = planted(60, 20, 15)
+    with pytest.raises(ValueError, match="three rotations"):
+        measured.by_arm(table[table["arm"] != "image"], "cluster")
+    lacking = table[(table["name"] != "3") | (table["arm"] != "both")]
+    with pytest.raises(ValueError, match="three rotations"):
+        measured.by_arm(lacking, "cluster")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "equivalent"),
+    [
+        (11, 12, "reproduced", "contradicted"),
+        (9, 12, "not shown", "contradicted"),
+        (6, 9, "contradicted", "contradicted"),
+        (-4.9, 4.9, "contradicted", "reproduced"),
+        (-4.9, 5.1, "contradicted", "not shown"),
+        (-9, -6, "contradicted", "contradicted"),
+        (-30, 30, "not shown", "not shown"),
+    ],
+)
+def test_verdicts_go_by_the_whole_interval(low, high, above, equivalent):
+    found = ((low + high) / 2, low, high)
+    assert measured.above(found, 10) == above
+    assert measured.equivalent(found) == equivalent
+
+
+def test_a_claim_of_parts_needs_all_and_fails_with_one():
+    assert measured.both("reproduced", "reproduced") == "reproduced"
+    assert measured.both("reproduced", "not shown") == "not shown"
+    assert measured.both("not shown", "contradicted") == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("arms", "expected"),
+    [
+        # Names matter, images do not, in every measure: clustering falls with the name, too.
+        ((60, 15, 15), ["reproduced", "contradicted", "reproduced", "contradicted", "reproduced"]),
+        # Nothing matters: no gap, so nothing to close.
+        ((50, 50, 50), ["contradicted", "reproduced", "reproduced", "not shown", "reproduced"]),
+        # Images matter, names do not.
+        ((50, 50, 20), ["contradicted", "reproduced", "contradicted"]),
+    ],
+)
+def test_the_registered_claims_are_judged_as_registered(arms, expected):
+    found = measured.verdicts(planted(*arms))
+    assert len(found) == 6
+    assert found["verdict"].tolist()[: len(expected)] == expected
+    assert (found["low"] <= found["high"]).all()
+
+
+@pytest.fixture(scope="module")
+def insects():
+    encoder = load_encoder("mini", "small", device="cpu")
+    benchmark = load_benchmark("mini", scale="lots-0", domains="Insects")
+    return encoder, benchmark, measured.measure(encoder, benchmark, [2], [0, 1], progress=False)
+
+
+def test_measures_equal_plain_loops(insects):
+    encoder, benchmark, found = insects
+    domain = benchmark["Insects"]
+    names = (*domain.ip.names, *domain.oop.names)
+    assert tuple(found["name"]) == names
+    texts = [
+        encoder.encode_text([template.format(name=name) for name in names])
+        for template in ("{name}", "a drawing of {name}")
+    ]
+    texts = torch.nn.functional.normalize(sum(texts), dim=1)
+    images, truth = [], []
+    for subset, first in ((domain.ip, 0), (domain.oop, len(domain.ip.names))):
+        for i in range(len(subset.test)):
+            pixels = encoder.preprocess(subset.test.image(i))[None]
+            images.append(encoder.encode_images(pixels)[0])
+            truth.append(first + int(subset.test.labels[i]))
+    images, truth = torch.stack(images), np.array(truth)
+    cosine = (images @ texts.T).numpy()
+    arms = lots().set_index("name").loc[list(names), "lots-0"].to_numpy()
+    assert found["arm"].tolist() == arms.tolist()
+    for c in range(len(names)):
+        own = truth == c
+        assert found["zero_shot_all"][c] == pytest.approx(
+            100 * np.mean(cosine[own].argmax(1) == c), abs=1e-6
+        )
+        ranks = np.argsort(-cosine[:, c], kind="stable")
+        hits = own[ranks]
+        precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+        assert found["retrieval"][c] == pytest.approx(100 * precision[hits].mean(), abs=0.01)
+        if arms[c] == "always":
+            assert np.isnan(found["zero_shot_arm"][c]) and np.isnan(found["learned_2"][c])
+            continue
+        rivals = np.flatnonzero(arms == arms[c])
+        guess = rivals[cosine[own][:, rivals].argmax(1)]
+        assert found["zero_shot_arm"][c] == pytest.approx(100 * np.mean(guess == c), abs=1e-6)
+
+
+def test_a_cluster_for_each_concept_of_an_arm(insects, monkeypatch):
+    encoder, benchmark, found = insects
+    seen = []
+
+    def spy(features, k, seed):
+        seen.append((len(features), k, seed))
+        return KMeans(k, n_init=1, random_state=seed).fit_predict(features)
+
+    monkeypatch.setattr(measured, "kmeans", spy)
+    measured.measure(encoder, benchmark, [], [], progress=False)
+    arms = found["arm"].value_counts()
+    assert len(seen) == 3 * measured.STARTS and len({seed for *_, seed in seen}) == measured.STARTS
+    assert [k for _, k, _ in seen[:: measured.STARTS]] == [arms[arm] for arm in measured.ARMS]
+
+
+def test_learned_names_are_ahead_of_names_as_they_are(insects):
+    own = insects[2][insects[2]["arm"] != "both"]
+    assert own["learned_2"].mean() > own["zero_shot_arm"].mean() + 10
+
+
+# --------------------------------------------------------------------------- interventions
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("interventions")
+
+
+@pytest.fixture
+def corpus(script):
+    count = torch.tensor([2, 1, 3, 2])
+    return script.P.Corpus(
+        images=torch.zeros(3, 4, 16, 16, dtype=torch.uint8),
+        image=torch.tensor([0, 1, 2, 0]),
+        label=torch.tensor([5, 5, 6, 7]),
+        first=count.cumsum(0) - count,
+        count=count,
+        caption=torch.tensor([0, 1, 2, 3, 4, 5, 6, 7]),
+        tokens=torch.zeros(8, 4, dtype=torch.long),
+        hashes={},
+    )
+
+
+def told(corpus):
+    return [
+        corpus.caption[first : first + count].tolist()
+        for first, count in zip(corpus.first.tolist(), corpus.count.tolist(), strict=True)
+    ]
+
+
+def test_captions_that_are_left_out_leave_whole_pairs(script, corpus):
+    kept = torch.tensor([1, 0, 0, 0, 1, 1, 1, 1], dtype=torch.bool)
+    found = script.chosen(corpus, kept)
+    assert told(found) == [[0], [4, 5], [6, 7]]
+    assert found.image.tolist() == [0, 2, 0] and found.label.tolist() == [5, 6, 7]
+
+
+def test_balancing_leaves_so_many_captions_a_label(script, corpus, monkeypatch):
+    monkeypatch.setattr(script, "MOST_CAPTIONS", 2)
+    for seed in range(5):
+        found = script.balanced(corpus, seed)
+        held = pd.Series(np.repeat(found.label.numpy(), found.count.numpy())).value_counts()
+        assert held.to_dict() == {5: 2, 6: 2, 7: 2}
+    again = [told(script.balanced(corpus, seed)) for seed in (0, 0, 1, 2, 3)]
+    assert again[0] == again[1] and any(other != again[0] for other in again[2:])
+
+
+def test_sigmoid_loss_equals_a_loop_over_pairs(script):
+    torch.manual_seed(0)
+    image, text = torch.randn(5, 8), torch.randn(5, 8)
+    groups = [torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 2, 3, 2])]
+    scale, bias = torch.tensor(7.0), torch.tensor(-3.0)
+    found = script.sigmoid_loss(image, text, scale, bias, groups)
+    total = 0.0
+    for i in range(5):
+        for j in range(5):
+            if i != j and any(group[i] == group[j] for group in groups):
+                continue
+            logit = scale * torch.cosine_similarity(image[i], text[j], dim=0) + bias
+            total += float(torch.log1p(torch.exp(-logit if i == j else logit)))
+    assert float(found) == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_cells_cross_towers_and_captions_and_change_one_thing(script):
+    cells = script.cells(list(script.VARIANTS))
+    plain = [cell for cell in cells if cell[0] == "infonce"]
+    assert len(set(cells)) == len(cells) == 3 * (9 + 3 * 3) and len(plain) == 27
+    assert all(i == t for variant, i, t, _ in cells if variant != "infonce")
+
+
+def test_only_the_text_side_is_trained(script, corpus, monkeypatch):
+    monkeypatch.setattr(script, "STEPS", 2)
+    torch.manual_seed(0)
+    views = torch.nn.functional.normalize(torch.randn(script.VIEWS, 3, 192), dim=-1)
+    tower = script.Tower(None, views, {})
+    tokens = torch.zeros(8, 16, dtype=torch.long)
+    tokens[:, 0], tokens[:, 1], tokens[:, 2] = 598, torch.arange(8) + 5, 599
+    corpus = script.replace(corpus, tokens=tokens)
+    for sigmoid in (False, True):
+        torch.manual_seed(3)
+        before = script.open_clip.CLIP(**script.mini.model_config(600)).state_dict()
+        model = script.train(tower, corpus, 600, 3, sigmoid)
+        moved = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+        assert not any(name.startswith("visual.") for name in moved)
+        assert {"token_embedding.weight", "text_projection"} <= moved
