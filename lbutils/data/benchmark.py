@@ -495,10 +495,10 @@ def mini_captions(scale: str) -> list[str]:
     if scale in ROTATIONS:
         from lbutils.data.lots import lot_pairs  # reads its tables through this module
 
-        pairs, admitted = lot_pairs(scale), SCALES["mini"][:1]
+        pairs, scale = lot_pairs(scale), SCALES["mini"][0]
     else:
         pairs = pd.read_parquet(mini_file("pairs.parquet"), columns=["scale", "captions"])
-        admitted = SCALES["mini"][: SCALES["mini"].index(scale) + 1]
+    admitted = SCALES["mini"][: SCALES["mini"].index(scale) + 1]
     lists = pairs.loc[pairs["scale"].isin(admitted), "captions"]
     return [caption for captions in lists for caption in captions]
 
@@ -615,8 +615,8 @@ def load_benchmark(
         raise ValueError(suggest(name, valid, "benchmark"))
     manifest = None if known else layout.read_manifest(Path(name))
     key = "mini" if str(name) == "mini" else "laion_beyond"
-    scales = SCALES[key] if manifest is None else (manifest.scale,)
-    scales += ROTATIONS if key == "mini" else ()
+    held = SCALES[key] if manifest is None else (manifest.scale,)
+    scales = (*held, *(ROTATIONS if key == "mini" else ()))
     scale = scales[0] if scale is None else scale
     if scale not in scales:
         raise ValueError(suggest(scale, scales, f"scale of {manifest.name if manifest else key}"))
