@@ -93,14 +93,15 @@ def file_name(value: Any, what: str = "name", owner: Any = "", portable: bool = 
         What messages call it and what it belongs to, such as "domain" and "the benchmark".
     portable : bool
         Whether it must be a name on every system: not hidden, without signs that Windows does
-        not have in names, and no device of it. Names of files that lie on this disk already
-        need not be.
+        not have in names, and no device of it. What others named need not be, such as classes
+        of a released benchmark; on Windows itself it must.
 
     Raises
     ------
     ValueError
         If it is no text, empty, a path, too long, or has signs that cannot be in a name.
     """
+    portable = portable or os.name == "nt"
     has, shown = f"{owner} has a {what} that".lstrip(), short(value)
     if not isinstance(value, str):
         raise ValueError(f"{has} is no text: {shown}")

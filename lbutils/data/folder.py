@@ -367,9 +367,9 @@ class _Reader:
             raise ValueError(f"leaves the folder of images: {short(name)} is a link out of it")
 
 
-def _held(value: Any, what: str) -> str:
-    """A name in a split file, of what must lie on this disk, whatever other systems allow."""
-    return file_name(value, what, portable=False)
+def _held(value: Any, what: str, owner: str = "") -> str:
+    """A name of a class or an image, as its authors chose it."""
+    return file_name(value, what, owner, portable=False)
 
 
 def _image_name(value: Any, class_name: str) -> str:
@@ -509,8 +509,8 @@ def write_folder(
     content: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     seen: set[str] = set()
     for entry in entries:
-        name = file_name(entry.name, "classname", "an entry")
-        path = f"{name}/{file_name(entry.image_name, 'image_name', 'an entry')}"
+        name = _held(entry.name, "classname", "an entry")
+        path = f"{name}/{_held(entry.image_name, 'image_name', 'an entry')}"
         # Some systems take two names that differ in case alone for one.
         if path.casefold() in seen:
             raise ValueError(f"two images would be {path}")
