@@ -69,6 +69,6 @@ $(READY): requirements.lock pyproject.toml
 		|| { rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV); } \
 		|| { rm -rf $(VENV); echo 'python -m venv failed; on Debian and Ubuntu: sudo apt install python3-venv' >&2; exit 1; }
 	@echo 'installing the pinned packages into $(VENV) (about 5 GB on Linux, once)'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)

@@ -1,5 +1,7 @@
 """pyproject.toml, requirements.lock and environment.yml say the same."""
 
+import json
+import os
 import re
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -21,21 +23,32 @@ except ModuleNotFoundError:
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCK = [
-    Requirement(line)
-    for line in (ROOT / "requirements.lock").read_text().splitlines()
+LOCK_TEXT = (ROOT / "requirements.lock").read_text()
+# A pin and its hashes are one line that goes on.
+LINES = [
+    line.split()
+    for line in LOCK_TEXT.replace("\\\n", " ").splitlines()
     if line and not line.startswith("#")
 ]
+HASHES = {
+    " ".join(part for part in line if not part.startswith("--")): [
+        part for part in line if part.startswith("--")
+    ]
+    for line in LINES
+}
+LOCK = [Requirement(pin) for pin in HASHES]
 RANGES = [
     Requirement(line)
     for lines in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
     for line in lines
 ]
+POST_BUILD = ROOT / "postBuild"
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 PLATFORMS = [
     ("linux", "Linux", "x86_64"),
     ("linux", "Linux", "aarch64"),
     ("darwin", "Darwin", "arm64"),
+    ("win32", "Windows", "AMD64"),
 ]
 
 
@@ -46,6 +59,7 @@ def environment(python, platform):
         "python_version": python,
         "python_full_version": f"{python}.9",
         "sys_platform": name,
+        "os_name": "nt" if name == "win32" else "posix",
         "platform_system": system,
         "platform_machine": machine,
         "extra": "",
@@ -68,16 +82,45 @@ def versions(where):
     return found
 
 
-def test_the_lock_holds_names_and_versions_only():
+def test_the_lock_holds_names_versions_and_hashes_only():
+    assert len(HASHES) == len(LINES)
     for pin in LOCK:
         assert pin.url is None and not pin.extras, pin
         assert [s.operator for s in pin.specifier] == ["=="] and "*" not in str(pin.specifier), pin
-    text = (ROOT / "requirements.lock").read_text()
-    assert "://" not in text and "--" not in text.replace("--universal", "").replace(
-        "--python-version", ""
-    ).replace("--all-extras", "")
+    assert "://" not in LOCK_TEXT
     names = [canonicalize_name(pin.name) for pin in LOCK]
     assert names == sorted(names)
+
+
+def test_every_pin_has_the_hashes_of_its_files():
+    """With one hash among them pip takes no file without, which `make env` asks for in words."""
+    for pin, hashes in HASHES.items():
+        assert hashes and len(set(hashes)) == len(hashes), pin
+        for given in hashes:
+            assert re.fullmatch("--hash=sha256:[0-9a-f]{64}", given), (pin, given)
+    makefile = (ROOT / "Makefile").read_text()
+    assert (
+        "pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r" in makefile
+    )
+
+
+def test_actions_and_packages_of_others_are_pinned_by_content():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    used = re.findall(r"uses: *(\S+)", workflow)
+    assert used and all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action) for action in used)
+    make = ROOT / "data" / "mini" / "make"
+    rows = [line.split(",")[:3] for line in (make / "sources.csv").read_text().splitlines()[1:]]
+    wanted = json.loads((make / "package.json").read_text())["dependencies"]
+    drawings = {name: version for _, name, version in rows if name.startswith("@")}
+    assert wanted == {**drawings, "emojibase-data": wanted["emojibase-data"]}
+    lock = json.loads((make / "package-lock.json").read_text())["packages"]
+    assert lock.pop("")["dependencies"] == wanted
+    for name, package in lock.items():
+        assert re.fullmatch("sha512-[A-Za-z0-9+/]{86}==", package["integrity"]), name
+        assert "resolved" not in package and not package.get("hasInstallScript"), name
+    assert {name: lock[f"node_modules/{name}"]["version"] for name in wanted} == wanted
+    fetch = (make / "fetch.sh").read_text()
+    assert "npm ci " in fetch and re.search("sha256sum .*[^$]*[0-9a-f]{64}", fetch)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids="-".join)
@@ -138,10 +181,11 @@ def test_the_conda_environment_is_the_locks():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = [line for line in environment["dependencies"] if isinstance(line, str)]
     (pip,) = (line["pip"] for line in environment["dependencies"] if isinstance(line, dict))
-    assert [line for line in pip if line.startswith(("-r", "-e"))] == [
-        "-r requirements.lock",
-        "-e .",
-    ]
+    # Where hashes are asked for, pip takes no folder: the project itself is installed afterwards.
+    assert pip == ["-r requirements.lock"]
+    after = "pip install --no-deps --no-build-isolation -e ."
+    assert after in (ROOT / "environment.yml").read_text() and after in POST_BUILD.read_text()
+    assert os.access(POST_BUILD, os.X_OK)
     (python,) = (line.partition("=")[2] for line in conda if line.startswith("python="))
     assert python in PYTHONS and SpecifierSet(PROJECT["requires-python"]).contains(python)
     pinned = versions(environment_of(python))
