@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import difflib
 import os
+import platform
 import re
 import sys
+import time
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 _LONGEST_NAME = 255  # bytes, of a file's name on Linux and macOS
 # Of Windows, whatever follows a dot.
@@ -145,14 +150,21 @@ def is_text(value: str) -> bool:
     return True
 
 
+_DAY = 24 * 3600
+_TEMPORARY = re.compile(r"\..+\.(?:(?P<host>\w*)-)?(?P<process>\d+)-[0-9a-f]{8}\.tmp")
+
+
 @contextmanager
 def replacing(place: Path) -> Iterator[Path]:
     """A temporary path beside `place` that takes its place when the block ends well.
 
-    Folders are made as needed. Two processes may write the same place: the last one wins.
+    Folders are made as needed. Two processes may write the same place: the last one wins. What
+    processes left here that were killed is removed, see `remove_orphans`.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    remove_orphans(place.parent.resolve())
+    own = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = place.with_name(f".{place.name}.{own}.tmp")
     try:
         yield temporary
         # Without this a machine that loses power may keep the new name and not the content.
@@ -167,3 +179,28 @@ def write_text(place: Path, text: str) -> None:
     """Write a text, in UTF-8, to a temporary file and move it into place."""
     with replacing(place) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@cache
+def remove_orphans(folder: Path) -> None:
+    """Remove temporaries of `replacing` in a folder whose processes are gone; once a process.
+
+    A process of this machine is gone if it does not run; any, if its file was not touched for a
+    day.
+    """
+    for path in folder.glob(".*.tmp"):
+        if not (found := _TEMPORARY.fullmatch(path.name)):
+            continue
+        try:
+            own = found["host"] == _host()
+            if time.time() - path.stat().st_mtime > _DAY or (
+                own and not psutil.pid_exists(int(found["process"]))
+            ):
+                path.unlink(missing_ok=True)
+        except OSError:  # another process was faster, or it is not ours to remove
+            continue
+
+
+@cache
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", platform.node())

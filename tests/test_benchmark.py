@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -526,3 +527,22 @@ def test_folders_that_are_not_the_benchmark(released, tmp_path):
     released.add("Plants_Fungi7_OOP", {"moss": (1, 1, 1)})
     with pytest.raises(ValueError, match="keep only one"):
         load_benchmark(released.root)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_in_another_normal_form_is_the_same_file(released, form):
+    """Archives of macOS write é as two signs, the split file as one, or the other way about."""
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    listed = unicodedata.normalize(form, "crème brûlée")
+    released.add("Food2_OOP", {listed: (2, 1, 2)})
+    images = released.root / "Food2_OOP" / "images"
+    (images / listed).rename(images / unicodedata.normalize(other, listed))
+    split = load_benchmark(released.root)["Food"].oop.train
+    assert not split.ids[0].isascii() and split.image(0).size
+    report = load_benchmark(released.root).report()
+    here = report[report["where"].str.contains("Food") | report["detail"].str.contains("Food")]
+    assert not set(here["kind"]) & {"missing file", "unlisted file", "empty class"}
+    # What is really not there still is.
+    next(images.rglob("train #0.png")).unlink()
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        load_benchmark(released.root)["Food"].oop.train.image(0)

@@ -8,7 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lbutils.figures import charts as figures
 
@@ -355,3 +357,65 @@ def test_a_table_that_does_not_fit_is_refused(table):
 def test_figures_do_not_import_torch():
     code = "import sys, lbutils.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_sweep_of_any_number_of_lines():
+    for lines in (1, 50, 60, 300):
+        rows = [(f"run {i}", x, i + x, i, i + 2 * x, "m") for i in range(lines) for x in (1, 2)]
+        table = pd.DataFrame(rows, columns=["run", "x", "value", "low", "high", "metric"])
+        figure = figures.sweep_lines(table)
+        (axis,) = figure.axes
+        assert len(axis.containers) == lines and max(figure.get_size_inches()) < 20
+        assert bool(figure.legends) == (lines <= 60)
+        assert ("too many to name" in axis.get_title(loc="left")) == (lines > 60)
+
+
+def fonts(monkeypatch, *files):
+    """Only these fonts are installed, beside matplotlib's own."""
+    own = [f for f in font_manager.fontManager.ttflist if f.name.startswith(("DejaVu", "STIX"))]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*own, *files])
+    monkeypatch.setattr(figures, "_fallbacks", [])
+    figures._find_fonts.cache_clear()
+    figures._warn_of_fonts.cache_clear()
+
+
+def named(name):
+    table = points()
+    return table.assign(name=[name if i == 0 else text for i, text in enumerate(table["name"])])
+
+
+def test_letters_that_no_font_has_are_told_once(monkeypatch, tmp_path, recwarn):
+    fonts(monkeypatch)
+    for _ in range(2):
+        figure = figures.tsne_scatter(named("東京 きつね 여우"))
+        figures.save(figure, tmp_path / "a", ["png"])
+        figures.preview(figure)
+    told = [str(warning.message) for warning in recwarn]
+    assert len(told) == 1 and "install Noto Sans CJK" in told[0]
+    figures.tsne_scatter(named("ไทย"))
+    assert "install Noto Sans (" in str(recwarn.list[-1].message)
+    # Names of the miniature need none.
+    count = len(recwarn)
+    figures.tsne_scatter(named("jalapeño — crème"))
+    assert len(recwarn) == count
+
+
+def test_letters_come_from_a_font_that_has_them(monkeypatch, tmp_path, recwarn):
+    """Any installed font will do: here one with letters of mathematics that the usual one lacks."""
+    (file,) = [
+        f for f in font_manager.fontManager.ttflist
+        if f.name == "STIXNonUnicode" and f.style == "normal" and f.weight == 400
+    ]  # fmt: skip
+    usual = font_manager.get_font(
+        font_manager.findfont(font_manager.FontProperties(family=["sans-serif"]))
+    )
+    there = font_manager.get_font(file.fname).get_charmap()
+    letter = chr(next(c for c in there if c > 0xE000 and not usual.get_char_index(c)))
+    monkeypatch.setattr(figures.unicodedata, "category", lambda _: "Lo")
+    fonts(monkeypatch, file)
+    figure = figures.tsne_scatter(named(letter * 3))
+    figures.save(figure, tmp_path / "a", ["png"])
+    assert figures._fallbacks == ["STIXNonUnicode"]
+    texts = [t for t in figure.findobj(Text) if letter in t.get_text()]
+    assert texts and all("STIXNonUnicode" in t.get_fontfamily() for t in texts)
+    assert not list(recwarn)

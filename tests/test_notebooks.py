@@ -14,19 +14,10 @@ import nbformat
 import pytest
 
 from lbutils.data import folder
-from lbutils.run import notebooks
+from lbutils.run import notebooks, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-COMMON = {
-    "benchmark": "mini",
-    "scale": None,
-    "encoder": "mini",
-    "pretrained": None,
-    "domains": None,
-    "seed": 0,
-    "out": "",
-}
 KILOBYTE = 1000
 CHECKED = "nbval-check-output"
 TAGS = {"parameters", "solution", CHECKED}
@@ -86,13 +77,30 @@ def test_parameters_are_the_common_ones_and_plain_literals(path):
         assert isinstance(statement, ast.Assign), ast.unparse(statement)
         assert isinstance(statement.targets[0], ast.Name)
         ast.literal_eval(statement.value)
-    found = notebooks.parameters(path)
-    assert {name: found.get(name, "missing") for name in COMMON} == COMMON
+    # What `parameters.check` holds a run against, in the same order.
+    declared = {**parameters.COMMON, **parameters.OWN[path.stem]}
+    found = parameters.of_notebook(path)
+    assert found == declared and list(found)[: len(parameters.COMMON)] == list(parameters.COMMON)
     # Only imports may stand before: what is derived earlier would be stale once values change.
     before = code_cells(read(path))[: code_cells(read(path)).index(cells[0])]
     for cell in before:
         kinds = {type(statement) for statement in ast.parse(cell.source).body}
         assert kinds <= {ast.Import, ast.ImportFrom}, cell.id
+
+
+@each
+def test_parameters_are_checked_first_and_go_into_the_record(path):
+    cells = code_cells(read(path))
+    at = next(i for i, cell in enumerate(cells) if "parameters" in tags(cell))
+    first = ast.parse(cells[at + 1].source).body[0]
+    assert ast.unparse(first) == f"run = check({path.stem!r}, globals())"
+    source = "\n".join(cell.source for cell in cells)
+    assert source.count("write_record(") == source.count("settings=run.changed") == 1
+    # Else a cell that runs again takes what was derived for what was set.
+    for cell in cells[at + 1 :]:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                assert node.id not in parameters.of_notebook(path), (cell.id, node.id)
 
 
 @each

@@ -252,3 +252,101 @@ def test_the_file_name_depends_on_the_key_alone(tmp_path_factory, key):
     one = records.write_record(folder, "k", key, [METRIC], provenance={})
     two = records.write_record(folder, "k", dict(reversed(list(key.items()))), provenance={"x": 1})
     assert one == two and Path(one).exists()
+
+
+def test_settings_keep_records_apart(tmp_path):
+    food = {"domains": ["Food"]}
+    for made, value in (({}, 0.5), (food, 0.9), (food, 0.8)):
+        claim = {**CLAIM, "ours": value}
+        path = records.write_record(
+            tmp_path, "k", KEY, [{**METRIC, "value": value}], settings=made, claims=[claim]
+        )
+        assert records.read_record(path)["settings"] == made
+    table = records.collect(tmp_path)
+    assert table.set_index("settings")["value"].to_dict() == {
+        "{}": 0.5,
+        '{"domains":["Food"]}': 0.8,
+    }
+    claims = records.collect_claims(tmp_path).set_index("settings")["ours"]
+    assert claims.to_dict() == {"{}": 0.5, '{"domains":["Food"]}': 0.8}
+    # The default's file has the name that it always had.
+    assert records.write_record(tmp_path / "old", "k", KEY).name in {
+        file.name for file in tmp_path.iterdir()
+    }
+
+
+def test_a_record_of_before_settings_is_of_unknown_ones(tmp_path):
+    path = records.write_record(tmp_path, "k", KEY, [METRIC], claims=[CLAIM])
+    record = json.loads(path.read_text())
+    del record["settings"]
+    path.write_text(json.dumps(record))
+    assert records.read_record(path)["settings"] is None
+    assert records.collect(tmp_path)["settings"].isna().all()
+    assert records.collect_claims(tmp_path)["settings"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"metrics": {}},
+        {"metrics": [1]},
+        {"metrics": [{"metric": "m"}]},
+        {"metrics": [{"metric": "m", "value": "high"}]},
+        {"metrics": [{"metric": "m", "value": 1, "more": 2}]},
+        {"claims": None},
+        {"claims": [{"verdict": "reproduced"}]},
+        {"key": []},
+        {"settings": "none"},
+        {"kind": 3},
+    ],
+)
+def test_what_is_wrong_within_a_record_is_named_and_can_be_passed_over(tmp_path, damage):
+    good = records.write_record(tmp_path, "good", KEY, [METRIC], claims=[CLAIM])
+    bad = records.write_record(tmp_path, "bad", KEY)
+    bad.write_text(json.dumps(json.loads(bad.read_text()) | damage))
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "folder.json").mkdir()
+    (tmp_path / "records" / "deep.json").write_text("[" * 100_000)
+    for read in (records.collect, records.collect_claims):
+        with pytest.raises(ValueError, match="is not a readable record"):
+            read(tmp_path)
+        troubles = []
+        assert read(tmp_path, troubles=troubles)["record"].tolist() == [good.name]
+        assert len(troubles) == 3 and any(bad.name in trouble for trouble in troubles)
+
+
+def test_rows_that_disagree_can_be_kept(tmp_path):
+    for kind, value in (("a", 0.5), ("b", 0.6)):
+        records.write_record(tmp_path, kind, KEY, [{**METRIC, "value": value}])
+    troubles = []
+    assert records.collect(tmp_path, troubles=troubles)["value"].tolist() == [0.5, 0.6]
+    assert len(troubles) == 1 and "has different values in" in troubles[0]
+
+
+def test_temporaries_of_processes_that_are_gone_are_removed(tmp_path):
+    script = (
+        "import os, sys, signal\n"
+        "from pathlib import Path\n"
+        "from lbutils._util import replacing\n"
+        "with replacing(Path(sys.argv[1], 'a.json')) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    (orphan,) = tmp_path.iterdir()
+    # Of a process that runs, of another machine, and of before names had machines.
+    dead = int(orphan.name.rsplit(".", 2)[1].split("-")[1])
+    living = orphan.with_name(orphan.name.replace(f"-{dead}-", f"-{os.getpid()}-"))
+    elsewhere = tmp_path / f".b.json.elsewhere-{dead}-01234567.tmp"
+    older = tmp_path / f".b.json.{dead}-01234567.tmp"
+    foreign = tmp_path / ".mine.tmp"
+    for file in (living, elsewhere, older, foreign):
+        file.write_text("")
+    os.utime(older, (0, 0))
+    os.utime(foreign, (0, 0))
+    records.write_record(tmp_path / "other.json", "k", KEY)
+    assert {file for file in tmp_path.iterdir() if file.suffix == ".tmp"} == {
+        living,
+        elsewhere,
+        foreign,
+    }

@@ -7,7 +7,9 @@ import pytest
 
 from lbutils.measure import published, records
 from lbutils.run import notebooks as sweeps
+from lbutils.run import parameters
 
+DATA = Path(__file__).resolve().parents[1] / "data"
 PARAMETERS = """
 seed = 0
 rate: float = 0.5
@@ -63,7 +65,7 @@ def notebooks(tmp_path):
 
 @pytest.fixture
 def repository(notebooks, monkeypatch):
-    monkeypatch.setattr(sweeps, "ROOT", notebooks.parent)
+    monkeypatch.setattr(parameters, "ROOT", notebooks.parent)
     return notebooks.parent
 
 
@@ -79,14 +81,14 @@ def test_find_notebooks(notebooks):
 
 
 def test_parameters_of_a_notebook(notebooks, tmp_path):
-    found = sweeps.parameters(notebooks / "01_works.ipynb")
+    found = parameters.of_notebook(notebooks / "01_works.ipynb")
     assert found == {"seed": 0, "rate": 0.5, "domains": None, "encoder": "mini", "out": ""}
     bad = make(tmp_path, "03_bad", parameters="x = open('y')")
     with pytest.raises(ValueError, match="03_bad.ipynb, parameters cell, line 1: .* literals"):
-        sweeps.parameters(bad)
+        parameters.of_notebook(bad)
     bad.write_text("{")
     with pytest.raises(ValueError, match="03_bad.ipynb is not a notebook"):
-        sweeps.parameters(bad)
+        parameters.of_notebook(bad)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +105,14 @@ def test_parameters_of_a_notebook(notebooks, tmp_path):
     ],
 )
 def test_parse_parameter(text, value):
-    assert sweeps.parse_parameter(text) == ("x", value)
+    assert parameters.parse(text) == ("x", value)
 
 
 def test_parse_domains_and_nonsense():
-    assert sweeps.parse_parameter("domains=Food, Animals") == ("domains", ["Food", "Animals"])
+    assert parameters.parse("domains=Food, Animals") == ("domains", ["Food", "Animals"])
     for text in ("seed", "=3"):
         with pytest.raises(ValueError, match="takes name=value"):
-            sweeps.parse_parameter(text)
+            parameters.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +173,14 @@ def test_wrong_command_lines_are_one_line(repository, capsys, arguments, message
 
 def test_an_unknown_benchmark_is_one_line(tmp_path, monkeypatch, capsys):
     make(tmp_path / "notebooks", "01_b", parameters='benchmark = "mini"')
-    monkeypatch.setattr(sweeps, "ROOT", tmp_path)
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
     assert sweeps.main(["run", "--benchmark", "mimi"]) == 2
     assert "Did you mean 'mini'" in capsys.readouterr().err
 
 
 def test_run_end_to_end(repository, capsys):
-    out = repository / "runs" / "mini"
+    out = parameters.place({"rate": 0.25})
+    assert out.parent == repository / "runs" and out.name.startswith("mini--rate=0.25-")
     stale = records.write_record(
         out / "records", "02_fails", {}, claims=[{"id": "clustering", "verdict": "reproduced"}]
     )
@@ -263,7 +266,58 @@ def test_grid_in_processes_keeps_failures(tmp_path):
 
 def test_grid_refuses_before_anything_runs(notebooks, tmp_path):
     path, out = notebooks / "01_works.ipynb", tmp_path / "grid"
-    for parameters in ({"sed": [1]}, {"seed": "01"}, {"seed": []}, {"seed": [0, "x"]}):
+    for axes in ({"sed": [1]}, {"seed": "01"}, {"seed": []}, {"seed": [0, "x"]}):
         with pytest.raises(ValueError, match="sed|list of values|takes int"):
-            sweeps.grid(path, parameters, out)
+            sweeps.grid(path, axes, out)
     assert not out.exists()
+
+
+def test_claims_of_other_settings_are_never_mixed(tmp_path):
+    """One notebook on one domain, in the same folder, after a full run."""
+    full = {"id": "clustering", "verdict": "not reproduced", "ours": 7.5}
+    part = {"id": "clustering", "verdict": "reproduced", "ours": 1.0}
+    other = {"id": "ip_cost", "verdict": "reproduced", "ours": 0.0}
+    kind, key, food = "02_clustering_analysis", {"seed": 0}, {"domains": ["Food"]}
+    records.write_record(tmp_path / "records", kind, key, claims=[full], provenance={})
+    records.write_record(
+        tmp_path / "records", "04_few_shot_name_learning", key, claims=[other], provenance={}
+    )
+    records.write_record(
+        tmp_path / "records", kind, key, settings=food, claims=[part], provenance={}
+    )
+    found = sweeps.claims_table(tmp_path).set_index("id")
+    assert found.loc["clustering", "ours"] == 7.5 and found.loc["clustering", "settings"] == "{}"
+    under = sweeps.claims_table(tmp_path, sweeps.settings_of(food)).set_index("id")
+    assert under.loc["clustering", "ours"] == 1.0 and "Food" in under.loc["clustering", "settings"]
+    assert under["verdict"].value_counts().to_dict() == {"not run": 5, "reproduced": 1}
+
+
+def test_the_index_says_what_is_there_and_what_is_damaged(tmp_path, capsys):
+    kind, claim = "03_zero_shot_gaps", {"id": "zero_shot_fails", "verdict": "reproduced"}
+    folder = tmp_path / "records"
+    records.write_record(folder, kind, {}, claims=[claim], provenance={})
+    records.write_record(folder, kind, {}, settings={"seed": 1}, provenance={})
+    (folder / "04_old.json").write_text('{"kind": "04"')
+    wrong = {"id": "never_claimed", "verdict": "reproduced"}
+    records.write_record(folder, "05", {}, claims=[wrong], provenance={})
+    sweeps.run([], {}, out=tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "All under these settings: defaults" in page
+    assert page.count("other settings: no part of the claims above") == 1 and "seed = 1" in page
+    assert "Passed over:" in page and "04_old.json" in page and "never_claimed" in page
+    assert "04_old.json" in capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "claims.csv").set_index("id")
+    assert table.loc["zero_shot_fails", "verdict"] == "reproduced"
+    assert table.loc["zero_shot_fails", "settings"] == "{}"
+
+
+def test_every_encoder_of_the_table_is_taken(notebooks):
+    names = [line.split(",")[0] for line in (DATA / "encoders.csv").read_text().splitlines()[1:]]
+    assert len(names) > 70
+    paths = sweeps.find_notebooks(folder=notebooks)
+    sweeps.check_parameters(paths, *({"encoder": name} for name in names))
+    sweeps.check_parameters(paths, {"encoder": "transformers:somebody/model"})
+    with pytest.raises(ValueError, match="Did you mean 'align-base'"):
+        sweeps.check_parameters(paths, {"encoder": "align-bas"})
+    with pytest.raises(ValueError, match="unknown encoder 'ViT-B-16:laion400m_e23'"):
+        sweeps.check_parameters(paths, {"encoder": "ViT-B-16:laion400m_e23"})

@@ -198,6 +198,8 @@ class Files:
     def path(self, image_id: str) -> Path:
         """The file of an image. Raises as `read`, but for its size."""
         path = self.root / self.paths.get(image_id, image_id)
+        if not str(path).isascii() and not path.is_file() and path.is_relative_to(self.root):
+            path = layout.as_spelt(path, self.root)
         if not layout.is_inside(path, self._places):
             raise ValueError(f"image {str(path)!r} leads out of {self.root}: {self.advice}")
         if not path.is_file():
@@ -811,10 +813,11 @@ def _folder_findings(
 
 def _disk_findings(folder: Path, names: set[str], listed: set[str]) -> Iterator[Finding]:
     images = folder / "images"
+    names, listed = set(map(layout.normal, names)), set(map(layout.normal, listed))
     for path in sorted(path for path in images.glob("*") if path.is_dir()):
-        if path.name not in names:
+        if layout.normal(path.name) not in names:
             yield "empty class", f"{folder.name}: {path.name}", "no image in the split file"
     for file in sorted(path for path in images.rglob("*") if path.is_file()):
         path_in_root = f"{folder.name}/{file.relative_to(folder).as_posix()}"
-        if path_in_root not in listed:
+        if layout.normal(path_in_root) not in listed:
             yield "unlisted file", folder.name, path_in_root

@@ -12,9 +12,10 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -122,6 +123,39 @@ def is_inside(path: Path, admitted: Sequence[Path]) -> bool:
     except (OSError, RuntimeError):  # a loop of links
         return False
     return any(real.is_relative_to(place) for place in admitted)
+
+
+def as_spelt(path: Path, root: Path) -> Path:
+    """The path of a file as its folders and itself are written on this disk.
+
+    Disks and archives write é as one sign or as two; names that differ in nothing else are one
+    name. Where none is there, or several are, the path is as it was.
+    """
+    found = root
+    for part in path.relative_to(root).parts:
+        there = found / part
+        if not there.exists():
+            # By its time as well, as files may come while a process runs.
+            names = _spelt(found, found.stat().st_mtime_ns).get(normal(part), [])
+            if len(names) != 1:
+                return path
+            there = found / names[0]
+        found = there
+    return found
+
+
+def normal(name: str) -> str:
+    """A file's name in Unicode's composed normal form (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+@lru_cache(maxsize=4096)
+def _spelt(folder: Path, _: int) -> dict[str, list[str]]:
+    """Names in a folder by their normal form."""
+    found: dict[str, list[str]] = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found.setdefault(normal(path.name), []).append(path.name)
+    return found
 
 
 # --- names of folders ----------------------------------------------------------------------

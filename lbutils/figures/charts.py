@@ -8,16 +8,20 @@ about 7 inches wide, and `save` writes 300 dots an inch.
 from __future__ import annotations
 
 import io
+import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib import patheffects
+from matplotlib import font_manager, patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -89,8 +93,84 @@ _STYLE: dict[str, Any] = {
 }
 # Ends the names of lines that are drawn as the learned side of another.
 LEARNED = ", names learned"
+_NAMED_LINES = 60  # of a sweep, that a legend names
 _HALO = [patheffects.withStroke(linewidth=2.8, foreground="white")]
 _P = ParamSpec("_P")
+
+
+# Families that have what the sans-serif one lacked so far, in this process.
+_fallbacks: list[str] = []
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """The style of this module, with every family that its texts were found to need."""
+    family = ["sans-serif", *_fallbacks]
+    with plt.rc_context({**_STYLE, "font.family": family}), warnings.catch_warnings():
+        # Said once by `_find_fonts`, with what to do.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _texts(values: Iterable[Any]) -> Iterator[str]:
+    """Every text in tables, lists and texts."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, pd.DataFrame):
+            yield from map(str, value.columns)
+            for name in value.columns:
+                if not pd.api.types.is_numeric_dtype(value[name]):
+                    yield from (text for text in value[name] if isinstance(text, str))
+        elif isinstance(value, (list, tuple)):
+            yield from _texts(value)
+
+
+@cache
+def _find_fonts(characters: frozenset[str]) -> None:
+    """Look among the installed fonts for what the usual one cannot draw; warn of what none can."""
+    sans = font_manager.FontProperties(family=["sans-serif"])
+    usual = font_manager.get_font(font_manager.findfont(sans))
+    written = (c for c in characters if not c.isspace() and unicodedata.category(c)[0] != "C")
+    lacking = {c for c in written if not usual.get_char_index(ord(c))}
+    files: dict[str, str] = {}
+    # Upright ones of medium weight first, as names come in no order.
+    order = sorted(
+        font_manager.fontManager.ttflist, key=lambda f: (f.style != "normal", f.weight != 400)
+    )
+    for entry in order if lacking else ():
+        if "last resort" in entry.name.lower():  # which has a box for everything
+            continue
+        files.setdefault(entry.name, entry.fname)
+    for family in [*_fallbacks, *files]:
+        if not lacking:
+            return
+        try:
+            font = font_manager.get_font(files[family])
+        except (KeyError, OSError, RuntimeError):  # gone, or damaged
+            continue
+        had = {c for c in lacking if font.get_char_index(ord(c))}
+        if had and family not in _fallbacks:
+            _fallbacks.append(family)
+        lacking -= had
+    if lacking:
+        _warn_of_fonts("CJK" if any(map(_is_east_asian, lacking)) else "")
+
+
+def _is_east_asian(character: str) -> bool:
+    kinds = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC")
+    return unicodedata.name(character, "").startswith(kinds)
+
+
+@cache
+def _warn_of_fonts(script: str) -> None:
+    font = f"Noto Sans {script}".strip()
+    package = "fonts-noto-cjk" if script else "fonts-noto-core"
+    warnings.warn(
+        f"no installed font has all letters of these names, so figures show boxes: install {font} "
+        f"(Debian and Ubuntu: {package}) and start again",
+        stacklevel=5,
+    )
 
 
 def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
@@ -98,7 +178,8 @@ def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
 
     @wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
-        with plt.rc_context(_STYLE):
+        _find_fonts(frozenset("".join(_texts([*args, *kwargs.values()]))))
+        with _style():
             figure = draw(*args, **kwargs)
         plt.close(figure)  # else a notebook shows it twice
         return figure
@@ -611,7 +692,7 @@ def save(
     written = []
     for suffix in formats:
         target = stem.with_name(f"{stem.name}.{suffix}")
-        with replacing(target) as draft, plt.rc_context(_STYLE):
+        with replacing(target) as draft, _style():
             figure.savefig(draft, format=suffix, bbox_inches="tight", pad_inches=0.04)
         written.append(target)
     return written
@@ -623,9 +704,10 @@ def line_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     known = {method: _METHODS[method.lower()] for method in methods if method.lower() in _METHODS}
     free = [look for look in _METHODS.values() if look not in known.values()]
     free += [(colour, marker) for marker in "<>hp*" for colour in OKABE_ITO]
-    styles = {}
+    looks = itertools.cycle(free)  # with more methods than looks, some share one
+    styles: dict[str, dict[str, Any]] = {}
     for method in methods:
-        colour, marker = known[method] if method in known else free.pop(0)
+        colour, marker = known[method] if method in known else next(looks)
         styles[method] = {
             "color": OKABE_ITO.get(colour, colour),
             "marker": marker,
@@ -1352,7 +1434,7 @@ def preview(figure: Figure, dpi: int = 100) -> Image.Image:
         Dots an inch.
     """
     buffer = io.BytesIO()
-    with plt.rc_context(_STYLE):
+    with _style():
         figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.04)
     # Without dithering, flat colours stay flat and compress.
     return Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
@@ -1437,7 +1519,8 @@ def sweep_lines(table: pd.DataFrame) -> Figure:
     ticks = sorted(table[x].dropna().unique()) if numeric else list(dict.fromkeys(table[x]))
     lines = list(dict.fromkeys(table[by].astype(str)))
     looks = line_styles(lines)
-    figure, axis = plt.subplots(figsize=(6.4, max(3.2, 0.24 * len(lines))))
+    named = len(lines) <= _NAMED_LINES
+    figure, axis = plt.subplots(figsize=(6.4, max(3.2, 0.24 * len(lines)) if named else 4.8))
     for line in lines:
         rows = table[table[by].astype(str) == line].dropna(subset=["value"])
         at = rows[x].to_numpy(float) if numeric else [ticks.index(value) for value in rows[x]]
@@ -1452,7 +1535,10 @@ def sweep_lines(table: pd.DataFrame) -> Figure:
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.grid(axis="y")
     axis.set(xlabel=_plain(str(x).removeprefix("set_")), ylabel=_plain(table["metric"].iloc[0]))
-    figure.legend(loc="outside right upper")
+    if named:
+        figure.legend(loc="outside right upper")
+    else:
+        axis.set_title(f"{len(lines)} lines, too many to name")
     return figure
 
 

@@ -24,7 +24,15 @@ KEY = ("method", "encoder", "benchmark", "domain", "vocabulary", "shots", "seed"
 VALUES = ("value", "low", "high")
 CLAIM = ("id", "claim", "ours", "low", "high", "unit", "published", "verdict", "note")
 VERDICTS = ("reproduced", "not reproduced", "not run")
-_FIELDS = ("kind", "key", "params", "metrics", "claims", "provenance")
+ORIGIN = ("kind", "settings", "record")
+_FIELDS: dict[str, type] = {
+    "kind": str,
+    "key": dict,
+    "params": dict,
+    "metrics": list,
+    "claims": list,
+    "provenance": dict,
+}
 _PACKAGES = (
     "lbutils",
     "numpy",
@@ -46,6 +54,7 @@ def write_record(
     key: Mapping[str, Any],
     metrics: Iterable[Mapping[str, Any]] | pd.DataFrame = (),
     *,
+    settings: Mapping[str, Any] | None = None,
     params: Mapping[str, Any] | None = None,
     claims: Iterable[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any] | None = None,
@@ -53,7 +62,7 @@ def write_record(
     """The path of the record that now holds this run's results.
 
     The file is written beside its place and moved there, so that a reader sees the whole
-    record or none. A run with the same `kind` and `key` replaces its record.
+    record or none. A run with the same `kind`, `key` and `settings` replaces its record.
 
     Parameters
     ----------
@@ -66,8 +75,11 @@ def write_record(
     metrics : iterable of mapping or DataFrame
         One row per figure: the columns of `KEY` that apply (others are null), and ``value``,
         and ``low`` and ``high`` where there is an interval.
+    settings : mapping, optional
+        What was set otherwise than by default, as `lbutils.run.parameters.check` finds it; nothing
+        unless said. Records of different settings are never mixed.
     params : mapping, optional
-        Everything else that was set.
+        Whatever else is worth knowing of how it was made.
     claims : iterable of mapping
         Verdicts on the paper's claims: ``id``, ``claim``, ``ours``, ``low``, ``high``, ``unit``,
         ``published``, ``verdict`` (one of `VERDICTS`), ``note``; missing ones are null.
@@ -99,6 +111,7 @@ def write_record(
     record = {
         "kind": kind,
         "key": _plain(key),
+        "settings": _plain(settings or {}),
         "params": _plain(params or {}),
         "metrics": rows,
         "claims": verdicts,
@@ -106,28 +119,40 @@ def write_record(
     }
     place = Path(folder)
     if place.suffix != ".json":
-        digest = hashlib.sha256(_canonical(record["key"]).encode()).hexdigest()[:12]
+        told = [record["key"], record["settings"]] if record["settings"] else record["key"]
+        digest = hashlib.sha256(_canonical(told).encode()).hexdigest()[:12]
         place = place / file_name(f"{kind}-{digest}.json", "kind", "the record")
     write_text(place, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return place
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """One record, as a dictionary of kind, key, params, metrics, claims and provenance.
+    """One record, as a dictionary of kind, key, settings, params, metrics, claims and provenance.
+
+    Records of before there were settings have None there: it is not known what was set.
 
     Raises
     ------
     ValueError
-        If the file is not a record; the message names it.
+        If the file cannot be read or is not a record; the message names it.
     """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
-        missing = [field for field in _FIELDS if field not in record]
-        if missing:
-            raise ValueError(f"no {', '.join(missing)}")
-    except ValueError as error:
+        for field, kind in _FIELDS.items():
+            if not isinstance(record.get(field), kind):
+                raise ValueError(f"no {field}" if field not in record else f"{field} is no {kind}")
+        record = {"settings": None, **record}
+        if not isinstance(record["settings"], dict | None):
+            raise ValueError("settings are no mapping")
+        for row in record["metrics"]:
+            _row(row, (*KEY, *VALUES), "metric field", ("metric", "value"))
+            if any(isinstance(row.get(name), (str, list, dict)) for name in VALUES):
+                raise ValueError(f"a value is no number: {row!r:.80}")
+        for row in record["claims"]:
+            _row(row, CLAIM, "claim field", ("id", "verdict"))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a readable record ({error}): delete it and run its notebook again"
         ) from error
@@ -141,7 +166,39 @@ def record_files(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted({*root.glob("*.json"), *nested} - {root / "run.json"})
 
 
-def collect(folder: str | os.PathLike[str], kind: str | None = None) -> pd.DataFrame:
+def read_records(
+    folder: str | os.PathLike[str], troubles: list[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Every record of a folder by its file, relative to the folder; the oldest file first.
+
+    Parameters
+    ----------
+    folder : path
+        Searched as `record_files` does.
+    troubles : list of str, optional
+        Takes what is wrong with a file, which is then passed over.
+
+    Raises
+    ------
+    ValueError
+        If a file is not a record and `troubles` is not given; the message names it.
+    """
+    found, changed = {}, {}
+    for path in record_files(folder):
+        name = path.relative_to(folder).as_posix()
+        try:
+            found[name] = read_record(path)
+            changed[name] = path.stat().st_mtime_ns
+        except ValueError as error:
+            if troubles is None:
+                raise
+            troubles.append(str(error))
+    return {name: found[name] for name in sorted(found, key=lambda name: changed[name])}
+
+
+def collect(
+    folder: str | os.PathLike[str], kind: str | None = None, troubles: list[str] | None = None
+) -> pd.DataFrame:
     """A tidy table of every metric in the records of a folder.
 
     Parameters
@@ -150,53 +207,75 @@ def collect(folder: str | os.PathLike[str], kind: str | None = None) -> pd.DataF
         Searched as `record_files` does.
     kind : str, optional
         Keep the records of this kind only.
+    troubles : list of str, optional
+        Takes what would be an error; damaged files are then passed over, and of rows that
+        disagree all are kept.
 
     Returns
     -------
     DataFrame
-        The columns of `KEY` and `VALUES`, then ``kind`` and ``record`` (the file, relative to
-        `folder`); sorted by key. Shots and seeds are nullable integers.
+        The columns of `KEY` and `VALUES`, then ``kind``, ``settings`` (canonical JSON, null if
+        not known) and ``record`` (the file, relative to `folder`); sorted by key and settings.
+        Shots and seeds are nullable integers.
 
     Raises
     ------
     ValueError
-        If a file is not a record, or two records give one key different values; the message
-        names them. Where they agree, the first one's row is kept.
+        If a file is not a record, or two records of the same settings give one key different
+        values; the message names them. Where they agree, the first one's row is kept.
     """
     rows = []
-    for path in record_files(folder):
-        record = read_record(path)
+    for name, record in sorted(read_records(folder, troubles).items()):
         if kind is None or record["kind"] == kind:
-            origin = {"kind": record["kind"], "record": path.relative_to(folder).as_posix()}
+            origin = dict(zip(ORIGIN, (record["kind"], _settings(record), name), strict=True))
             rows += [{**row, **origin} for row in record["metrics"]]
-    table = pd.DataFrame(rows, columns=[*KEY, *VALUES, "kind", "record"])
+    table = pd.DataFrame(rows, columns=[*KEY, *VALUES, *ORIGIN])
     integers = dict.fromkeys(("shots", "seed"), "Int64")
     table = table.astype({**integers, **dict.fromkeys(VALUES, "float64")})
-    twice = table[table.duplicated(list(KEY), keep=False)]
-    for key, rows_of_key in twice.groupby(list(KEY), dropna=False, sort=False):
+    identity, keep = [*KEY, "settings"], pd.Series(False, index=table.index)
+    twice = table[table.duplicated(identity, keep=False)]
+    for key, rows_of_key in twice.groupby(identity, dropna=False, sort=False):
         if _agree(rows_of_key):
             continue
-        named = {name: part for name, part in zip(KEY, key, strict=True) if pd.notna(part)}
+        named = {name: part for name, part in zip(identity, key, strict=True) if pd.notna(part)}
         files = ", ".join(rows_of_key["record"])
-        raise ValueError(f"the key {named} has different values in {files}")
-    table = table.drop_duplicates(list(KEY))
-    return table.sort_values(list(KEY), ignore_index=True)
+        trouble = f"the key {named} has different values in {files}"
+        if troubles is None:
+            raise ValueError(trouble)
+        troubles.append(trouble)
+        keep[rows_of_key.index] = True
+    table = table[~table.duplicated(identity) | keep]
+    return table.sort_values(identity, ignore_index=True, kind="stable")
 
 
-def collect_claims(folder: str | os.PathLike[str]) -> pd.DataFrame:
-    """One row per claim id found in the records of a folder, the newest where there are several.
+def collect_claims(
+    folder: str | os.PathLike[str], troubles: list[str] | None = None
+) -> pd.DataFrame:
+    """One row per claim id and settings in the records of a folder, the newest of several.
+
+    Parameters are those of `read_records`.
 
     Returns
     -------
     DataFrame
-        The columns of `CLAIM`, then ``kind`` and ``record``.
+        The columns of `CLAIM`, then ``kind``, ``settings`` (canonical JSON, null if not known)
+        and ``record``.
     """
-    newest: dict[str, dict[str, Any]] = {}
-    for path in sorted(record_files(folder), key=lambda file: file.stat().st_mtime_ns):
-        record = read_record(path)
-        origin = {"kind": record["kind"], "record": path.relative_to(folder).as_posix()}
-        newest.update({row["id"]: {**row, **origin} for row in record["claims"]})
-    return pd.DataFrame(list(newest.values()), columns=[*CLAIM, "kind", "record"])
+    newest: dict[tuple[str | None, ...], dict[str, Any]] = {}
+    for name, record in read_records(folder, troubles).items():
+        origin = dict(zip(ORIGIN, (record["kind"], _settings(record), name), strict=True))
+        for row in record["claims"]:
+            newest[row["id"], origin["settings"]] = {**row, **origin}
+    return pd.DataFrame(list(newest.values()), columns=[*CLAIM, *ORIGIN])
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings as the ``settings`` column of tables has them."""
+    return _canonical(_plain(settings))
+
+
+def _settings(record: Mapping[str, Any]) -> str | None:
+    return None if record["settings"] is None else settings_text(record["settings"])
 
 
 def _agree(rows: pd.DataFrame) -> bool:

@@ -11,6 +11,7 @@ __all__, __getattr__, __dir__ = lazy(
     __name__,
     {
         "grid": ["Grid", "read_grid"],
-        "notebooks": ["ROOT", "claims_table", "find_notebooks", "grid_file", "results", "summary"],
+        "parameters": ["ROOT", "check"],
+        "notebooks": ["claims_table", "find_notebooks", "grid_file", "results", "summary"],
     },
 )

@@ -71,12 +71,16 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            problem = None
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key is a name, not a list or a mapping"
+            elif key.tag == "tag:yaml.org,2002:merge":
+                problem = "write the keys out, not as <<"
+            elif key.value in seen:
                 problem = f"the key {key.value} stands there twice"
+            if problem:
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            # The value of a node that is no scalar is a list; such a key fails below.
-            if isinstance(key.value, str):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

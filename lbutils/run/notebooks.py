@@ -8,7 +8,6 @@ a grid.
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import html
 import importlib
@@ -31,13 +30,14 @@ from tqdm import tqdm
 import lbutils
 from lbutils._util import file_name, suggest, write_text
 from lbutils.data.benchmark import load_benchmark
+from lbutils.data.folder import data_dir
 from lbutils.measure import published, records
 from lbutils.run import grid as grids
-from lbutils.run import pools
+from lbutils.run import parameters, pools
 
-ROOT = Path(__file__).resolve().parents[2]
 NOT_RUN = "not run"
 _BENCHMARK = ("benchmark", "scale", "domains")
+_SOURCES = ("local-dir:", "hf-hub:", "transformers:")  # of encoders that no table lists
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def find_notebooks(
     FileNotFoundError
         If `folder` holds none.
     """
-    place = ROOT / "notebooks" if folder is None else Path(folder)
+    place = parameters.ROOT / "notebooks" if folder is None else Path(folder)
     known = {path.stem: path for path in sorted(place.glob("[0-9]*.ipynb"))}
     if not names:
         if not known:
@@ -94,70 +94,6 @@ def find_notebooks(
         else:
             raise ValueError(suggest(name, known, "notebook"))
     return sorted(dict.fromkeys(found), key=lambda path: path.name)
-
-
-def read_notebook(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The notebook as JSON.
-
-    Raises
-    ------
-    ValueError
-        If the file is not a notebook; the message names it.
-    """
-    try:
-        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(notebook["cells"], list):
-            raise ValueError("its cells are not a list")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a notebook: {error}") from error
-    return notebook
-
-
-def parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Names and defaults of a notebook's parameters, as its `parameters` cell assigns them.
-
-    Raises
-    ------
-    ValueError
-        If the file is not a notebook, or the cell holds anything but literals.
-    """
-    defaults: dict[str, Any] = {}
-    for cell in read_notebook(path)["cells"]:
-        if "parameters" not in cell.get("metadata", {}).get("tags", []):
-            continue
-        for statement in ast.parse("".join(cell["source"])).body:
-            if isinstance(statement, ast.Assign):
-                targets, value = statement.targets, statement.value
-            elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-                targets, value = [statement.target], statement.value
-            else:
-                continue
-            try:
-                default = ast.literal_eval(value)
-            except ValueError as error:
-                line = f"{Path(path).name}, parameters cell, line {statement.lineno}"
-                raise ValueError(f"{line}: parameters must be literals") from error
-            defaults.update({t.id: default for t in targets if isinstance(t, ast.Name)})
-    return defaults
-
-
-def parse_parameter(text: str) -> tuple[str, Any]:
-    """Name and value of a ``name=value`` of the command line.
-
-    The value is a Python or JSON literal where it reads as one, text otherwise; ``domains`` may
-    be a list with commas.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise ValueError(f"-p takes name=value, not {text!r}")
-    name, value = name.strip(), value.strip()
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        words = {"true": True, "false": False, "null": None}
-    if name == "domains":
-        return name, [part.strip() for part in value.split(",") if part.strip()]
-    return name, words.get(value, value)
 
 
 def check_parameters(notebooks: Sequence[Path], *points: Mapping[str, Any]) -> None:
@@ -180,13 +116,13 @@ def check_parameters(notebooks: Sequence[Path], *points: Mapping[str, Any]) -> N
     """
     defaults: dict[str, Any] = {}
     for notebook in notebooks:
-        defaults = {**parameters(notebook), **defaults}
+        defaults = {**parameters.of_notebook(notebook), **defaults}
     loaded = []
     for given in points or ({},):
         for name, value in given.items():
             if name not in defaults:
                 raise ValueError(suggest(name, defaults, "parameter"))
-            _check_type(name, value, defaults[name])
+            parameters.check_value(name, parameters.typed(value, defaults[name]), defaults[name])
         if "encoder" in given:
             _check_encoder(given["encoder"])
         chosen = {**defaults, **given}
@@ -196,34 +132,16 @@ def check_parameters(notebooks: Sequence[Path], *points: Mapping[str, Any]) -> N
             loaded.append(wanted)
 
 
-def _check_type(name: str, value: Any, default: Any) -> None:
-    # A default of None says nothing about what else may stand there.
-    if default is None or value is None:
-        return
-    number = isinstance(default, (int, float)) and not isinstance(default, bool)
-    if number and isinstance(value, (int, float)) and not isinstance(value, bool):
-        fits = isinstance(default, float) or isinstance(value, int) or value.is_integer()
-    elif isinstance(default, (list, tuple)):
-        fits = isinstance(value, (list, tuple))
-        if fits and len({type(item) for item in default}) == 1:
-            for item in value:
-                _check_type(f"{name}, a list of which each", item, default[0])
-    else:
-        fits = isinstance(value, type(default))
-    if not fits:
-        kind = type(default).__name__
-        raise ValueError(f"parameter {name} takes {kind} (default {default!r}), not {value!r}")
-
-
-def _check_encoder(name: Any) -> None:
-    """Refuse an encoder that open_clip does not know, without loading open_clip (and torch)."""
-    if not isinstance(name, str):
-        raise ValueError(f"parameter encoder takes a name, not {name!r}")
+def _check_encoder(name: str) -> None:
+    """Refuse an encoder that nobody knows, without loading open_clip (and torch)."""
     spec = importlib.util.find_spec("open_clip")
     known = ["mini"]
     for place in (spec.submodule_search_locations or []) if spec else []:
         known += sorted(path.stem for path in Path(place, "model_configs").glob("*.json"))
-    if name.replace("/", "-") not in known and ":" not in name:
+    table = data_dir() / "encoders.csv"
+    if table.is_file():
+        known += pd.read_csv(table, usecols=["name"])["name"].tolist()
+    if name.replace("/", "-") not in known and not name.startswith(_SOURCES):
         raise ValueError(suggest(name, known, "encoder"))
 
 
@@ -260,28 +178,52 @@ def run(
     ValueError, FileNotFoundError
         As `check_parameters`, before anything runs.
     """
-    given = dict(given or {})
+    given = parameters.absolute(given or {})
     check_parameters(notebooks, given)
     out = Path(out).resolve()
     outcomes = []
     for notebook in notebooks:
-        own = parameters(notebook)
+        own = parameters.of_notebook(notebook)
         chosen = {name: value for name, value in given.items() if name in own}
         # A record left by an earlier run must not pass for the result of this one.
         for stale in (out / "records").glob(f"{notebook.stem}-*.json"):
             stale.unlink()
         outcome = _execute(notebook, chosen, out, progress)
+        _stamp(out, notebook.stem, parameters.differing(chosen, own))
         print(f"{notebook.stem:<32} {_clock(outcome.seconds):>8}", flush=True)
         if outcome.error:
             print(f"  failed: {outcome.error}\n  see {outcome.executed}", flush=True)
         outcomes.append(outcome)
-    table = claims_table(out)
+    troubles: list[str] = []
+    table = claims_table(out, settings_of(given), troubles)
+    found = records.collect(out, troubles=troubles)
     records.write_table(table, out / "claims.csv")
-    write_text(out / "index.html", index_page(outcomes, table, out, given))
-    found = records.collect(out)
     records.write_table(found, out / "records.csv")
     records.write_table(found, out / "records.parquet")
+    troubles = list(dict.fromkeys(troubles))
+    write_text(out / "index.html", index_page(outcomes, table, out, given, troubles))
+    for trouble in troubles:
+        print(f"passed over: {trouble}", file=sys.stderr)
     return outcomes
+
+
+def settings_of(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What differs from the defaults in each numbered notebook, by its stem, under `given`."""
+    found = {}
+    for notebook in find_notebooks():
+        own = parameters.of_notebook(notebook)
+        chosen = {name: value for name, value in given.items() if name in own}
+        found[notebook.stem] = parameters.differing(chosen, own)
+    return found
+
+
+def _stamp(out: Path, kind: str, settings: Mapping[str, Any]) -> None:
+    """Note the settings in records of a notebook of one's own that does not say them itself."""
+    for path in (out / "records").glob(f"{kind}-*.json") if settings else ():
+        record = records.read_record(path)
+        if not record["settings"]:
+            record["settings"] = dict(settings)
+            write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def _execute(
@@ -295,7 +237,7 @@ def _execute(
     for folder in (executed.parent, out / "figures", out / "records"):
         folder.mkdir(parents=True, exist_ok=True)
     chosen = dict(given)
-    if "out" in parameters(notebook):
+    if "out" in parameters.of_notebook(notebook):
         chosen["out"] = str(out)
     # Set aside first, so that a notebook that cannot start leaves no older copy to be read.
     executed.unlink(missing_ok=True)
@@ -338,7 +280,7 @@ def _page(executed: Path, out: Path) -> Path:
 
 
 def _title(notebook: Path) -> str:
-    for cell in read_notebook(notebook)["cells"]:
+    for cell in parameters.read_notebook(notebook)["cells"]:
         if cell["cell_type"] == "markdown":
             for line in "".join(cell["source"]).splitlines():
                 if line.startswith("# "):
@@ -361,26 +303,45 @@ def _clock(seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def claims_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
+def claims_table(
+    folder: str | os.PathLike[str],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    troubles: list[str] | None = None,
+) -> pd.DataFrame:
     """One row per claim of the paper, in its order, with the verdict found in `folder`.
+
+    Parameters
+    ----------
+    folder : path
+    settings : mapping, optional
+        What differs from the defaults, by kind of record (a notebook's stem). A verdict counts
+        only if its record has these settings; unless said, those of the defaults. What was found
+        under others is another question's answer.
+    troubles : list of str, optional
+        Takes what would be an error, which is then passed over.
 
     Returns
     -------
     DataFrame
-        The columns of `records.CLAIM`. A claim that no record speaks to has the verdict
-        "not run" and the published figure alone.
+        The columns of `records.CLAIM`, and ``settings`` (JSON; ``{}`` are the defaults). A claim
+        that no record speaks to has the verdict "not run" and the published figure alone.
 
     Raises
     ------
     ValueError
         If a record has a claim that the paper does not make, or is corrupt.
     """
-    found = records.collect_claims(folder).set_index("id")
+    found = records.collect_claims(folder, troubles)
+    wanted = {kind: records.settings_text(own) for kind, own in (settings or {}).items()}
+    meant = [wanted.get(row.kind, "{}") == row.settings for row in found.itertuples()]
+    # The newest stands last.
+    found = found[meant].drop_duplicates("id", keep="last").set_index("id")
     for key in found.index:
         if key not in published.CLAIMS:
-            raise ValueError(
-                f"{found.loc[key, 'record']}: {suggest(key, published.CLAIMS, 'claim')}"
-            )
+            trouble = f"{found.loc[key, 'record']}: {suggest(key, published.CLAIMS, 'claim')}"
+            if troubles is None:
+                raise ValueError(trouble)
+            troubles.append(trouble)
     rows = []
     for claim in published.claims().to_dict("records"):
         row = {**dict.fromkeys(records.CLAIM), **{k: claim[k] for k in ("id", "claim", "unit")}}
@@ -388,8 +349,9 @@ def claims_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
         if claim["id"] in found.index:
             ours = found.loc[claim["id"], list(records.CLAIM[2:])]
             row |= {name: value for name, value in ours.items() if pd.notna(value)}
+            row["settings"] = found.loc[claim["id"], "settings"]
         rows.append(row)
-    return pd.DataFrame(rows, columns=list(records.CLAIM))
+    return pd.DataFrame(rows, columns=[*records.CLAIM, "settings"])
 
 
 def format_claims(table: pd.DataFrame) -> str:
@@ -455,7 +417,11 @@ _SIGNS = {"reproduced": "✓", "not reproduced": "✗", NOT_RUN: "–"}
 
 
 def index_page(
-    outcomes: Sequence[Outcome], table: pd.DataFrame, out: Path, given: Mapping[str, Any]
+    outcomes: Sequence[Outcome],
+    table: pd.DataFrame,
+    out: Path,
+    given: Mapping[str, Any],
+    troubles: Sequence[str] = (),
 ) -> str:
     """The HTML of a page that leads to everything in `out`.
 
@@ -468,9 +434,11 @@ def index_page(
         The page's folder: links are relative to it.
     given : mapping
         The parameters that were set.
+    troubles : sequence of str
+        What is wrong with files that were passed over.
     """
     found = records.provenance_of(given.get("seed"))
-    settings = ", ".join(f"{name} = {value!r}" for name, value in given.items()) or "defaults"
+    settings = parameters.described(given)
     figures = sorted((out / "figures").glob("*.png"))
     parts = [
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>",
@@ -482,12 +450,15 @@ def index_page(
         f"<p>Settings: {html.escape(settings)}. "
         f"{html.escape(_clock(sum(outcome.seconds for outcome in outcomes)))} in all.</p>",
         "<h2>The paper's claims</h2>",
+        f"<p>All under these settings: {html.escape(settings)}.</p>",
         _claims_html(table),
         "<h2>Notebooks</h2>",
         _notebooks_html(outcomes, out),
     ]
     if figures:
         parts += ["<h2>Figures</h2>", _figures_html(figures, out)]
+    parts += ["<h2>Records</h2>", _records_html(out, settings_of(given))]
+    parts += [f"<p>Passed over: {html.escape(trouble)}</p>" for trouble in troubles]
     parts += [
         "<h2>Tables</h2><p>Every figure that was recorded: <a href='records.csv'>records.csv</a>, ",
         "<a href='records.parquet'>records.parquet</a>; the claims: ",
@@ -533,6 +504,19 @@ def _notebooks_html(outcomes: Sequence[Outcome], out: Path) -> str:
     return f"<div class='wide'><table>{''.join(rows)}</table></div>"
 
 
+def _records_html(out: Path, settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is in a folder, with its parameters, and whether the claims above stand on it."""
+    rows = ["<tr><th>record<th>settings<th></tr>"]
+    for name, record in sorted(records.read_records(out, []).items()):
+        own = record["settings"]
+        meant = own is not None and own == settings.get(record["kind"], {})
+        note = "" if meant else "other settings: no part of the claims above"
+        told = html.escape(parameters.described(own))
+        link = f"<a href='{html.escape(name)}'>{html.escape(Path(name).name)}</a>"
+        rows.append(f"<tr><td>{link}<td>{told}<td class='note'>{note}</tr>")
+    return f"<div class='wide'><table>{''.join(rows)}</table></div>"
+
+
 def _figures_html(figures: Sequence[Path], out: Path) -> str:
     tiles = []
     for figure in figures:
@@ -549,8 +533,6 @@ def _figures_html(figures: Sequence[Path], out: Path) -> str:
 # Grids
 # ---------------------------------------------------------------------------------------------
 
-# Variables under which the same code gives other numbers.
-_VARIABLES = ("LBUTILS_DATA", "LBUTILS_MAX_DRAWS", "LBUTILS_MAX_DOMAINS", "LBUTILS_AUTOCAST")
 # Papermill changes the working folder of the process, so threads of a Dask worker take turns.
 _TURN = threading.Lock()
 _STATES = {"finished": "finished", "skipped": "finished", "failed": "failed"}
@@ -583,7 +565,7 @@ def grid_file(
         As `lbutils.run.grid.read_grid` and `grid`, before anything runs.
     """
     found = grids.read_grid(path)
-    place = ROOT / "runs" / Path(path).stem if out is None else Path(out)
+    place = parameters.ROOT / "runs" / Path(path).stem if out is None else Path(out)
     fixed = {**found.fixed, **(given or {})}
     options = {"figure": found.figure, **options}
     return grid(found.notebook, found.axes, place, fixed=fixed, **options)
@@ -591,7 +573,7 @@ def grid_file(
 
 def grid(
     notebook: str | os.PathLike[str],
-    parameters: Mapping[str, Sequence[Any]],
+    axes: Mapping[str, Sequence[Any]],
     out: str | os.PathLike[str],
     *,
     fixed: Mapping[str, Any] | None = None,
@@ -618,7 +600,7 @@ def grid(
     ----------
     notebook : str or path
         As `find_notebooks` takes it. It must have a parameter ``out``.
-    parameters : mapping of str to sequence
+    axes : mapping of str to sequence
         Values per parameter; a key ``"a, b"`` moves two together. What is not named keeps the
         notebook's default.
     out : path
@@ -653,7 +635,7 @@ def grid(
     (path,) = find_notebooks([os.fspath(notebook)])
     place = Path(out).resolve()
     path, fixed = path.resolve(), dict(fixed or {})
-    points = _checked_points(path, parameters, fixed, limit)
+    points = _checked_points(path, axes, fixed, limit)
     code = _code()
     jobs = [(path, point, place / _run_name(path, point, code), retry, code) for point in points]
     rows: dict[int, dict[str, Any]] = {}
@@ -665,11 +647,11 @@ def grid(
             failed += rows[index]["status"] == "failed"
             bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
             bar.update()
-    columns = [*fixed, *grids.swept(parameters), "status", "seconds", "error", "folder"]
+    columns = [*fixed, *grids.swept(axes), "status", "seconds", "error", "folder"]
     table = pd.DataFrame(
         [{**points[index], **rows[index]} for index in range(len(jobs))], columns=columns
     )
-    _write_grid(table, grids.swept(parameters), place, dict(figure or {}))
+    _write_grid(table, grids.swept(axes), place, dict(figure or {}))
     return table
 
 
@@ -677,41 +659,25 @@ def _checked_points(
     notebook: Path, axes: Mapping[str, Sequence[Any]], fixed: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
     """The runs' parameters, each of the type that the notebook's default has."""
-    defaults = parameters(notebook)
+    defaults = parameters.of_notebook(notebook)
     if "out" not in defaults:
         raise ValueError(f"{notebook.name} has no parameter out, so its runs would share a folder")
     names = {*fixed, *grids.swept(axes)}
     if "out" in names:
         raise ValueError("each run has a folder of its own: the sweep's is set by --out")
-    _absolute_benchmark(fixed)
     for axis, values in axes.items():
         listed = isinstance(defaults.get(axis), list) and isinstance(values, (list, tuple))
         # Said here, as "takes list" alone does not tell what to write instead.
         if listed and any(not isinstance(value, (list, tuple)) for value in values):
             raise ValueError(f"{axis} is itself a list: write lists in a list, [{[*values]!r:.80}]")
-    points = grids.points(axes, fixed, limit)
+    points = [parameters.absolute(point) for point in grids.points(axes, fixed, limit)]
     check_parameters([notebook], *points)
-    typed = [
-        {name: _typed(value, defaults[name]) for name, value in point.items()} for point in points
-    ]
-    keys = [json.dumps({**defaults, **point}, sort_keys=True) for point in typed]
+    points = [{n: parameters.typed(v, defaults[n]) for n, v in point.items()} for point in points]
+    keys = [json.dumps({**defaults, **point}, sort_keys=True) for point in points]
     if len(set(keys)) < len(keys):
-        twice = next(point for point, key in zip(typed, keys, strict=True) if keys.count(key) > 1)
+        twice = next(point for point, key in zip(points, keys, strict=True) if keys.count(key) > 1)
         raise ValueError(f"two runs of the grid are the same: {twice!r:.200}")
-    return typed
-
-
-def _typed(value: Any, default: Any) -> Any:
-    """1 for 1.0 where the notebook has an integer, and 1.0 for 1 where it has a float."""
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (value, default))
-    return type(default)(value) if numbers else value
-
-
-def _absolute_benchmark(given: dict[str, Any]) -> None:
-    # Notebooks run in their own folder, where a relative path means something else.
-    place = Path(str(given.get("benchmark", "mini")))
-    if str(place) != "mini" and place.exists():
-        given["benchmark"] = str(place.resolve())
+    return points
 
 
 def _code() -> str:
@@ -726,11 +692,13 @@ def _code() -> str:
 
 def _run_name(notebook: Path, point: Mapping[str, Any], code: str) -> str:
     """Folder of a run: the same as long as all code and the parameters are."""
-    cells = read_notebook(notebook)["cells"]
+    cells = parameters.read_notebook(notebook)["cells"]
     source = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    setting = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    setting = {name: os.environ[name] for name in parameters.VARIABLES if name in os.environ}
     # A default that is written out is no other run.
-    key = json.dumps([source, {**parameters(notebook), **point}, code, setting], sort_keys=True)
+    key = json.dumps(
+        [source, {**parameters.of_notebook(notebook), **point}, code, setting], sort_keys=True
+    )
     return f"{notebook.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
@@ -938,15 +906,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status of the command line: 0, 1 if a notebook failed, 2 if the input is wrong."""
     options = _parser().parse_args(arguments)
     try:
-        given = dict(parse_parameter(text) for text in options.parameters)
+        files = [name for name in options.notebooks if name.endswith((".yaml", ".yml"))]
+        if files and len(options.notebooks) > 1:
+            raise ValueError("one grid at a time, and no notebooks beside it")
+        names = [grids.read_grid(files[0]).notebook] if files else options.notebooks
+        own = [parameters.of_notebook(path) for path in find_notebooks(names)]
+        defaults = {name: value for found in reversed(own) for name, value in found.items()}
+        given = dict(parameters.parse(text, defaults) for text in options.parameters)
         if "out" in given:
             raise ValueError("the folder is set by --out, not by -p out=")
         if options.benchmark is not None:
             given["benchmark"] = options.benchmark
-        _absolute_benchmark(given)
-        files = [name for name in options.notebooks if name.endswith((".yaml", ".yml"))]
-        if files and len(options.notebooks) > 1:
-            raise ValueError("one grid at a time, and no notebooks beside it")
         return _run_grid(files[0], given, options) if files else _run_all(given, options)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
@@ -979,15 +949,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
-    benchmark = Path(str(given.get("benchmark", "mini")))
-    out = options.out or ROOT / "runs" / benchmark.resolve().name
-    outcomes = run(find_notebooks(options.notebooks), given, out=out)
-    print(f"\n{format_claims(claims_table(out))}\n\nresults: {Path(out).resolve() / 'index.html'}")
+    notebooks = find_notebooks(options.notebooks)
+    defaults = {n: v for path in notebooks for n, v in parameters.of_notebook(path).items()}
+    changed = parameters.differing(given, defaults)
+    out = options.out or parameters.place(changed)
+    outcomes = run(notebooks, given, out=out)
+    claims = claims_table(out, settings_of(given), [])
+    print(f"\nsettings: {parameters.described(changed)}\n{format_claims(claims)}")
+    print(f"\nresults: {Path(out).resolve() / 'index.html'}")
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
 
 def _run_grid(file: str, given: dict[str, Any], options: argparse.Namespace) -> int:
-    out = (options.out or ROOT / "runs" / Path(file).stem).resolve()
+    out = (options.out or parameters.ROOT / "runs" / Path(file).stem).resolve()
     settings = {name: getattr(options, name) for name in ("workers", "dask", "retry", "limit")}
     table = grid_file(file, given, out=out, **settings)
     if (out / "summary.csv").exists():

@@ -212,7 +212,11 @@ def tsne(features: Any, seed: int = 0, perplexity: float = 20.0) -> np.ndarray:
         raise ValueError(f"a t-SNE map needs at least 4 samples, not {len(unit)}")
     # On unit vectors Euclidean distance orders pairs as cosine does, and it is faster.
     fitting = min(perplexity, (len(unit) - 1) / 3)
-    model = TSNE(2, perplexity=fitting, init="pca", random_state=seed, learning_rate="auto")
+    # The first PCs are divided by their spread, in float32; without any, scikit-learn divides by
+    # zero and its tree of points overflows the stack.
+    flat = min(np.ptp(unit.astype(np.float32), axis=0).max(), unit.shape[1] - 1) < 1e-6
+    start = "random" if flat else "pca"
+    model = TSNE(2, perplexity=fitting, init=start, random_state=seed, learning_rate="auto")
     return model.fit_transform(unit)
 
 

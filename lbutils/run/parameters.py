@@ -1,0 +1,423 @@
+"""Parameters of notebooks: their defaults, what they take, and where a run of theirs belongs.
+
+A notebook calls `check` in the first cell after its parameters. However it was started, by this
+package, by papermill alone or by hand, a name that it does not have and a value of the wrong
+kind stop it there, and a run with other settings than the defaults gets a folder of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from lbutils._util import suggest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMON: dict[str, Any] = {
+    "benchmark": "mini",
+    "scale": None,
+    "encoder": "mini",
+    "pretrained": None,
+    "domains": None,
+    "seed": 0,
+    "out": "",
+}
+_SHARES: dict[str, Any] = {"resamples": 10, "starts": 4, "margin": 5.0}
+# The defaults of the committed notebooks, beside those in COMMON. They are said here as well as in
+# the notebooks, as a cell that was edited in Jupyter no longer tells what it was; a test compares.
+OWN: dict[str, dict[str, Any]] = {
+    "01_vocabulary_screening": {
+        "words": ["ant", "Elephants", "hot dog", "hot pepper", "Jack-O'-Lantern", "axolotl"],
+        "captions": "",
+        "layout": None,
+        "column": None,
+        "workers": 2,
+        "sample": 200_000,
+        "integrity": True,
+    },
+    "02_clustering_analysis": {**_SHARES, "map_domain": None, "map_images": 40},
+    "03_zero_shot_gaps": {**_SHARES, "templates": None, "shots": 4, "controls": 20},
+    "04_few_shot_name_learning": {
+        "templates": None,
+        "shot_counts": [1, 2, 4],
+        "shots": 4,
+        "draws": 10,
+        "slow": [
+            "names + alignment",
+            "FSNL",
+            "FSNL + negatives",
+            "CoOp",
+            "KgCoOp",
+            "CoCoOp",
+            "CLIP-Adapter",
+            "ProLIP",
+            "linear probe, C searched",
+        ],
+        "slow_draws": 1,
+        "views": 4,
+        "workers": 2,
+    },
+    "05_zero_shot_name_learning": {
+        "lexicon": "",
+        "sources": ["language", "descriptions", "colours", "hints"],
+        "draws": 1,
+        "share": 0.8,
+        "small_domains": 2,
+        "slow_discovery": ["gaussian", "contrastive_mean_shift", "parametric"],
+        "released_min_images": 4,
+        "shown_domain": None,
+    },
+    "06_ablations": {
+        "templates": None,
+        "shot_counts": [1, 4],
+        "draws": 1,
+        "views": 4,
+        "workers": 2,
+    },
+    "07_teach_clip_your_own_words": {
+        "folder": "",
+        "others": None,
+        "hint": None,
+        "templates": None,
+        "leave_out": None,
+        "rounds": 3,
+        "views": 4,
+        "example_domain": "Food",
+        "classes": 5,
+        "images": 6,
+    },
+    "08_scales": {
+        "larger": None,
+        "backbones": None,
+        "dosed": None,
+        "templates": None,
+        "shots": 4,
+        "draws": 1,
+        "views": 4,
+        "small_share": 0.25,
+        "margin": 5.0,
+    },
+}
+# What stands where a default is None, which says nothing of itself.
+KINDS: dict[str, Any] = {
+    "scale": str,
+    "pretrained": str,
+    "domains": list[str],
+    "layout": str,
+    "column": str,
+    "map_domain": str,
+    "templates": str | list[str],
+    "shown_domain": str,
+    "others": list[str],
+    "hint": str,
+    "leave_out": list[str],
+    "larger": list[list[str]],
+    "backbones": list[list[str]],
+    "dosed": str,
+}
+# Variables under which the same parameters give other numbers.
+VARIABLES = ("LBUTILS_DATA", "LBUTILS_MAX_DRAWS", "LBUTILS_MAX_DOMAINS", "LBUTILS_AUTOCAST")
+_PATHS = ("captions", "folder", "lexicon")  # parameters that name files, if they name anything
+_PERHAPS = ("benchmark", "pretrained", "larger", "backbones")  # that may, or what is published
+_PREFIXES = ("local-dir:", "transformers:")  # of encoders in folders
+_NAMED = ("mini", "laion-beyond")  # benchmarks that are no folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of a notebook is.
+
+    Attributes
+    ----------
+    notebook : str
+        Its stem.
+    params : dict
+        Every parameter but ``out``.
+    changed : dict
+        Those that differ from the defaults, and variables of the environment that do; empty for
+        a run of the defaults. It belongs into the run's record, as ``settings``.
+    place : Path
+        The folder for what the run writes: ``out`` if that was given, else `place`'s.
+    """
+
+    notebook: str
+    params: dict[str, Any]
+    changed: dict[str, Any]
+    place: Path
+
+
+def check(notebook: str, namespace: Mapping[str, Any]) -> Run:
+    """What this run of a notebook is, after its parameters were found to be right.
+
+    Parameters
+    ----------
+    notebook : str
+        The stem of a committed notebook.
+    namespace : mapping
+        Its ``globals()``. Under IPython they hold the source of the cells that ran, in which
+        parameters are seen that the notebook does not have: papermill sets those all the same.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is unknown, absent or of the wrong kind; with the nearest match.
+    """
+    if notebook not in OWN:
+        raise ValueError(suggest(notebook, OWN, "notebook"))
+    defaults = {**COMMON, **OWN[notebook]}
+    for name in _assigned(namespace.get("In", ()), defaults):
+        # Papermill's own, where it is told to pass on its paths.
+        if name not in defaults and not name.startswith("PAPERMILL_"):
+            raise ValueError(suggest(name, defaults, "parameter"))
+    for name, default in defaults.items():
+        if name not in namespace:
+            raise ValueError(f"the parameters cell sets no {name}: write {name} = {default!r}")
+        check_value(name, namespace[name], default)
+    params = {name: namespace[name] for name in defaults if name != "out"}
+    changed = differing(params, defaults)
+    out = namespace["out"]
+    return Run(notebook, params, changed, Path(out) if out else place(changed))
+
+
+def _assigned(cells: Iterable[str], known: Iterable[str]) -> set[str]:
+    """Names that the last parameters cell sets, and the one that papermill put after it."""
+    found: set[str] = set()
+    injected: set[str] = set()
+    for source in cells:
+        names = _assignments(source)
+        if source.startswith("# Parameters"):
+            injected = names
+        elif 2 * len(names & set(known)) > max(len(names), len(COMMON)):
+            found, injected = names, set()
+    return found | injected
+
+
+def _assignments(source: str) -> set[str]:
+    """Names that a cell assigns, if it does nothing else."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):  # such as a magic of IPython
+        return set()
+    if not all(isinstance(statement, (ast.Assign, ast.AnnAssign)) for statement in body):
+        return set()
+    names = [node for s in body for node in ast.walk(s) if isinstance(node, ast.Name)]
+    return {name.id for name in names if isinstance(name.ctx, ast.Store)}
+
+
+def check_value(name: str, value: Any, default: Any) -> None:
+    """Refuse a value that a parameter of this default does not take.
+
+    Raises
+    ------
+    ValueError
+        With what it takes.
+    """
+    kind = kind_of(name, default)
+    if fits(value, kind) or (value is None and default is None):
+        return
+    advice = f"; in a list: {[value]!r:.80}" if fits([value], kind) else ""
+    raise ValueError(
+        f"parameter {name} takes {_said(kind)} (default {default!r:.80}), not {value!r:.80}{advice}"
+    )
+
+
+def kind_of(name: str, default: Any) -> Any:
+    """The kind of a parameter: that of its default, or the one in `KINDS` if that is None."""
+    if default is None:
+        return KINDS.get(name, Any)
+    if isinstance(default, (list, tuple)):
+        kinds = {type(item) for item in default}
+        return list[kinds.pop()] if len(kinds) == 1 else list  # type: ignore[misc]
+    return type(default)
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind. Truth is no number, and a float is finite."""
+    if kind is Any:
+        return True
+    if isinstance(kind, UnionType):
+        return any(fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is list:
+        listed = isinstance(value, (list, tuple))
+        return listed and all(fits(item, get_args(kind)[0]) for item in value)
+    if kind in (int, float):
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    return isinstance(value, (list, tuple) if kind is list else kind)
+
+
+def _said(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_said, get_args(kind)))
+    if get_origin(kind) is list:
+        return f"list of {_said(get_args(kind)[0])}"
+    return str(kind.__name__)
+
+
+def differing(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that are not as their defaults, and variables that are set, sorted.
+
+    Paths are absolute, as one folder has one name; ``out`` says where, not what, and is left out.
+    """
+    full = absolute({name: params[name] for name in params if name != "out"})
+    changed = {n: v for n, v in full.items() if n not in defaults or not _same(v, defaults[n])}
+    changed |= {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    return {name: changed[name] for name in sorted(changed)}
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other and isinstance(one, bool) == isinstance(other, bool))
+
+
+def place(changed: Mapping[str, Any]) -> Path:
+    """The folder under ``runs`` for what differs from the defaults: the same in every process.
+
+    The benchmark's name for the defaults; else what differs as well, as far as a folder's name
+    holds it, and eight digits of a hash that tells it from any other: ``mini--seed=1-0d9b7c30``.
+    """
+    benchmark = str(changed.get("benchmark", "mini"))
+    base = re.sub(r"[^\w.+-]+", "_", Path(benchmark).resolve().name, flags=re.ASCII) or "root"
+    told = {n: v for n, v in changed.items() if n != "benchmark" or benchmark not in _NAMED}
+    if not told:
+        return ROOT / "runs" / base
+    parts = [base, *(f"{name}={_short(value)}" for name, value in told.items())]
+    # Where the benchmark is a folder its name is there already.
+    text = "--".join(part for part in parts if not part.startswith("benchmark="))[:80].rstrip("-.")
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+    return ROOT / "runs" / f"{text}-{digest}"
+
+
+def _short(value: Any) -> str:
+    listed = isinstance(value, (list, tuple))
+    text = "+".join(map(_short, value)) if listed else str(value)
+    return re.sub(r"[^\w.+]+", "_", text, flags=re.ASCII)
+
+
+def described(changed: Mapping[str, Any] | None) -> str:
+    """Settings in words: ``seed = 1``; "defaults" if there are none, "unknown" for None."""
+    if changed is None:
+        return "unknown"
+    return ", ".join(f"{name} = {value!r}" for name, value in changed.items()) or "defaults"
+
+
+def absolute(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with their relative paths in full, as they are where the caller stands.
+
+    Notebooks run in their own folder, where a relative path would mean something else. What is
+    no file or folder here, such as the name of weights, stays; so does a URL.
+    """
+    full = dict(given)
+    for name in full:
+        if name in (*_PATHS, *_PERHAPS) and full[name] not in _NAMED:
+            full[name] = _absolute(full[name], name in _PATHS)
+    if isinstance(encoder := full.get("encoder"), str) and encoder.startswith(_PREFIXES):
+        prefix, _, folder = encoder.partition(":")
+        full["encoder"] = f"{prefix}:{_absolute(folder)}"
+    return full
+
+
+def _absolute(value: Any, surely: bool = False) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_absolute(item, surely) for item in value]
+    if not isinstance(value, str) or not value or "://" in value:
+        return value
+    path = Path(value).expanduser()
+    return str(path.resolve()) if surely or path.exists() else value
+
+
+def read_notebook(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The notebook as JSON.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a notebook; the message names it.
+    """
+    try:
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(notebook["cells"], list):
+            raise ValueError("its cells are not a list")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a notebook: {error}") from error
+    return notebook
+
+
+def of_notebook(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Names and defaults of a notebook's parameters, as its `parameters` cell assigns them.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a notebook, or the cell holds anything but literals.
+    """
+    defaults: dict[str, Any] = {}
+    for cell in read_notebook(path)["cells"]:
+        if "parameters" not in cell.get("metadata", {}).get("tags", []):
+            continue
+        for statement in ast.parse("".join(cell["source"])).body:
+            if isinstance(statement, ast.Assign):
+                targets, value = statement.targets, statement.value
+            elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+                targets, value = [statement.target], statement.value
+            else:
+                continue
+            try:
+                default = ast.literal_eval(value)
+            except ValueError as error:
+                line = f"{Path(path).name}, parameters cell, line {statement.lineno}"
+                raise ValueError(f"{line}: parameters must be literals") from error
+            defaults.update({t.id: default for t in targets if isinstance(t, ast.Name)})
+    return defaults
+
+
+def parse(text: str, defaults: Mapping[str, Any] | None = None) -> tuple[str, Any]:
+    """Name and value of a ``name=value`` of the command line.
+
+    The value is a Python or JSON literal where it reads as one, text otherwise. Where `defaults`
+    has a parameter that takes a list, ``cat`` and ``cat, dog`` are lists as well, ``1, 2`` too.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"-p takes name=value, not {text!r}")
+    name, value = name.strip(), value.strip()
+    found = _literal(value)
+    kind = kind_of(name, (defaults or {}).get(name))
+    if get_origin(kind) is list and found is not None and not fits(found, kind):
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        for items in ([_literal(part) for part in parts], parts):
+            if fits(items, kind):
+                return name, items
+    if get_origin(kind) is not list and isinstance(found, tuple):
+        found = value  # a text with a comma
+    return name, list(found) if isinstance(found, tuple) else found
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "null": None}.get(text, text)
+
+
+def typed(value: Any, default: Any) -> Any:
+    """1 for 1.0 where the default is an integer, and 1.0 for 1 where it is a float."""
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (value, default))
+    if not numbers or not math.isfinite(value) or type(default)(value) != value:
+        return value
+    return type(default)(value)
+
+
+def in_words(names: Sequence[str], values: Mapping[str, Any]) -> str:
+    """``seed=1, shots=4``: one point of a grid."""
+    return ", ".join(f"{name}={values[name]!r}" for name in names)

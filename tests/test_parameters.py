@@ -1,0 +1,212 @@
+"""Parameters: what a notebook takes, where its results go, and what stops it."""
+
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+
+from lbutils.run import parameters
+from lbutils.run.parameters import check, differing, parse, place
+
+STEM = "03_zero_shot_gaps"
+DEFAULTS = {**parameters.COMMON, **parameters.OWN[STEM]}
+CELL = "\n".join(f"{name} = {value!r}" for name, value in DEFAULTS.items())
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name in parameters.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def session(*cells, **given):
+    """A notebook's namespace after these cells, as IPython keeps it."""
+    namespace = {"In": ["", "import numpy as np", *cells]}
+    for cell in cells:
+        exec(cell, namespace)
+    return namespace | given
+
+
+def test_defaults_go_where_they_always_went():
+    run = check(STEM, session(CELL))
+    assert run.changed == {} and run.place == parameters.ROOT / "runs" / "mini"
+    assert run.params == {name: value for name, value in DEFAULTS.items() if name != "out"}
+    assert check(STEM, session(CELL, out="/x/y")).place.as_posix() == "/x/y"
+
+
+def test_other_settings_have_a_folder_of_their_own(monkeypatch):
+    food = check(STEM, session(CELL, domains=["Food"]))
+    assert food.changed == {"domains": ["Food"]}
+    assert food.place.name.startswith("mini--domains=Food-")
+    # The same in any other process, for any notebook that has the parameter, and from a sweep.
+    script = "from lbutils.run.parameters import place; print(place({'domains': ['Food']}).name)"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert printed.stdout.strip() == food.place.name == place({"domains": ["Food"]}).name
+    places = {
+        place(differing(given, DEFAULTS)).name.casefold()
+        for given in (
+            {},
+            {"domains": ["Food"]},
+            {"domains": ["food"]},
+            {"domains": ["Food", "Animals"]},
+            {"domains": ["Food Animals"]},
+            {"seed": 1},
+            {"margin": 1.5},
+            {"benchmark": "laion-beyond"},
+            {"benchmark": "laion-beyond", "seed": 1},
+            {"benchmark": "elsewhere/mini"},
+            {"templates": ["a {name}/..", "the {name}"]},
+            {"templates": "x" * 300},
+            {"templates": "x" * 301},
+        )
+    }
+    assert len(places) == 13 and all(len(name) < 100 and "/" not in name for name in places)
+    # Fewer draws in a trial run are other settings as well.
+    monkeypatch.setenv("LBUTILS_MAX_DRAWS", "1")
+    assert check(STEM, session(CELL)).changed == {"LBUTILS_MAX_DRAWS": "1"}
+
+
+def test_a_default_that_is_written_out_is_none():
+    assert differing({"margin": 5, "domains": None, "seed": 0, "out": "x"}, DEFAULTS) == {}
+    # 0 and False are equal in Python, and no 0 was meant.
+    assert differing({"integrity": 1}, {"integrity": True}) == {"integrity": 1}
+    assert differing({"slow": ("a",)}, {"slow": ["a"]}) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": "1"}, "seed takes int .default 0., not '1'"),
+        ({"seed": 1.0}, "seed takes int"),
+        ({"seed": True}, "seed takes int"),
+        ({"seed": None}, "seed takes int"),
+        ({"margin": "5"}, "margin takes float"),
+        ({"margin": float("nan")}, "margin takes float"),
+        ({"margin": float("inf")}, "margin takes float"),
+        ({"domains": "Food"}, r"domains takes list of str .*in a list: \['Food'\]"),
+        ({"domains": ["Food", 1]}, "domains takes list of str"),
+        ({"domains": {"Food": 1}}, "domains takes list of str"),
+        ({"templates": 3}, "templates takes str or list of str"),
+        ({"benchmark": None}, "benchmark takes str"),
+        ({"benchmark": ["mini"]}, "benchmark takes str"),
+        ({"pretrained": 400}, "pretrained takes str"),
+    ],
+)
+def test_wrong_values_stop_the_run(given, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check(STEM, session(CELL, **given))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("others", "right"), [("cat", False), (["cat"], True), (None, True)])
+def test_a_list_as_text_is_refused(others, right):
+    stem = "07_teach_clip_your_own_words"
+    namespace = {**parameters.COMMON, **parameters.OWN[stem], "others": others}
+    if right:
+        assert check(stem, namespace).params["others"] == others
+        return
+    with pytest.raises(ValueError, match=r"others takes list of str .*in a list: \['cat'\]"):
+        check(stem, namespace)
+
+
+def test_names_that_nobody_has_stop_the_run():
+    with pytest.raises(ValueError, match="unknown parameter 'sede'.*Did you mean 'seed'"):
+        check(STEM, session(CELL, "# Parameters\nsede = 1\n"))
+    with pytest.raises(ValueError, match="unknown parameter 'shotz'"):
+        check(STEM, session(CELL + "\nshotz = 3"))
+    with pytest.raises(ValueError, match="the parameters cell sets no seed: write seed = 0"):
+        check(STEM, {name: value for name, value in DEFAULTS.items() if name != "seed"})
+    with pytest.raises(ValueError, match="unknown notebook '03_zero_shot_gap'.*Did you mean"):
+        check("03_zero_shot_gap", session(CELL))
+
+
+def test_a_session_may_hold_anything_else():
+    """What was mended, what cells made, magics and scratch cells are no parameters."""
+    cells = ["# Parameters\nsede = 1", CELL, "# Parameters\nseed = 1", "answer = 42", "table = []"]
+    assert check(STEM, session(*cells)).changed == {"seed": 1}
+    assert check(STEM, session(CELL) | {"In": ["%matplotlib inline", CELL, "x = ("]}).changed == {}
+    passed_on = "# Parameters\nPAPERMILL_INPUT_PATH = 'a'\nseed = 2"
+    assert check(STEM, session(CELL, passed_on)).changed == {"seed": 2}
+
+
+def test_relative_paths_become_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "bench", "weights"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "w.pt").write_bytes(b"")
+    full = parameters.absolute(
+        {
+            "folder": "mine",
+            "lexicon": "nowhere",
+            "captions": "caps/part-{0..3}.csv",
+            "benchmark": "bench",
+            "pretrained": "w.pt",
+            "encoder": "local-dir:weights",
+            "larger": [["2b", "ViT-B-16", "w.pt"]],
+            "hint": "mine",
+        }
+    )
+    at = str(tmp_path.resolve())
+    assert full == {
+        "folder": f"{at}/mine",
+        "lexicon": f"{at}/nowhere",
+        "captions": f"{at}/caps/part-{{0..3}}.csv",
+        "benchmark": f"{at}/bench",
+        "pretrained": f"{at}/w.pt",
+        "encoder": f"local-dir:{at}/weights",
+        "larger": [["2b", "ViT-B-16", f"{at}/w.pt"]],
+        "hint": "mine",
+    }
+    assert parameters.absolute(full) == full
+    published = {
+        "captions": "s3://bucket/*.parquet",
+        "benchmark": "laion-beyond",
+        "pretrained": "laion400m_e32",
+        "encoder": "hf-hub:a/b",
+        "folder": "",
+        "domains": ["mine"],
+    }
+    assert parameters.absolute(published) == published
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("others=cat", ["cat"]),
+        ("others=cat, dog", ["cat", "dog"]),
+        ("others=['cat']", ["cat"]),
+        ("others=1", ["1"]),
+        ("others=None", None),
+        ("shot_counts=4", [4]),
+        ("shot_counts=1,4", [1, 4]),
+        ("shot_counts=[1, 4]", [1, 4]),
+        ("shots=4", 4),
+        ("hint=1, 2", "1, 2"),
+        ("shots=" + "(" * 300, "(" * 300),
+    ],
+)
+def test_lists_on_the_command_line(text, value):
+    defaults = {"others": None, "shot_counts": [1], "shots": 4, "hint": None}
+    assert parse(text, defaults)[1] == value
+
+
+def test_under_papermill_alone(tmp_path):
+    """Without this package's own runner, which checks before it starts anything."""
+    cells = [
+        nbformat.v4.new_code_cell("from lbutils.run.parameters import check"),
+        nbformat.v4.new_code_cell(CELL, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(f"run = check({STEM!r}, globals())\nprint(run.place.name)"),
+        nbformat.v4.new_code_cell("print('went on')"),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path, ran = tmp_path / "n.ipynb", tmp_path / "ran.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    options = {"kernel_name": "python3", "progress_bar": False}
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'resample'"):
+        papermill.execute_notebook(str(path), str(ran), {"resample": 2}, **options)
+    assert not nbformat.read(ran, as_version=4).cells[-1].outputs
+    papermill.execute_notebook(str(path), str(ran), {"domains": ["Food"]}, **options)
+    printed = nbformat.read(ran, as_version=4).cells[-2].outputs[0].text.strip()
+    assert printed == place({"domains": ["Food"]}).name
