@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import unicodedata
 
 import numpy as np
@@ -285,10 +286,13 @@ def test_corrupt_shard_is_found_at_the_first_image(mini):
         split.image(0)
 
 
-def test_mini_file_is_hashed_once(mini, monkeypatch):
-    mini_file("concepts.csv")
-    monkeypatch.setattr(benchmark, "_sha256", lambda path: pytest.fail("hashed twice"))
-    assert mini_file("concepts.csv") == mini / "concepts.csv"
+def test_a_mini_file_changed_without_a_trace_is_noticed(mini):
+    state = mini_file("concepts.csv").stat()
+    content = (mini / "concepts.csv").read_bytes()
+    (mini / "concepts.csv").write_bytes(content[:-2] + b"?\n")
+    os.utime(mini / "concepts.csv", ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(ValueError, match="git checkout -- data/mini/concepts.csv"):
+        mini_file("concepts.csv")
 
 
 def test_mini_file_outside_the_checksums(mini):

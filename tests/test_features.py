@@ -197,7 +197,7 @@ def test_a_file_under_another_name_is_refused(encoder, pictures, tmp_path):
 
 def test_a_damaged_block_is_named(encoder, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        pictures, "image", lambda index: 1 / (9 - index) and Image.new("RGB", (8, 8))
+        pictures, "image", lambda index: 1 / (9 - index) and Image.new("RGB", (8, 8), "red")
     )
     with pytest.raises(ZeroDivisionError):
         image_features(encoder, pictures, cache=tmp_path, batch_size=2)
@@ -520,3 +520,112 @@ def test_no_space_at_the_first_block(encoder, pictures, tmp_path, monkeypatch):
             image_features(encoder, pictures, cache=tmp_path)
     assert files(tmp_path) == []
     assert len(image_features(encoder, pictures, cache=tmp_path)) == 10
+
+
+# --------------------------------------------------------------------------- what has changed
+
+
+def written_by_hand(weight):
+    weight.numpy()[:] += 1
+
+
+WRITES = {
+    "in place": lambda weight: weight.add_(1),
+    "through .data": lambda weight: weight.data.mul_(-1),
+    "through numpy": lambda weight: written_by_hand(weight.detach()),
+    "two rows swapped": lambda weight: weight.data.copy_(weight.data.flip(0).clone()),
+    "one value": lambda weight: weight.data.view(-1)[7:8].add_(0.5),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_weights_written_to_are_other_weights(make_encoder, tmp_path, write):
+    encoder = make_encoder()
+    first = image_features(encoder, Pictures("abc"), cache=tmp_path)
+    before = encoder.fingerprint
+    with torch.no_grad():
+        write(encoder.model.visual.conv1.weight)
+    assert encoder.fingerprint != before
+    found = image_features(encoder, Pictures("abc"), cache=tmp_path)
+    assert not torch.equal(found, first)
+    assert torch.equal(found, image_features(encoder, Pictures("abc"), cache=False))
+
+
+def test_weights_put_back_are_the_weights(make_encoder):
+    encoder = make_encoder()
+    first, weight = encoder.fingerprint, encoder.model.visual.conv1.weight
+    kept = weight.detach().clone()
+    weight.data.zero_()
+    assert encoder.fingerprint != first
+    weight.data.copy_(kept)
+    assert encoder.fingerprint == first
+    encoder.model.train()
+    assert encoder.fingerprint != first
+
+
+def test_an_image_replaced_by_one_of_equal_size_and_time(encoder, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, colour in (("a.bmp", "red"), ("b.bmp", "green")):
+        Image.new("RGB", (8, 8), colour).save(folder / name)
+    split = split_of(folder, ["a.bmp", "b.bmp"])
+    first = image_features(encoder, split, cache=tmp_path / "cache")
+    state = (folder / "b.bmp").stat()
+    Image.new("RGB", (8, 8), "blue").save(folder / "new.bmp")
+    (folder / "new.bmp").replace(folder / "b.bmp")
+    os.utime(folder / "b.bmp", ns=(state.st_atime_ns, state.st_mtime_ns))
+    for asked in (split, split_of(folder, ["a.bmp", "b.bmp"])):
+        found = image_features(encoder, asked, cache=tmp_path / "cache")
+        assert torch.equal(found[0], first[0]) and not torch.equal(found[1], first[1])
+
+
+@pytest.mark.parametrize("views", [0, 2])
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_features_that_no_image_has_are_refused_with_its_name(
+    encoder, pictures, tmp_path, value, views
+):
+    encode, wanted = encoder.encode_images, encoder.preprocess(pictures.image(6))
+
+    def broken(pixels):
+        found = encode(pixels)
+        # Of image 6; an augmented view of it is brighter by one number.
+        brighter = (pixels - wanted).flatten(1)
+        found[(brighter - brighter[:, :1]).abs().amax(1) < 1e-5] = value
+        return found
+
+    encoder.encode_images = broken
+    for call in (image_features, extract):
+        with pytest.raises(ValueError, match="image 'image 6' are not finite or all zero"):
+            call(encoder, pictures, views=views, cache=tmp_path, batch_size=2)
+    assert len(files(tmp_path)) == 1  # the block before that of image 6
+    encoder.encode_images = encode
+    found = image_features(encoder, pictures, views=views, cache=tmp_path)
+    assert found.isfinite().all() and (found != 0).any(-1).all()
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_cache_that_holds_such_features_is_not_believed(
+    encoder, pictures, tmp_path, monkeypatch, value
+):
+    with monkeypatch.context() as old:
+        old.setattr(features, "_unsound", lambda block, ids: None)
+        encode = encoder.encode_images
+        old.setattr(encoder, "encode_images", lambda pixels: encode(pixels) * value)
+        image_features(encoder, pictures, cache=tmp_path)
+    with pytest.raises(ValueError, match="is corrupt: delete it"):
+        image_features(encoder, pictures, cache=tmp_path)
+
+
+@pytest.mark.parametrize("what", ["weights", "images"])
+def test_what_changes_meanwhile_is_of_neither_state(encoder, pictures, tmp_path, what):
+    image = pictures.image
+
+    def changing(index):
+        if index == 9:
+            setattr(*{"weights": (encoder, "fingerprint"), "images": (pictures, "salt")}[what], "x")
+        return image(index)
+
+    pictures.image = changing
+    with pytest.raises(ValueError, match="changed while features were computed"):
+        image_features(encoder, pictures, cache=tmp_path)
+    assert files(tmp_path) == []

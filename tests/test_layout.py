@@ -5,6 +5,8 @@ import io
 import json
 import os
 import struct
+import sys
+import unicodedata
 import zlib
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lbutils._util import file_name
-from lbutils.data import benchmark, laion_beyond
+from lbutils.data import benchmark, images, laion_beyond
 from lbutils.data import folder as layout
 from lbutils.data.benchmark import load_benchmark
 from lbutils.measure import records
@@ -256,6 +258,45 @@ def test_no_image_name_leads_out(root, split_file, secret, texts, joint, start):
     assert place.is_relative_to((root / "Animals3_OOP" / "images" / "animal oop 0").resolve())
 
 
+def test_json_may_begin_with_a_mark_of_its_encoding(root, split_file):
+    before = load_benchmark(root)["Animals"].oop.train.ids
+    for file in (split_file, root / layout.LEFT_OUT):
+        text = file.read_text() if file.exists() else "[]"
+        file.write_bytes(text.encode("utf-8-sig"))
+    assert load_benchmark(root)["Animals"].oop.train.ids == before
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there the two names are one file")
+def test_files_named_by_another_system(tmp_path):
+    """The list beside them has accents in one character, the names on disk in two."""
+    names = ["caf\u00e9", "\u00c5se", "plain"]
+    content = io.BytesIO()
+    entries = []
+    for label, name in enumerate(names):
+        for i in range(3):
+            content = io.BytesIO()
+            Image.new("RGB", (4, 4), (80 * label, 50 * i, 9)).save(content, "PNG")
+            file = f"{name} {i}.png"
+            entries.append(
+                layout.Entry(layout.SPLITS[i], label, name, file, content.getvalue(), None)
+            )
+    folder = tmp_path / "Food3_OOP"
+    layout.write_folder(folder, entries)
+    expected = [
+        split.image(i).tobytes()
+        for _, _, split in load_benchmark(tmp_path).splits()
+        for i in range(len(split))
+    ]
+    for path in sorted((folder / "images").rglob("*"), reverse=True):
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    bench = load_benchmark(tmp_path)
+    found = [split.image(i).tobytes() for _, _, split in bench.splits() for i in range(len(split))]
+    assert found == expected
+    kinds = set(bench.report()["kind"])
+    assert not kinds & {"missing file", "unlisted file", "empty class", "unreadable file"}
+    assert bench["Food"].oop.train.key
+
+
 # --- links ---------------------------------------------------------------------------------
 
 
@@ -364,9 +405,9 @@ def test_a_decompression_bomb_is_refused(root, side):
 
 def test_just_below_the_limit_is_no_bomb(root, monkeypatch):
     split = load_benchmark(root)["Animals"].oop.train
-    monkeypatch.setattr(benchmark, "MAX_PIXELS", 32 * 32)
+    monkeypatch.setattr(images, "MAX_PIXELS", 32 * 32)
     assert split.image(0).size == (32, 32)
-    monkeypatch.setattr(benchmark, "MAX_PIXELS", 32 * 32 - 1)
+    monkeypatch.setattr(images, "MAX_PIXELS", 32 * 32 - 1)
     with pytest.raises(ValueError, match="32 x 32 pixels where 1,023 are admitted"):
         split.image(0)
 
@@ -374,7 +415,7 @@ def test_just_below_the_limit_is_no_bomb(root, monkeypatch):
 def test_a_file_too_large_for_an_image_is_not_read(root):
     split = load_benchmark(root)["Animals"].oop.train
     with (root / split.ids[0]).open("r+b") as file:
-        file.truncate(benchmark.MAX_BYTES + 1)
+        file.truncate(images.MAX_BYTES + 1)
     with pytest.raises(ValueError, match=r"has 64,000,001 bytes"):
         split.image(0)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from lbutils.models import classifier
+from lbutils.models.classifier import text_classifier, text_features
 
 
 def test_classifier_is_the_normalised_mean_over_templates(tiny_encoder):
@@ -54,3 +55,32 @@ def test_training_features_stack_clean_and_augmented_views(monkeypatch):
     assert classifier.training_features(None, None, views=0).shape == (1, 3, 4)
     with pytest.raises(ValueError, match="no image"):
         classifier.training_features(None, None, views=0, clean=False)
+
+
+@pytest.mark.parametrize("through", ["in place", ".data"])
+def test_kept_text_features_follow_the_weights(make_encoder, through):
+    """A key that did not look at the encoder's state would give the old answer again."""
+    encoder = make_encoder()
+    first = text_features(encoder, ["fox", "owl"])
+    assert torch.equal(text_features(encoder, ["fox", "owl"]), first)
+    weight = encoder.model.token_embedding.weight
+    with torch.no_grad():
+        (weight if through == "in place" else weight.data).add_(torch.randn_like(weight))
+    found = text_features(encoder, ["fox", "owl"])
+    assert not torch.allclose(found, first, atol=1e-3)
+    assert torch.equal(found, text_classifier(encoder, ["fox", "owl"]))
+
+
+def test_kept_text_features_follow_the_tokenizer(make_encoder):
+    encoder = make_encoder()
+    first = text_features(encoder, ["fox", "owl"])
+    plain = encoder.tokenizer
+
+    class Reversed(type(plain)):
+        def __call__(self, texts, *args, **options):
+            return super().__call__([text[::-1] for text in texts], *args, **options)
+
+    encoder.tokenizer = Reversed(context_length=16)
+    found = text_features(encoder, ["fox", "owl"])
+    assert not torch.equal(found, first)
+    assert torch.equal(found, text_classifier(encoder, ["fox", "owl"]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -16,9 +15,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -30,23 +28,13 @@ from lbutils._util import file_name, suggest
 from lbutils.data import folder as layout
 from lbutils.data import hub
 from lbutils.data.folder import SPLITS, SUBSETS, data_dir, read_hints
+from lbutils.data.images import Files, ImageError, ImageSource, decode, sha256
 
 SCALES = {"mini": ("small", "medium", "large"), "laion_beyond": ("400m", "2b", "5b")}
 # Corpora of the miniature in which lots decide on names and drawings; see `lbutils.data.lots`.
 ROTATIONS = ("lots-0", "lots-1", "lots-2")
 
-# Refused before they are decoded: 50 megapixels take 200 MB of memory in each of eight threads.
-MAX_PIXELS = 50_000_000
-MAX_BYTES = 64_000_000
-MAX_RATIO = 1000  # of an image's sides
-# Not all that Pillow reads: some of its formats start other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-
 Finding = tuple[str, str, str]  # kind, where, detail
-
-# What Pillow raises for content that it cannot decode.
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-_verified: dict[Path, tuple[int, int]] = {}
 
 
 def mini_file(name: str) -> Path:
@@ -65,7 +53,7 @@ def mini_file(name: str) -> Path:
 
     Notes
     -----
-    A file is hashed once per process, and again only if its size or time changes.
+    A file is hashed once per process, and again only if it was touched (`images.sha256`).
     """
     path = data_dir() / "mini" / name
     expected = _checksums().get(name)
@@ -73,12 +61,8 @@ def mini_file(name: str) -> Path:
         raise FileNotFoundError(f"{path} is missing: {_restore(name)}")
     if expected is None:
         raise ValueError(f"{path} is not listed in checksums.csv: {_restore('checksums.csv')}")
-    state = path.stat()
-    stamp = (state.st_size, state.st_mtime_ns)
-    if _verified.get(path) != stamp:
-        if _sha256(path) != expected:
-            raise ValueError(f"{path} is corrupt or was changed: {_restore(name)}")
-        _verified[path] = stamp
+    if sha256(path) != expected:
+        raise ValueError(f"{path} is corrupt or was changed: {_restore(name)}")
     return path
 
 
@@ -95,28 +79,6 @@ def _checksums() -> dict[str, str]:
             return {row["file"]: row["sha256"] for row in csv.DictReader(lines)}
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is corrupt: {_restore('checksums.csv')}") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-class ImageSource(Protocol):
-    """Where the images of a split come from."""
-
-    @property
-    def advice(self) -> str:
-        """What to do about an image that is missing or unreadable."""
-
-    def read(self, image_id: str) -> bytes:
-        """The image's encoded bytes. Raises FileNotFoundError if there is none."""
-
-    def stamp(self, image_id: str) -> str:
-        """A text that changes when the image's content does."""
 
 
 @cache
@@ -151,60 +113,6 @@ class Shards:
     def stamp(self, image_id: str) -> str:
         """SHA-256 of the image's bytes."""
         return hashlib.sha256(self.read(image_id)).hexdigest()
-
-
-@dataclass(frozen=True)
-class Files:
-    """Images as files under a root, which is not left.
-
-    An id is a path relative to the root, unless `paths` has one for it.
-    """
-
-    root: Path
-    paths: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def advice(self) -> str:
-        """Download it again; and how to see all damage at once, or to do without such files."""
-        return (
-            "download it again; Benchmark.report() lists all such files, and `python -m "
-            f"lbutils check-folder {self.root} --leave-out` makes do without them"
-        )
-
-    def read(self, image_id: str) -> bytes:
-        """The bytes of an image file.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If it lies outside of the root, links followed, or is larger than images are.
-        """
-        path = self.path(image_id)
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ValueError(f"image {str(path)!r} has {size:,} bytes: {self.advice}")
-        return path.read_bytes()
-
-    def stamp(self, image_id: str) -> str:
-        """Size and time of the file: hashing the 15 GB of the benchmark would take minutes."""
-        state = self.path(image_id).stat()
-        return f"{state.st_size}:{state.st_mtime_ns}"
-
-    @cached_property
-    def _places(self) -> tuple[Path, ...]:
-        return layout.places(self.root)
-
-    def path(self, image_id: str) -> Path:
-        """The file of an image. Raises as `read`, but for its size."""
-        path = self.root / self.paths.get(image_id, image_id)
-        if not str(path).isascii() and not path.is_file() and path.is_relative_to(self.root):
-            path = layout.as_spelt(path, self.root)
-        if not layout.is_inside(path, self._places):
-            raise ValueError(f"image {str(path)!r} leads out of {self.root}: {self.advice}")
-        if not path.is_file():
-            raise FileNotFoundError(f"image {str(path)!r} is missing: {self.advice}")
-        return path
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,18 +165,23 @@ class Split:
         """
         image_id = self.ids[index]
         content = self.source.read(image_id)
+        short_side = getattr(self.source, "short_side", None)
         try:
-            return _decode(content, transparent)
-        except Image.DecompressionBombError as error:
-            what = f"image {image_id!r} is refused as a decompression bomb"
-            raise ValueError(f"{what}, {error}: {self.source.advice}") from error
-        except _UNREADABLE as error:
-            raise ValueError(f"image {image_id!r} is unreadable: {self.source.advice}") from error
+            return decode(content, transparent=transparent, short_side=short_side)
+        except ImageError as error:
+            raise ImageError(f"image {image_id!r} {error}: {self.source.advice}") from error
 
-    @cached_property
+    @property
     def key(self) -> str:
-        """SHA-256 over ids and image contents, in order; labels and captions do not enter."""
-        pairs = [[image_id, self.source.stamp(image_id)] for image_id in self.ids]
+        """SHA-256 over ids and image contents, in order; labels and captions do not enter.
+
+        The images are looked at anew each time it is asked for, files only where they were
+        touched.
+        """
+        parts = [self.ids[i : i + 512] for i in range(0, len(self.ids), 512)]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            found = pool.map(lambda part: [[i, self.source.stamp(i)] for i in part], parts)
+            pairs = [pair for part in found for pair in part]
         return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Split:
@@ -286,24 +199,6 @@ class Split:
             tuple(self.captions[i] for i in chosen),
             self.source,
         )
-
-
-def _decode(content: bytes, transparent: bool = False) -> Image.Image:
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        # A line one pixel high is small until its shorter side is resized to a model's pixels.
-        short, long = sorted(image.size)
-        if short * long > MAX_PIXELS or long > MAX_RATIO * short:
-            raise Image.DecompressionBombError(
-                f"{image.width} x {image.height} pixels where {MAX_PIXELS:,} are admitted, and no "
-                f"side {MAX_RATIO} times the other"
-            )
-        if image.mode == "RGB" and not transparent:
-            return image.copy()
-        rgba = image.convert("RGBA")
-    if transparent:
-        return rgba
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
 
 
 def join(first: Split, second: Split) -> Split:
@@ -573,9 +468,9 @@ def _digest(split: Split, index: int) -> tuple[str | None, str, str]:
     except ValueError as error:
         return None, "unreadable file", f"{image_id}: {error}"
     try:
-        _decode(content)
-    except _UNREADABLE as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        decode(content)
+    except ImageError as error:
+        reason = str(error).removeprefix("is unreadable: ")
         return None, "unreadable file", f"{image_id}: {reason}"
     return hashlib.sha256(content).hexdigest(), "", ""
 

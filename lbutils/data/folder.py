@@ -295,6 +295,7 @@ def read_json(file: Path, root: Path) -> Any:
     if size > MAX_JSON_BYTES:
         raise ValueError(f"{file} has {size:,} bytes, more than any split file: download it again")
     try:
+        # Some editors begin a file with a mark of its encoding, which is no part of the text.
         return json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable JSON, download it again: {error}") from error

@@ -206,7 +206,7 @@ class _Place:
         if not file.is_file():
             return {}
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is damaged: remove it and download again") from error
         content = content if isinstance(content, dict) else {}
@@ -540,10 +540,8 @@ def unpack(archive: Path, target: Path) -> None:
         than images do, or beyond the disk's free space. Nothing is unpacked then.
     """
     kind = ARCHIVES[_ending(archive.name) or ".tar"]
-    try:
+    with _undamaged(archive):
         members = list(_members(archive, kind))
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{archive} is damaged, download it again: {error}") from error
     _admit(archive, members)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
@@ -552,8 +550,24 @@ def unpack(archive: Path, target: Path) -> None:
         strict: dict[str, Any] = (
             {"filter": "data"} if kind != "zip" and hasattr(tarfile, "data_filter") else {}
         )
-        shutil.unpack_archive(archive, content, kind, **strict)
+        with _undamaged(archive):
+            shutil.unpack_archive(archive, content, kind, **strict)
         _merge(_content(content, target.name), target)
+
+
+@contextmanager
+def _undamaged(archive: Path) -> Iterator[None]:
+    """Say of which archive it is, and what to do, where a library fails on its content."""
+    try:
+        yield
+    except Exception as error:  # of the archive, its compression, its names, its encryption
+        if getattr(error, "errno", None) in _LOCAL:
+            raise
+        reason = str(error) or type(error).__name__
+        raise ValueError(
+            f"{archive} is damaged or of a kind that is not unpacked here, download it again or "
+            f"unpack it by hand: {reason}"
+        ) from error
 
 
 def _content(folder: Path, name: str) -> Path:
@@ -578,6 +592,9 @@ def _members(archive: Path, kind: str) -> Iterator[tuple[str, int, bool]]:
         with tarfile.open(archive) as packed_tar:
             for member in packed_tar:
                 yield member.name, member.size, member.isreg() or member.isdir()
+            # The checksum of what is compressed stands behind all members.
+            while packed_tar.fileobj is not None and packed_tar.fileobj.read(1 << 20):
+                pass
 
 
 def _admit(archive: Path, members: Sequence[tuple[str, int, bool]]) -> None:

@@ -26,6 +26,7 @@ from lbutils._util import file_name, suggest, write_text
 from lbutils.data import folder as layout
 from lbutils.data import hub
 from lbutils.data.benchmark import SCALES, Benchmark, Domain, Split, Subset, join, load_benchmark
+from lbutils.data.images import suffix_of
 
 # Digitised bars are good to a thousandth of the tallest, 28,917 images.
 READING_ERROR = 30
@@ -248,19 +249,11 @@ def _exported(subset: Subset, hint: str, files: dict[str, str]) -> Iterator[layo
             content = split.source.read(image_id)
             # An id may be a path; its class's folder is a path of its own.
             stem = image_id.replace("/", "-")
-            suffix = _suffix(content, image_id)
+            suffix = suffix_of(content)
             files[image_id] = stem if stem.endswith(suffix) else f"{stem}{suffix}"
             name = subset.names[label]
             file = files[image_id]
             yield layout.Entry(split_name, int(label), name, file, content, caption, hint, image_id)
-
-
-def _suffix(content: bytes, image_id: str) -> str:
-    """The suffix of an image's format, by its first bytes."""
-    starts = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return ".webp"
-    return next((s for start, s in starts.items() if content.startswith(start)), ".jpg")
 
 
 # --- command line --------------------------------------------------------------------------

@@ -11,12 +11,11 @@ import csv
 import hashlib
 import io
 import os
-import struct
+import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,19 +24,19 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.stats import binom
 from torch import Tensor
 
 from lbutils._util import file_name
 from lbutils.captions.text import canonical
-from lbutils.data.benchmark import MAX_BYTES, MAX_PIXELS, Split
+from lbutils.data.benchmark import Split
 from lbutils.data.folder import leads_out
+from lbutils.data.images import MAX_BYTES, SUFFIXES, Files, decode, first_line, suffix_of
 from lbutils.models.classifier import text_classifier
 from lbutils.models.features import image_features
 from lbutils.models.prompts import pieces, take_out
 
-SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 SEVERITIES = ("error", "warning", "note")
 
 MAX_CAPTION_BYTES = 10_000
@@ -70,12 +69,11 @@ ODD = 0.3
 # 3 % of classes in order are called scattered among five, 9 to 12 % among ten.
 SWALLOWED = 0.5
 
-_LAYOUT = "one folder a class, named as the class, with PNG, JPEG or WebP images in it"
+_KINDS = "PNG, JPEG, WebP, TIFF, GIF or BMP"
+_LAYOUT = f"one folder a class, named as the class, with {_KINDS} images in it"
 _CAPTIONS = "captions.csv"
-_ORIENTATION = 0x0112  # of EXIF
-_PLAIN = ("RGB", "RGBA", "L", "LA", "P", "1")
-# What Pillow raises for content that it cannot decode; the last comes from EXIF.
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, struct.error)
+_WRITTEN = ".written-by-lbutils"  # in a folder that `write_folder` made
+_REMEDY = "replace or remove the file, and read the folder again"
 
 
 class Finding(NamedTuple):
@@ -107,93 +105,6 @@ def report(findings: Iterable[Finding]) -> pd.DataFrame:
 
 
 # --- the folder ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FolderImages:
-    """Images in folders under a root, read upright and no larger than is of use.
-
-    An id is a path relative to the root. A link that leads out of the root is not followed, and
-    an image is refused by its size before it is decoded.
-    """
-
-    root: Path
-
-    @property
-    def advice(self) -> str:
-        """What to do about an image that cannot be used."""
-        return "replace or remove the file, and read the folder again"
-
-    def read(self, image_id: str) -> bytes:
-        """The bytes of an image; of a turned, large or unusual one those of an upright PNG.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If it leads out of the root, is no PNG, JPEG or WebP image, or is too large.
-        """
-        content = self._content(image_id)
-        try:
-            return _prepared(content)
-        except Image.UnidentifiedImageError as error:
-            raise self._refusal(image_id, "not a PNG, JPEG or WebP image") from error
-        except Image.DecompressionBombError as error:
-            raise self._refusal(image_id, f"more than {MAX_PIXELS:,} pixels") from error
-        except _UNREADABLE as error:
-            raise self._refusal(image_id, _first_line(error)) from error
-
-    def stamp(self, image_id: str) -> str:
-        """SHA-256 of the file, and how `read` changes it."""
-        digest = hashlib.sha256(self._content(image_id)).hexdigest()
-        return f"{digest}:{LONGEST_SHORT_SIDE}"
-
-    def _content(self, image_id: str) -> bytes:
-        path = self.root / image_id
-        if leads_out(path, self.root):
-            raise self._refusal(image_id, "leads out of the folder")
-        if not path.exists():
-            raise FileNotFoundError(f"image {image_id!r} is missing: {self.advice}")
-        if not path.is_file():
-            raise self._refusal(image_id, "not a file")
-        size = path.stat().st_size
-        if not 0 < size <= MAX_BYTES:
-            raise self._refusal(image_id, f"{size:,} bytes" if size else "empty")
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise self._refusal(image_id, error.strerror or "cannot be opened") from error
-
-    def _refusal(self, image_id: str, reason: str) -> ValueError:
-        return ValueError(f"image {image_id!r}: {reason}: {self.advice}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-
-
-def _prepared(content: bytes) -> bytes:
-    """Bytes of an image that stands upright, in eight bits, not larger than is of use."""
-    with Image.open(io.BytesIO(content), formats=list(SUFFIXES)) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
-        upright = image.getexif().get(_ORIENTATION, 1) == 1
-        large = min(width, height) > LONGEST_SHORT_SIDE
-        if upright and not large and image.mode in _PLAIN:
-            return content
-        changed = ImageOps.exif_transpose(image)
-    if changed.mode.startswith("I;16"):  # which Pillow would cut off at 255
-        changed = Image.fromarray((np.asarray(changed) >> 8).astype(np.uint8))
-    changed = changed.convert("RGBA" if changed.has_transparency_data else "RGB")
-    if large:
-        shrink = LONGEST_SHORT_SIDE / min(changed.size)
-        size = (round(changed.width * shrink), round(changed.height * shrink))
-        changed = changed.resize(size, Image.Resampling.LANCZOS)
-    written = io.BytesIO()
-    changed.save(written, "PNG", compress_level=1)
-    return written.getvalue()
 
 
 def read_folder(root: str | os.PathLike[str]) -> ImageFolder:
@@ -246,9 +157,13 @@ def read_folder(root: str | os.PathLike[str]) -> ImageFolder:
         np.array(labels),
         tuple(names),
         tuple(captions.get(image) for image in ids),
-        FolderImages(place),
+        _source(place),
     )
     return ImageFolder(split, report(found))
+
+
+def _source(root: Path) -> Files:
+    return Files(root, short_side=LONGEST_SHORT_SIDE, remedy=_REMEDY)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -272,7 +187,7 @@ def _classes(root: Path, found: list[Finding]) -> dict[str, list[str]]:
     for folder in _visible(root):
         name = unicodedata.normalize("NFC", folder.name).strip()
         if not folder.is_dir() and not folder.is_symlink():
-            if folder.suffix.lower() in (*SUFFIXES.values(), ".jpeg"):
+            if folder.suffix.lower() in SUFFIXES:
                 advice = "move it into the folder of its class"
                 found.append(Finding("warning", "", folder.name, "an image of no class", advice))
             continue
@@ -304,13 +219,13 @@ def _images(folder: Path, root: Path, name: str, found: list[Finding]) -> list[s
         if not _is_text(image):
             advice = "give the file a name in UTF-8"
             found.append(Finding("error", name, _shown(image), "its name is no text", advice))
-        elif path.suffix.lower() in (*SUFFIXES.values(), ".jpeg"):
+        elif path.suffix.lower() in SUFFIXES:
             images.append(image)
         elif path.suffix.lower() != ".txt" and path.name != _CAPTIONS:
             other.append(path.name)
     if other:
         listed = f"not read: {', '.join(other[:3])}{', ...' if len(other) > 3 else ''}"
-        advice = "save images as PNG, JPEG or WebP, directly in the class's folder"
+        advice = f"save images as {_KINDS}, directly in the class's folder"
         found.append(Finding("note", name, "", listed, advice))
     return images
 
@@ -319,27 +234,23 @@ def _usable(
     root: Path, ids: Sequence[str], classes: Mapping[str, Sequence[str]], found: list[Finding]
 ) -> set[str]:
     """Ids of the images that can be decoded; the others are added to `found`."""
-    source = FolderImages(root)
-    split = Split(tuple(ids), np.zeros(len(ids)), ("",), (None,) * len(ids), source)
-    owner = {image: name for name, images in classes.items() for image in images}
+    source = _source(root)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        troubles = dict(zip(ids, pool.map(partial(_trouble, split), range(len(ids))), strict=True))
+        troubles = dict(zip(ids, pool.map(partial(_trouble, source), ids), strict=True))
+    owner = {image: name for name, images in classes.items() for image in images}
     for image, trouble in troubles.items():
         if trouble:
             found.append(Finding("error", owner[image], image, trouble, "replace or remove it"))
     return {image for image, trouble in troubles.items() if not trouble}
 
 
-def _trouble(split: Split, index: int) -> str:
+def _trouble(source: Files, image_id: str) -> str:
     """Why an image cannot be used, in a few words; empty if it can."""
     try:
-        split.image(index)
+        decode(source.path(image_id), short_side=source.short_side)
     except (ValueError, OSError) as error:
-        said = str(error).removeprefix(f"image {split.ids[index]!r}")
-        said = said.removesuffix(f": {split.source.advice}").removeprefix(":").strip()
-        return (
-            f"{said}: {_first_line(error.__cause__ or error)}" if said == "is unreadable" else said
-        )
+        said = str(error).removeprefix(f"image {str(source.root / image_id)!r} ")
+        return said.removesuffix(f": {source.advice}").removeprefix("is unreadable: ")
     return ""
 
 
@@ -360,7 +271,7 @@ def _read_captions(
             try:
                 captions[image] = " ".join(_text(file, root, MAX_CAPTION_BYTES).split())
             except (OSError, ValueError) as error:
-                reason = f"caption {file.name!r} not read: {_first_line(error)}"
+                reason = f"caption {file.name!r} not read: {first_line(error)}"
                 found.append(Finding("warning", name, image, reason, "save it as plain UTF-8"))
     return {image: caption for image, caption in captions.items() if caption}
 
@@ -387,7 +298,7 @@ def _read_table(
         rows = list(csv.DictReader(io.StringIO(_text(file, root, MAX_BYTES), newline="")))
         pairs = [(row["file"], row["caption"]) for row in rows]
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        reason = f"{where} not read: {_first_line(error)}"
+        reason = f"{where} not read: {first_line(error)}"
         found.append(Finding("warning", "", "", reason, advice))
         return
     folder = file.parent.relative_to(root)
@@ -406,23 +317,33 @@ def _read_table(
 def write_folder(split: Split, root: str | os.PathLike[str]) -> Path:
     """Path of a folder that `read_folder` reads as this split: images as they are, captions.
 
+    A folder that an earlier call has written is replaced as a whole: what was left of it would be
+    learned from too.
+
     Raises
     ------
     ValueError
-        If a class name cannot be that of a folder, or an image is no PNG, JPEG or WebP.
+        If a class name cannot be the name of a folder.
+    FileExistsError
+        If there is something in the folder that no earlier call has written.
     """
     place = Path(root)
+    for name in split.names:
+        file_name(name, "class name", "the split")
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        if not (place / _WRITTEN).is_file():
+            raise FileExistsError(f"{place} is there already: give a new or empty folder")
+        shutil.rmtree(place)
+    place.mkdir(parents=True, exist_ok=True)
+    (place / _WRITTEN).touch()
     number: Counter[str] = Counter()
     lines = []
     for image, label, caption in zip(split.ids, split.labels, split.captions, strict=True):
         name = split.names[label]
-        file_name(name, "class name", "the split")
         content = split.source.read(image)
-        with Image.open(io.BytesIO(content), formats=list(SUFFIXES)) as opened:
-            suffix = SUFFIXES.get(opened.format or "", ".jpg")  # JPEG has kin, such as MPO
         number[name] += 1
-        file = f"{name}/{number[name]:02d}{suffix}"
-        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        file = f"{name}/{number[name]:02d}{suffix_of(content)}"
+        (place / name).mkdir(exist_ok=True)
         (place / file).write_bytes(content)
         if caption:
             lines.append((file, caption))

@@ -73,7 +73,7 @@ def text_features(
 ) -> torch.Tensor:
     """What `text_classifier` returns ``(C, D)``; the latest answers of an encoder are kept.
 
-    An answer is given again only while the encoder's parameters are the same tensors, unwritten.
+    An answer is given again only while the encoder's weights and tokenizer are what they were.
     """
     key = (tuple(names), resolve(templates), hint, state_of(encoder))
     known = _TEXTS.setdefault(encoder, OrderedDict())
@@ -85,9 +85,9 @@ def text_features(
     return found.clone()
 
 
-def state_of(encoder: Any) -> int:
-    """A number that changes when a parameter of the encoder is replaced or written to."""
-    return hash(tuple((id(part), part._version) for part in encoder.model.parameters()))
+def state_of(encoder: Any) -> tuple[str, int]:
+    """What changes when the encoder's weights, however written to, or its tokenizer do."""
+    return encoder.fingerprint, id(encoder.tokenizer)
 
 
 def logits(features: Any, classifier: torch.Tensor, scale: float) -> torch.Tensor:

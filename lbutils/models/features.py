@@ -135,8 +135,10 @@ def image_features(
         a file of the cache is truncated, corrupt, or does not hold what its name stands for: the
         message names it; once it is deleted its features are computed anew. If `autocast` is
         unknown, or the model is not on a GPU.
+        If a feature is not finite or all zero: the message names its image, and it is neither
+        returned nor kept. If weights or image files change while features are computed.
     OSError
-        If the cache cannot be written. What it holds already stays valid, and is gone on from.
+        If the cache cannot be written. What it holds already stays valid, and is used next time.
     """
     job = _job(encoder, split, views, seed, batch_size, workers, autocast, skip=False)
     found = _extract(job, cache, progress)
@@ -245,6 +247,13 @@ def _extract(job: _Job, cache: Cache, progress: bool) -> _Block:
                 ids = split.ids[rows.start : rows.stop]
                 _write(parts[rows.start // BLOCK], block, description, ids)
     joined = _join(job, [block for block in blocks if block is not None])
+    if lacking and describe(job.encoder, split, job.views, job.seed, job.autocast) != description:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        raise ValueError(
+            "the encoder's weights or the image files changed while features were computed, so "
+            "these are of neither state: compute them again"
+        )
     if whole:
         _write(whole, joined, description, split.ids)
         for part in parts:
@@ -313,22 +322,44 @@ def _computed(
 
 def _encoded(job: _Job, batches: Sequence[range], bar: tqdm) -> Generator[_Block, None, None]:
     """Features of each batch. The next one is under way when a batch comes back from a GPU."""
-    last: _Block | None = None
+    last: tuple[range, _Block] | None = None
     with closing(_prepared(job, batches)) as prepared:
         try:
             for batch in prepared:
                 found = _encode(job, batch)
                 if last is not None:
-                    yield last._replace(features=last.features.cpu())
-                last = found
+                    yield _sound(job, *last)
+                last = batch.rows, found
                 bar.update(len(batch.rows))
         except Exception:
             # What came before an image that cannot be read is not lost with it.
             if last is not None:
-                yield last._replace(features=last.features.cpu())
+                yield _sound(job, *last)
             raise
     if last is not None:
-        yield last._replace(features=last.features.cpu())
+        yield _sound(job, *last)
+
+
+def _sound(job: _Job, rows: range, block: _Block) -> _Block:
+    """A batch on the CPU. Raises ValueError for features that no image has."""
+    block = block._replace(features=block.features.cpu())
+    ids = job.split.ids[rows.start : rows.stop]
+    if (bad := _unsound(block, ids)) is not None:
+        raise ValueError(
+            f"the encoder's features of image {bad!r} are not finite or all zero, so none are "
+            "kept of it: look at the weights and the precision, or leave the image out "
+            "(split.take)"
+        )
+    return block
+
+
+def _unsound(block: _Block, ids: Sequence[str]) -> str | None:
+    """The first id with a feature that is not finite or all zero, those skipped apart."""
+    features = block.features
+    good = features.isfinite().all(-1) & (features != 0).any(-1)
+    good = good if good.ndim == 1 else good.all(0)
+    left_out = set(block.skipped)
+    return next((ids[i] for i in (~good).nonzero()[:, 0] if ids[i] not in left_out), None)
 
 
 def _prepared(job: _Job, batches: Sequence[range]) -> Generator[_Batch, None, None]:
@@ -442,7 +473,7 @@ def _write(path: Path, block: _Block, description: str, ids: tuple[str, ...]) ->
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"features could not be written to {path.parent} ({error}): free space there, or set "
-            "LBUTILS_CACHE to another folder; what is there stays valid, and is gone on from"
+            "LBUTILS_CACHE to another folder; what is there stays valid, and is used next time"
         ) from error
 
 
@@ -470,6 +501,8 @@ def _read(path: Path | None, description: str, ids: tuple[str, ...]) -> _Block |
             f"{path} does not hold the features that its name stands for (other weights, "
             "preprocessing or images): delete it, and it is computed anew"
         )
-    if metadata.get("sha256") != _sha256(features):
+    block = _Block(features, tuple(json.loads(metadata.get("skipped", "[]"))))
+    whole = metadata.get("sha256") == _sha256(features)
+    if not whole or features.shape[-2:-1] != (len(ids),) or _unsound(block, ids) is not None:
         raise ValueError(f"{path} is corrupt: delete it, and it is computed anew")
-    return _Block(features, tuple(json.loads(metadata.get("skipped", "[]"))))
+    return block
