@@ -205,41 +205,13 @@ def test_coverage_of_the_accuracy_interval(clustered):
         skill = rng.beta(1, 1, 40) if clustered else np.full(40, 0.5)
         labels = np.repeat(np.arange(40), 15)
         predictions = np.where(rng.random(600) < skill[labels], labels, -1)
-        found = ev.bootstrap_accuracy(labels, predictions, resamples=400, seed=trial)
+        found = ev.bootstrap(ev.per_class_accuracy(labels, predictions), resamples=400, seed=trial)
         covered += found.low <= 0.5 <= found.high
         error = math.sqrt(found.mean * (1 - found.mean) / 600)
         narrow += abs(found.mean - 0.5) <= 1.96 * error
     assert 0.90 <= covered / 300 <= 0.98
     # Treating images as independent is what this clustering guards against.
     assert (narrow / 300 < 0.75) == clustered
-
-
-def test_bootstrap_accuracy_by_image_and_by_class():
-    labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
-    assert ev.bootstrap_accuracy(labels, predictions).mean == 0.75
-    assert ev.bootstrap_accuracy(labels, predictions, balanced=True).mean == 0.5
-    both = ev.bootstrap_accuracy({"a": labels, "b": [0, 1]}, {"a": predictions, "b": [0, 1]})
-    assert both.mean == pytest.approx((0.75 + 1) / 2)
-    assert math.isnan(ev.bootstrap_accuracy([], []).mean)
-    with pytest.raises(ValueError, match="throughout"):
-        ev.bootstrap_accuracy({"a": labels}, predictions)
-
-
-def test_bootstrap_of_the_harmonic_mean():
-    rng = np.random.default_rng(2)
-    ip, oop = {d: rng.random(20) for d in "ab"}, {d: rng.random(30) / 3 for d in "ab"}
-    found = ev.bootstrap_harmonic_mean(ip, oop)
-    assert found.mean == pytest.approx(
-        np.mean([hmean([ip[d].mean(), oop[d].mean()]) for d in "ab"])
-    )
-    assert found.low < found.mean < found.high
-    single = ev.bootstrap_harmonic_mean(ip["a"], oop["a"], resamples=20_000)
-    draws = rng.integers(0, 20, (20_000, 20)), rng.integers(0, 30, (20_000, 30))
-    exact = hmean([ip["a"][draws[0]].mean(1), oop["a"][draws[1]].mean(1)])
-    np.testing.assert_allclose(single[1:], np.quantile(exact, [0.025, 0.975]), atol=0.01)
-    assert ev.bootstrap_harmonic_mean([0, 0], [0, 0]) == (0, 0, 0)
-    weighted = ev.bootstrap_harmonic_mean([0.5, 1.0], [0.5, 0.5], [1, 3], [1, 1])
-    assert weighted.mean == pytest.approx(hmean([0.875, 0.5]))
 
 
 def test_comparison_is_paired():

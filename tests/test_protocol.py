@@ -61,7 +61,7 @@ SWEEP = np.arange(-8, 8.01, 0.25)
 @QUICK
 @given(tasks())
 def test_the_curve_is_a_sweep_of_the_bias(task):
-    curve = protocol.seen_unseen_curve(*task)
+    curve = protocol.mean_curve(ev.joint_margins(*task))
     assert (np.diff(curve.bias) > 0).all()
     for bias, ip, oop in zip(*curve, strict=True):
         if np.isfinite(bias):
@@ -78,7 +78,7 @@ def test_the_curve_is_a_sweep_of_the_bias(task):
 @given(tasks())
 def test_the_area_is_that_under_the_curve_and_that_over_pairs(task):
     area = protocol.ausuc(*task)
-    curve = protocol.seen_unseen_curve(*task)
+    curve = protocol.mean_curve(ev.joint_margins(*task))
     assert area == pytest.approx(-np.trapezoid(curve.oop, curve.ip))
     margins = ev.joint_margins(*task)
     kind = [
@@ -465,7 +465,7 @@ def test_logits_that_cannot_be_scored_are_refused():
         protocol.ausuc(np.where(logits > 3, np.inf, logits), labels, n_ip)
     for kept in (labels < n_ip, labels >= n_ip):
         with pytest.raises(ValueError, match="both are needed"):
-            protocol.seen_unseen_curve(logits[kept], labels[kept], n_ip)
+            protocol.mean_curve(ev.joint_margins(logits[kept], labels[kept], n_ip))
     for bias in (np.nan, np.inf):
         with pytest.raises(ValueError, match="finite"):
             protocol.joint_scores(logits, labels, n_ip, bias=bias)

@@ -108,31 +108,6 @@ def joint_scores(
 # ---- the curve under a bias
 
 
-def seen_unseen_curve(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> Curve:
-    """IP and OOP accuracy over the joint vocabulary under every bias of OOP names.
-
-    Between two neighbouring margins of images nothing changes, so one bias between each two,
-    one beyond either end and the two infinities are the whole curve: no grid is involved.
-
-    Parameters
-    ----------
-    logits, labels, n_ip : array-like, array-like, int
-        See `metrics.joint_margins`.
-
-    Returns
-    -------
-    Curve
-        ``bias`` ascending, added to the logits of OOP names; ``ip`` falls from the accuracy
-        over IP names alone to 0 while ``oop`` rises from 0 to that over OOP names alone.
-
-    Notes
-    -----
-    Source: Chao et al., An Empirical Study and Analysis of Generalized Zero-Shot Learning for
-    Object Recognition in the Wild, ECCV 2016 (calibrated stacking, section 4).
-    """
-    return mean_curve(joint_margins(logits, labels, n_ip))
-
-
 def ausuc(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> float:
     """Area under OOP accuracy over IP accuracy as the bias runs, in 0..1, exact.
 
@@ -165,13 +140,27 @@ def _pairs(of: Margins | JointScores) -> np.ndarray:
 
 
 def mean_curve(runs: AnyRuns) -> Curve:
-    """The curve of several runs under one bias common to them, each run counting the same.
+    """IP and OOP accuracy of runs under every bias common to them, each run counting the same.
+
+    Between two neighbouring margins of images nothing changes, so one bias between each two,
+    one beyond either end and the two infinities are the whole curve: no grid is involved.
 
     Parameters
     ----------
     runs : mapping or iterable
         {domain: runs} as in `interval`, or any runs: `JointScores` or `metrics.Margins`, or
         one of these.
+
+    Returns
+    -------
+    Curve
+        ``bias`` ascending, added to the logits of OOP names; ``ip`` falls from the accuracy
+        over IP names alone to 0 while ``oop`` rises from 0 to that over OOP names alone.
+
+    Notes
+    -----
+    Source: Chao et al., An Empirical Study and Analysis of Generalized Zero-Shot Learning for
+    Object Recognition in the Wild, ECCV 2016 (calibrated stacking, section 4).
     """
     many = _flat(runs)
     edges = np.unique(np.concatenate([run.margin for run in many]))
