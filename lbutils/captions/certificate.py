@@ -24,7 +24,7 @@ from lbutils._util import write_text
 from lbutils.captions.survey import Survey, level_column
 from lbutils.captions.text import canonical, is_unspaced
 
-FORMAT = "lbutils screening certificate, 1"
+FORMAT = "lbutils screening certificate, 2"
 VERDICTS = ("ip", "oop", "undecided")
 # Half of at least so many examples with one neighbour: the name is mostly part of a longer one.
 _ENOUGH = 8
@@ -58,11 +58,13 @@ def certify(
     Returns
     -------
     dict
-        ``format``, ``made``, ``tool`` (versions), ``corpus``, ``levels``, ``scales`` (files with
-        fingerprints, captions, whether complete) and ``concepts``: for each its ``phrase``,
-        ``warnings``, and at each scale ``verdict``, ``captions`` by level (those at the level
-        or a stricter one), ``words_seen``, ``pieces_seen`` and ``examples``. The verdict is "ip"
-        if a caption has the phrase, "oop" if none has it in a complete corpus, else "undecided".
+        ``format``, ``made``, ``tool`` (versions), ``corpus``, ``levels``, ``scales`` (``files``
+        with what named them, fingerprints, captions and errors, what was ``passed_over`` and why,
+        ``doubts``: why nothing can be said to be absent, and whether ``complete``: without any)
+        and ``concepts``: for each its ``phrase``, ``warnings``, and at each scale ``verdict``,
+        ``captions`` by level (those at the level or a stricter one), ``words_seen``,
+        ``pieces_seen`` and ``examples``. The verdict is the ``subset`` of
+        `lbutils.captions.survey.screen`: "ip", "oop" or "undecided".
 
     Raises
     ------
@@ -108,11 +110,9 @@ def _findings(survey: Survey) -> list[dict[str, Any]]:
         columns = ["captions", *(f"captions_{level}" for level in survey.levels[1:])]
         counts = {level: int(row[name]) for level, name in zip(survey.levels, columns, strict=True)}
         kept = by_name.get(row["name"])
-        alone = is_unspaced(row["phrase"]) and not survey.query.substring
-        absent = "oop" if survey.complete and not alone else "undecided"
         findings.append(
             {
-                "verdict": "ip" if row["captions"] else absent,
+                "verdict": row["subset"],
                 "captions": counts,
                 "words_seen": int(row["words_seen"]),
                 "pieces_seen": int(row["pieces_seen"]),
@@ -127,10 +127,12 @@ def _scope(survey: Survey) -> dict[str, Any]:
     """What was read for one scale."""
     return {
         "complete": survey.complete,
+        "doubts": survey.doubts,
         "rows": int(survey.total.rows),
         "captions": int(survey.total.captions),
         "files_expected": survey.expected,
         "files": survey.files.to_dict("records"),
+        "passed_over": survey.passed_over.to_dict("records"),
     }
 
 
@@ -304,7 +306,10 @@ def read_certificate(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not a certificate: {error}") from error
     found = certificate.get("format") if isinstance(certificate, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{path} is not a certificate: its format is {found!r}, not {FORMAT!r}")
+        raise ValueError(
+            f"{path} is not a certificate that this version can vouch for: its format is "
+            f"{found!r}, not {FORMAT!r}; screen again"
+        )
     return certificate
 
 

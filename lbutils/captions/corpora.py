@@ -9,30 +9,39 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from lbutils._util import suggest
-from lbutils.captions.text import url_path
+from lbutils.captions.tables import (
+    BATCH_BYTES,
+    SUFFIXES,
+    flatten,
+    head,
+    is_text,
+    kind_of,
+    name_of,
+    open_system,
+    read_columns,
+)
 
-_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-SUFFIXES = (".parquet", *_TABLES)
-_TEXT = (pa.string(), pa.large_string(), pa.string_view())
 # What stores call the digest of a file's content, so that it need not be downloaded for one.
 _TAGS = ("ETag", "etag", "sha256", "md5Hash", "md5", "checksum", "content_md5")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-# Bytes of captions in one batch, about: captions may be a megabyte long.
-BATCH_BYTES = 1 << 25
 _BLOCK = 1 << 24
+# By their names no captions: what people and programs put beside tables.
+_BESIDE = re.compile(
+    r"(readme|licen[cs]e|copying|notice|citation|changelog)(\.\w+)?"
+    r"|.*\.(md|rst|crc|md5|sha1|sha256|sha512|py|ipynb|sh|ya?ml|toml|jpe?g|png|webp|gif|svg)",
+    re.IGNORECASE,
+)
+# Folders of copies that a writer has not committed, or of what readers of Delta Lake look up.
+_UNFINISHED = ("_temporary", "_delta_log")
 
 
 @dataclass(frozen=True)
@@ -64,70 +73,240 @@ class Sources(tuple[str, ...]):
 
 @dataclass(frozen=True)
 class File:
-    """One file of captions: its URL or path, and the column that holds them."""
+    """One file of captions: its URL or path, the column that holds them, and what named it.
+
+    A file with an `error` is not read, so that no name can be said to be absent.
+    """
 
     url: str = field(repr=False)  # it may hold a password, and clusters print their tasks
     column: str
     rows: int | None  # None where only reading it all would tell
     error: str = ""
+    source: str = ""
 
     @property
     def name(self) -> str:
-        """The file's own name, without folders and without a URL's query."""
-        return PurePosixPath(url_path(self.url)).name
+        """The file's own name, without folders."""
+        return name_of(self.url)
 
 
-def find_urls(source: str | os.PathLike[str]) -> list[str]:
-    """The files of captions at a path or URL, sorted.
+@dataclass(frozen=True)
+class Beside:
+    """A file that is passed over and cannot hold captions of its own, and why."""
+
+    url: str
+    reason: str
+
+
+def find(sources: Iterable[str | os.PathLike[str]]) -> tuple[list[File], list[Beside]]:
+    """The files that sources name, each once, and what was found beside them.
+
+    Every file that is found is in one of the lists. It is passed over as `Beside` if it was found
+    already (under another name, by a link), or, in a folder or by a pattern, if its name tells that
+    it holds no captions: documentation, checksums, code, images, and hidden files and markers
+    (names that begin with "." or "_") without a suffix of captions. Anything else that cannot
+    be read is a file with an `error`: other suffixes, hidden files with a suffix of captions,
+    ``_temporary`` folders, a missing member of a range.
 
     Parameters
     ----------
-    source : str or path
+    sources : iterable of str or path
         A file; a folder, searched to any depth; a pattern (``s3://bucket/part-*.parquet``); or
         numbered URLs, ``https://host/part-{00000..00031}.parquet``. Any protocol that fsspec
-        knows. Parquet, CSV and TSV files are taken, the latter also compressed by gzip.
+        knows. Parquet, CSV, TSV and JSON lines are read, the last three also compressed by
+        gzip, bzip2, xz or zstd.
 
     Raises
     ------
     FileNotFoundError
-        If nothing is there.
+        If a source names nothing that can be read or fails to be.
+    ValueError
+        If there is no source, or a range ends before it begins.
     """
-    source = os.fspath(source)
+    files: list[File] = []
+    beside: list[Beside] = []
+    for source in [os.fspath(source) for source in sources]:
+        found = _members(source)
+        if all(isinstance(one, Beside) for one in found):
+            raise FileNotFoundError(f"no file of captions ({SUFFIXES}) at {source}")
+        files += [replace(one, source=source) for one in found if isinstance(one, File)]
+        beside += [one for one in found if isinstance(one, Beside)]
+    if not files:
+        raise ValueError("no files of captions are named: the list of sources is empty")
+    first: dict[Any, File] = {}
+    keys = [_identity(*open_system(file.url), file.url) for file in files]
+    # Of several names of a file, one under which it can be read, and the first of these.
+    for key, file in sorted(zip(keys, files, strict=True), key=lambda pair: bool(pair[1].error)):
+        first.setdefault(key, file)
+    kept = [file for key, file in zip(keys, files, strict=True) if first[key] is file]
+    beside += [
+        Beside(file.url, f"the same file as {first[key].url}, which is counted once")
+        for key, file in zip(keys, files, strict=True)
+        if first[key] is not file
+    ]
+    return kept, list(dict.fromkeys(beside))
+
+
+def find_urls(source: str | os.PathLike[str]) -> list[str]:
+    """The files of captions at a path or URL that may be read, sorted; see `find`."""
+    return [file.url for file in find([source])[0] if not file.error]
+
+
+def _members(source: str) -> list[File | Beside]:
+    """All that a source names, in the order of their names."""
     if numbered := _RANGE.search(source):
-        low, high = numbered.groups()
-        numbers = (f"{k:0{len(low)}}" for k in range(int(low), int(high) + 1))
-        head, tail = source[: numbered.start()], source[numbered.end() :]
-        return [url for number in numbers for url in find_urls(f"{head}{number}{tail}")]
-    system, path = fsspec.core.url_to_fs(source)
+        return _numbered(source, numbered)
+    system, path = open_system(source)
+    found: dict[str, tuple[str, str]] = {}
     if any(sign in path for sign in "*?[") and not system.exists(path):
-        found = [name for name in system.glob(path) if url_path(name).endswith(SUFFIXES)]
-        what = f"no file of captions matches {source}"
-    elif system.isdir(path):
-        found = [name for name in system.find(path) if url_path(name).endswith(SUFFIXES)]
-        what = f"no *.parquet or *.csv file in {source}"
+        fixed = next(k for k, part in enumerate(path.split("/")) if any(c in part for c in "*?["))
+        for name in system.glob(path):
+            below = "/".join(name.split("/")[fixed:])
+            found |= _walk(system, name, {}, below) if system.isdir(name) else {name: (below, "")}
+    # Where there are no folders, asking for one may download the file.
+    elif not (kind_of(source) and "http" in system.protocol) and system.isdir(path):
+        found = _walk(system, path, {})
+    elif system.exists(path):
+        return [File(source, "", None, _unreadable(source))]
     else:
-        found = [path] if system.exists(path) else []
-        what = f"no Parquet or CSV file, or folder of them, at {source}"
-    # What another program is still writing, or macOS leaves behind, starts with a dot.
-    found = [name for name in found if len(found) == 1 or PurePosixPath(name).name[0] != "."]
-    if not found:
-        raise FileNotFoundError(what)
-    return sorted(system.unstrip_protocol(name) if "://" in source else name for name in found)
+        raise FileNotFoundError(f"nothing is there: {source}")
+    return [_member(_url(source, system, name), *found[name]) for name in sorted(found)]
 
 
-def inspect(url: str, column: str | None = None) -> File:
-    """The file with its column and number of rows, or with what is wrong with it in `error`."""
+def _numbered(source: str, numbered: re.Match[str]) -> list[File | Beside]:
+    """The members of the range; one that is missing is a file with an error."""
+    low, high = numbered.groups()
+    if int(low) > int(high):
+        raise ValueError(f"{source}: the range {numbered[0]} is empty; {high} is less than {low}")
+    head_, tail = source[: numbered.start()], source[numbered.end() :]
+    found: list[File | Beside] = []
+    missing = 0
+    numbers = range(int(low), int(high) + 1)
+    for k in numbers:
+        url = f"{head_}{k:0{len(low)}}{tail}"
+        try:
+            found += _members(url)
+        except OSError as error:
+            found.append(File(url, "", None, f"{url} cannot be read: {error}"))
+            missing += 1
+    if missing == len(numbers):
+        raise FileNotFoundError(f"no member of the range is there: {source}")
+    return found
+
+
+def _walk(
+    system: Any, folder: str, seen: dict[Any, str], below: str = ""
+) -> dict[str, tuple[str, str]]:
+    """Every file in a folder: its path from there on, and an error; links to folders are followed.
+
+    A folder that cannot be listed stands for what is in it.
+    """
+    key = _identity(system, folder, folder)
+    if key in seen:
+        return {}
+    seen[key] = folder
     try:
-        kind, columns, rows = _parquet_head(url) if _kind(url) == "Parquet" else _csv_head(url)
-    except (pa.ArrowException, OSError, EOFError) as error:
-        return File(url, column or "", None, f"{url} is not a readable {_kind(url)} file: {error}")
-    wanted = column or default_column(columns)
+        listed = system.ls(folder, detail=True)
+    except OSError as error:
+        return {folder: (below or folder, f"{folder} cannot be listed: {error}")}
+    found: dict[str, tuple[str, str]] = {}
+    for info in listed:
+        name = info["name"].rstrip("/")
+        inside = f"{below}/{PurePosixPath(name).name}".lstrip("/")
+        if name == folder.rstrip("/"):
+            continue  # some stores list a folder in itself
+        if info["type"] == "directory" or (info["type"] == "other" and system.isdir(name)):
+            found |= _walk(system, name, seen, inside)
+        else:
+            plain = info["type"] == "file" or system.isfile(name)
+            found[name] = (inside, "" if plain else f"{name} is a broken link, or no file")
+    return found
+
+
+def _member(url: str, below: str, error: str) -> File | Beside:
+    """A file in a folder or found by a pattern, judged by its name."""
+    *folders, name = below.split("/")
+    hidden = [part for part in (*folders, name) if part[:1] == "." or part in _UNFINISHED]
+    if not error and (name.startswith("._") or (not kind_of(name) and _BESIDE.fullmatch(name))):
+        return Beside(url, "by its name no file of captions")
+    if not error and not kind_of(name) and (hidden or name.startswith("_")):
+        return Beside(url, "hidden or a marker, and without a suffix of captions")
+    if not error and hidden:
+        error = f"{url} is hidden or unfinished ({hidden[0]}), so it is not read: remove it, or "
+        error += "name the files that are meant by a pattern"
+    return File(url, "", None, error or _unreadable(url))
+
+
+def _unreadable(url: str) -> str:
+    if kind_of(url):
+        return ""
+    return f"{url} has no suffix that is read ({SUFFIXES}): convert it, or name the others only"
+
+
+def _url(source: str, system: Any, name: str) -> str:
+    """The name as `open_system` takes it, behind the protocols of its source."""
+    if "://" not in source:
+        return name
+    links = source.split("::")
+    first = next(k for k, link in enumerate(links) if "://" in link)
+    return "::".join([*links[:first], system.unstrip_protocol(name), *links[first + 1 :]])
+
+
+def _identity(system: Any, path: str, url: str) -> Any:
+    """What is equal for two names of the same file, through links and spellings; else the URL."""
+    if "file" not in system.protocol:
+        return url
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return url
+    return (found.st_dev, found.st_ino) if found.st_ino else str(Path(path).resolve())
+
+
+@contextmanager
+def _named(url: str, what: str) -> Iterator[None]:
+    """Whatever a library raises while it reads the file, as a ValueError that names the file.
+
+    Which errors there are depends on the format, the compression and the store, and none of
+    them may end the reading of other files.
+    """
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{url} {what}: {said}") from error
+
+
+def inspect(file: File | str, column: str | None = None) -> File:
+    """The file with its column and number of rows, or with what is wrong with it in `error`."""
+    file = file if isinstance(file, File) else File(file, "", None, _unreadable(file))
+    if file.error:
+        return file
+    kind = " ".join(filter(None, kind_of(file.url) or ()))
+    try:
+        with _named(file.url, f"is not a readable {kind} file"):
+            columns, type_of, rows = head(file.url)
+            wanted = column or default_column(columns)
+            found = type_of(wanted) if columns.count(wanted) == 1 else None
+    except ValueError as error:
+        return replace(file, error=str(error))
+    fault = ""
     if wanted not in columns:
-        return File(url, wanted, None, f"{url}: {suggest(wanted, columns, 'column')}")
-    found = kind(wanted)
-    if not is_text(found):
-        return File(url, wanted, None, f"{url}: column {wanted!r} holds {found}, not captions")
-    return File(url, wanted, rows)
+        fault = f"{file.url}: {suggest(wanted, columns, 'column')}"
+    elif found is None:
+        fault = f"{file.url}: more than one column is named {wanted!r}"
+    elif not is_text(found):
+        fault = f"{file.url}: column {wanted!r} holds {found}, not captions"
+    return replace(file, column=wanted, rows=None if fault else rows, error=fault)
+
+
+def is_path(text: str) -> bool:
+    """Whether a text is a URL, has the suffix of a file of captions, or a file has this name."""
+    if kind_of(text) or re.fullmatch(r"[\w+.-]+://\S+", text):
+        return True
+    return os.path.exists(text)  # noqa: PTH110 (Path.exists raises for texts that are too long)
 
 
 def default_column(columns: Iterable[str]) -> str:
@@ -136,135 +315,59 @@ def default_column(columns: Iterable[str]) -> str:
     return next((name for name in _COLUMNS if name in names), _COLUMNS[0])
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds strings, plain or in dictionaries or lists."""
-    while hasattr(kind, "value_type"):
-        kind = kind.value_type
-    return kind in _TEXT
-
-
-def _kind(url: str) -> str:
-    return "Parquet" if url_path(url).endswith(".parquet") else "CSV"
-
-
-def _parquet_head(url: str) -> tuple[Any, list[str], int]:
-    with _parquet(url) as parquet:
-        schema = parquet.schema_arrow
-        return (lambda column: schema.field(column).type), schema.names, parquet.metadata.num_rows
-
-
-def _csv_head(url: str) -> tuple[Any, list[str], None]:
-    with _open(url) as raw, pa.csv.open_csv(raw, **_csv_options(url)) as reader:
-        return (lambda column: pa.string()), reader.schema.names, None
-
-
-def _csv_options(url: str, column: str | None = None) -> dict[str, Any]:
-    delimiter = "\t" if ".tsv" in PurePosixPath(url_path(url)).suffixes else ","
-    # Read as they stand: no caption is a number or a null because it looks like one.
-    only = {"include_columns": [column], "column_types": {column: pa.string()}} if column else {}
-    return {
-        "read_options": pa.csv.ReadOptions(block_size=_BLOCK, use_threads=False),
-        "parse_options": pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        "convert_options": pa.csv.ConvertOptions(**only),
-    }
-
-
-def _open(url: str) -> Any:
-    system, path = fsspec.core.url_to_fs(url)
-    return system.open(path, "rb", compression="gzip" if url_path(url).endswith(".gz") else None)
-
-
-@contextmanager
-def _parquet(url: str) -> Iterator[pq.ParquetFile]:
-    system, path = fsspec.core.url_to_fs(url)
-    # Arrow reads a local file itself, without the interpreter's lock. Whole columns of a row
-    # group are not fetched ahead, as some corpora put millions of rows into one.
-    local = "file" in system.protocol
-    with (
-        nullcontext(path) if local else system.open(path, "rb") as source,
-        pq.ParquetFile(source, pre_buffer=False) as parquet,
-    ):
-        yield parquet
-
-
 def fingerprint(url: str) -> str:
     """What identifies the file's content: SHA-256 of a local file, the store's tag of a remote.
 
     A store that keeps no digest (plain HTTP often does not) is asked for the file instead.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read; the message names it.
     """
-    system, path = fsspec.core.url_to_fs(url)
-    if "file" not in system.protocol:
-        info = system.info(path)
-        tags = {name: str(info[name]) for name in _TAGS if info.get(name)}
-        if tags:
-            name, tag = next(iter(tags.items()))
-            return f"{name.lower()}:{tag} size:{info.get('size')}"
-    digest = hashlib.sha256()
-    with system.open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+    with _named(url, "cannot be read"):
+        system, path = open_system(url)
+        if "file" not in system.protocol:
+            info = system.info(path)
+            tags = {name: str(info[name]) for name in _TAGS if info.get(name)}
+            if tags:
+                name, tag = next(iter(tags.items()))
+                return f"{name.lower()}:{tag} size:{info.get('size')}"
+        digest = hashlib.sha256()
+        with system.open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        return f"sha256:{digest.hexdigest()}"
 
 
 def read(file: File, rows: int) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
-    """Batches of a file: captions (N,) without nulls, their row numbers (N,), rows read.
+    """Batches of a file: captions (N,) without nulls, their row numbers (N,), rows read by then.
+
+    Memory stays below some batches of `BATCH_BYTES` and 64 of the file's longest captions, plus
+    what the pages of a Parquet file take that are read at a time.
 
     Parameters
     ----------
     file : File
     rows : int
-        Rows in a batch, at most; fewer where captions are long.
+        Captions in a batch, at most; fewer where they are long.
 
     Raises
     ------
     ValueError
-        If the file is truncated or corrupt; the message names it.
+        If the file is truncated, corrupt or ambiguous, or has a caption of more than
+        `BATCH_BYTES`; the message names it.
     """
     start = 0
-    try:
-        for column in _columns(file, rows):
-            # A reader may give more than was asked for: CSV comes in blocks.
-            for k in range(0, len(column), rows):
-                part = column.slice(k, rows)
-                captions, numbers = flatten(part)
-                yield captions, numbers + start, len(part)
-                start += len(part)
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file.url} is truncated or corrupt: {error}") from error
-
-
-def _columns(file: File, rows: int) -> Iterator[pa.Array]:
-    if _kind(file.url) != "Parquet":
-        options = _csv_options(file.url, file.column)
-        with _open(file.url) as raw, pa.csv.open_csv(raw, **options) as reader:
-            yield from (batch.column(0) for batch in reader)
-        return
-    with _parquet(file.url) as parquet:
-        for group in range(parquet.metadata.num_row_groups):
-            meta = parquet.metadata.row_group(group)
-            parts = (meta.column(k) for k in range(meta.num_columns))
-            size = sum(
-                part.total_uncompressed_size
-                for part in parts
-                if part.path_in_schema.split(".")[0] == file.column
-            )
-            fitting = max(1, BATCH_BYTES * max(meta.num_rows, 1) // max(size, 1))
-            batches = parquet.iter_batches(
-                min(rows, fitting), row_groups=[group], columns=[file.column], use_threads=False
-            )
-            yield from (batch.column(0) for batch in batches)
-
-
-def flatten(column: pa.Array) -> tuple[pa.StringArray, np.ndarray]:
-    """The captions of a column of strings, or of lists of them, and the row of each.
-
-    Nulls are left out.
-    """
-    rows = np.arange(len(column))
-    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        rows = rows[pc.list_parent_indices(column).to_numpy()]
-        column = pc.list_flatten(column)
-    if column.null_count:
-        rows = rows[pc.is_valid(column).to_numpy(zero_copy_only=False)]
-        column = column.drop_null()
-    return column.cast(pa.string()), rows
+    with _named(file.url, "is truncated or corrupt, or cannot be read"):
+        for column in read_columns(file.url, file.column, rows):
+            for captions, numbers in flatten(column, rows):
+                if len(captions) == 1 and len(captions[0].as_buffer()) > BATCH_BYTES:
+                    raise ValueError(
+                        f"row {start + numbers[0]} has more than {BATCH_BYTES:,} bytes"
+                    )
+                yield captions, numbers + start, 0
+            start += len(column)
+            yield pa.array([], pa.string()), np.empty(0, np.int64), len(column)
+        if file.rows is not None and start != file.rows:
+            raise ValueError(f"{start:,} of its {file.rows:,} rows were there")

@@ -35,7 +35,7 @@ from lbutils.captions.text import (
 LEVELS = ("phrase", "compounds", "inflections", "diacritics", "synonyms")
 UNSPACED = ("alone", "substring", "refuse")
 # Part of the key of stored counts: to be raised when the same input would give other counts.
-_RULES = 2
+_RULES = 3
 _SAMPLE = 1_000
 _RENEWALS = frozenset(4**k for k in range(16))
 _SHOWN = 400  # letters kept of an example
@@ -153,6 +153,7 @@ class Tally:
 
     `counts` (concepts, levels) int64: captions whose strictest mention of the concept is at
     that level. `unseen` and `unseen_pieces` hold the names' words and pieces that no caption has.
+    `worded` tells whether any caption has a word: captions that are all blank prove nothing.
     """
 
     counts: np.ndarray
@@ -160,6 +161,7 @@ class Tally:
     unseen_pieces: set[int]
     rows: int = 0
     captions: int = 0
+    worded: bool = False
     examples: dict[tuple[int, int], list[tuple[str, str, int, str]]] = field(default_factory=dict)
 
     @classmethod
@@ -178,6 +180,7 @@ class Tally:
         self.unseen_pieces &= other.unseen_pieces
         self.rows += other.rows
         self.captions += other.captions
+        self.worded |= other.worded
         for key, found in other.examples.items():
             self.examples[key] = [*self.examples.get(key, ()), *found][:examples]
 
@@ -190,6 +193,7 @@ class Tally:
             "unseen_pieces": sorted(self.unseen_pieces),
             "rows": self.rows,
             "captions": self.captions,
+            "worded": self.worded,
             "examples": kept,
         }
 
@@ -217,7 +221,11 @@ class Tally:
         examples = {(k, level): [tuple(e) for e in own] for k, level, own in stored["examples"]}
         if not all(0 <= k < len(query.names) and found[k, level] for k, level in examples):
             raise ValueError("examples of what was not counted")
-        return cls(found.reshape(whole.counts.shape), unseen, pieces, rows, captions, examples)
+        worded = stored["worded"]
+        if type(worded) is not bool or (found.any() and not worded):
+            raise ValueError("names in captions without a word")
+        counts = found.reshape(whole.counts.shape)
+        return cls(counts, unseen, pieces, rows, captions, worded, examples)
 
 
 class CaptionCounter:
@@ -255,6 +263,7 @@ class CaptionCounter:
     def add(self, captions: pa.StringArray, rows: np.ndarray, file: str) -> None:
         """Count a batch: captions (N,) without nulls, and the number of each one's row."""
         self.tally.captions += len(captions)
+        self.tally.worded = self.tally.worded or has_words(captions)
         if not len(captions) or not self.query.names:
             return
         index = self._current_index(captions)
@@ -358,6 +367,11 @@ class CaptionCounter:
             if len(found) < self.query.examples:
                 caption = captions[int(row[k])].as_py()[:_SHOWN]
                 found.append((self._phrases[phrase[k]], file, int(rows[row[k]]), caption))
+
+
+def has_words(captions: pa.StringArray) -> bool:
+    """Whether any of the captions has a word."""
+    return any(canonical(caption.as_py()) for caption in captions)
 
 
 def _bounded(phrase: str) -> str:

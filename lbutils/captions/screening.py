@@ -2,8 +2,9 @@
 
     lbutils screen names.txt "captions/*.parquet" --out certificate.json
 
-Exit status: 0 if all files were read, 1 if some could not be (their names are printed, the others
-are counted), 2 if the arguments are wrong.
+Exit status: 0 if all that was named was read and every name is in or out, 1 if something could not
+be read or a name is undecided (what and why is printed, all else is counted), 2 if nothing was
+screened: the arguments are wrong, or a file or folder that they name is not there.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def choose_classes(
     ------
     ValueError
         If a domain has two names of one canonical form, or too few candidates; the message says
-        which.
+        which. If a file cannot be read, or no caption was read of something that is named.
 
     Notes
     -----
@@ -215,6 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lbutils screen",
         description="Do these names occur in these captions? Writes a certificate.",
+        epilog="Exit status: 0 if all that was named was read and every name is in or out; 1 if "
+        "something could not be read or a name is undecided; 2 if nothing was screened.",
     )
     parser.add_argument(
         "names", help="text file, a name a line, or .csv or .tsv with a column name"
@@ -237,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status of the command line: 0, 1 if a file could not be read, 2 on wrong arguments."""
+    """Exit status of the command line: 0, 1 if anything is undecided, 2 if nothing was screened."""
     given = _parser().parse_args(arguments)
     try:
         if given.out:  # before hours of reading, not after
@@ -268,9 +271,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     table = to_table(certificate).drop(columns=["phrase", "example"])
     print(table.to_string(index=False))
-    print(f"{found.total.captions:,} captions in {len(found.files):,} files")
-    for fault in filter(None, found.files["error"]):
-        print(f"not counted: {fault}", file=sys.stderr)
-    if found.expected is not None and found.expected != len(found.files):
-        print(f"not complete: {len(found.files)} of {found.expected} files", file=sys.stderr)
-    return 0 if found.complete else 1
+    read = (found.files["error"] == "").sum()
+    total = found.total
+    print(f"{total.captions:,} captions in {total.rows:,} rows of {read:,} files")
+    for row in found.passed_over.itertuples():
+        print(f"passed over: {row.file}: {row.reason}", file=sys.stderr)
+    faults = set(found.files["error"])
+    for doubt in found.doubts:
+        print(f"not {'counted' if doubt in faults else 'complete'}: {doubt}", file=sys.stderr)
+    undecided = (table["verdict"] == "undecided").sum()
+    if undecided:
+        print(f"undecided: {undecided:,} of {len(table):,} names", file=sys.stderr)
+    return 0 if found.complete and not undecided else 1

@@ -15,7 +15,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -30,8 +30,16 @@ from tqdm import tqdm
 
 from lbutils._util import suggest
 from lbutils.captions import corpora
-from lbutils.captions.counting import LEVELS, UNSPACED, CaptionCounter, Query, Tally, make_query
-from lbutils.captions.text import canonical, discreetly, redacted
+from lbutils.captions.counting import (
+    LEVELS,
+    UNSPACED,
+    CaptionCounter,
+    Query,
+    Tally,
+    has_words,
+    make_query,
+)
+from lbutils.captions.text import canonical, discreetly, is_unspaced, redacted
 
 __all__ = [
     "LEVELS",
@@ -47,6 +55,9 @@ __all__ = [
 
 # Captions in one batch: enough that what is done once a batch costs little beside the rest.
 BATCH = 65_536
+_FILE_COLUMNS = ["file", "source", "fingerprint", "rows", "captions", "error"]
+_NO_FILES = pd.DataFrame(columns=_FILE_COLUMNS).astype({"error": str})
+_BESIDE = ["file", "reason"]
 
 
 def screen(
@@ -89,7 +100,8 @@ def screen(
     DataFrame
         ``name``; ``phrase`` (canonical); ``captions`` (number of captions with the phrase);
         ``words``, ``words_seen``, ``pieces``, ``pieces_seen`` (number of the name's words and
-        pieces, and how many of them occur in captions); ``subset`` ("ip" or "oop");
+        pieces, and how many of them occur in captions); ``subset`` ("ip"; "oop" if all was read,
+        a caption of everything that was named at least, and none has the phrase; else "undecided");
         ``compositional`` (OOP, but all pieces occur; without `tokenize`, all words); then
         ``captions_<level>`` for each further level: captions at this level or a stricter one.
 
@@ -108,6 +120,7 @@ def screen(
     UserWarning
         For names in scripts written without spaces, unless `unspaced` says what to do: they are
         found only where they stand between spaces or punctuation, so OOP is not proven for them.
+        For every file that is passed over.
 
     Notes
     -----
@@ -119,9 +132,11 @@ def screen(
     found = survey(
         concepts, captions, tokenize=tokenize, column=column, progress=progress, **options
     )
-    for error in found.files["error"]:
-        if error:
+    if options["on_error"] == "raise":
+        for error in filter(None, found.files["error"]):
             raise ValueError(error)
+    for row in found.passed_over.itertuples():
+        warnings.warn(f"passed over: {row.file}: {row.reason}", stacklevel=2)
     return found.table
 
 
@@ -192,16 +207,26 @@ def survey(
         if layout and wanted is None:
             raise ValueError(suggest(layout, corpora.LAYOUTS, "layout"))
         with discreetly():
-            urls = [url for source in sources for url in corpora.find_urls(source)]
             column = column or (wanted.column if wanted else None)
-            files = [corpora.inspect(url, column) for url in urls]
+            files, beside = corpora.find(sources)
+            files = [corpora.inspect(file, column) for file in files]
             if on_error == "raise" and (faults := [file.error for file in files if file.error]):
                 raise ValueError(faults[0])
-            counted = _over_files(query, files, workers, scheduler, state, hashes, progress)
-        return Survey(query, *counted, expected=wanted.files if wanted else None)
+            found = _over_files(query, files, workers, scheduler, state, hashes, progress)
+        passed_over = pd.DataFrame([(one.url, one.reason) for one in beside], columns=_BESIDE)
+        tallies = [outcome[1] for outcome in found if not isinstance(outcome, str)]
+        return Survey(
+            query,
+            tallies,
+            _doubts(files, found, wanted.files if wanted else None),
+            _files_table(files, found),
+            passed_over.map(redacted),
+            expected=wanted.files if wanted else None,
+        )
     if state or scheduler or layout:
         raise ValueError("state, scheduler and layout are for files: pass their folder or pattern")
-    return Survey(query, [_in_memory(query, captions, column, progress)], _NO_FILES.copy())
+    tally = _in_memory(query, captions, column, progress)
+    return Survey(query, [tally], [] if tally.worded else ["there was no caption to read"])
 
 
 def level_column(level: str) -> str:
@@ -246,20 +271,31 @@ def mentions(
 def _all_batches(
     captions: Any, column: str | None
 ) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
-    """Batches of captions in memory or of files, with rows that start at 0 in each."""
+    """Batches of captions in memory or of files, with rows that start at 0 in each.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read, or if nothing was read of something that was named.
+    """
     sources = _sources(captions)
     if sources is None:
-        yield from _batches(captions, column)[1]
-        return
-    for source in sources:
-        for url in corpora.find_urls(source):
-            file = corpora.inspect(url, column)
-            if file.error:
-                raise ValueError(file.error)
-            start = 0
-            for texts, rows, read in corpora.read(file, BATCH):
-                yield texts, rows - start, read
-                start += read
+        found = [("the captions", _batches(captions, column)[1])]
+    else:
+        files = [corpora.inspect(file, column) for file in corpora.find(sources)[0]]
+        if faults := [file.error for file in files if file.error]:
+            raise ValueError(faults[0])
+        found = [(file.source, corpora.read(file, BATCH)) for file in files]
+    worded = dict.fromkeys((name for name, _ in found), False)
+    for name, batches in found:
+        start = 0
+        for texts, rows, read in batches:
+            worded[name] = worded[name] or has_words(texts)
+            # Rows of files are counted from the file's first one.
+            yield texts, rows if sources is None else rows - start, read
+            start += read
+    if blank := [name for name, known in worded.items() if not known]:
+        raise ValueError(f"no caption was read of {blank[0]}, so nothing is known of any name")
 
 
 @dataclass(frozen=True)
@@ -272,15 +308,23 @@ class Survey:
         The names and rules.
     tallies : list of Tally
         Counts of each file that was read, or of the captions in memory.
+    doubts : list of str
+        Why no name can be said to be absent, in words; empty if all was read.
     files : DataFrame
-        ``file``, ``fingerprint``, ``rows``, ``captions``, ``error`` (empty if none).
+        ``file``, ``source`` (what named it), ``fingerprint``, ``rows``, ``captions``, ``error``
+        (empty if none; no caption of a file with an error is counted). No rows for captions in
+        memory.
+    passed_over : DataFrame
+        ``file`` and ``reason`` of what was found and holds no captions of its own.
     expected : int, optional
         Number of files of a known layout.
     """
 
     query: Query
     tallies: list[Tally]
-    files: pd.DataFrame
+    doubts: list[str]
+    files: pd.DataFrame = field(default_factory=lambda: _NO_FILES.copy())
+    passed_over: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_BESIDE))
     expected: int | None = None
 
     @cached_property
@@ -292,20 +336,19 @@ class Survey:
         return total
 
     @property
+    def complete(self) -> bool:
+        """Whether all was read: every file, and a caption at least of everything that was named."""
+        return not self.doubts
+
+    @property
     def levels(self) -> tuple[str, ...]:
         """The levels that were looked at, the strictest first."""
         return self.query.levels
 
     @property
-    def complete(self) -> bool:
-        """Whether every file was read, and all files of a known layout were there."""
-        whole = self.expected is None or len(self.files) == self.expected
-        return whole and not self.files["error"].astype(bool).any()
-
-    @property
     def table(self) -> pd.DataFrame:
         """One row per concept, with the columns that `screen` describes."""
-        return _table(self.query, self.total)
+        return _table(self.query, self.total, self.complete)
 
     @property
     def examples(self) -> pd.DataFrame:
@@ -323,7 +366,7 @@ class Survey:
         return pd.DataFrame(rows, columns=columns)
 
 
-def _table(query: Query, tally: Tally) -> pd.DataFrame:
+def _table(query: Query, tally: Tally, complete: bool) -> pd.DataFrame:
     rows = []
     cumulative = tally.counts.cumsum(axis=1)
     for k, (name, phrase, ids) in enumerate(
@@ -333,10 +376,12 @@ def _table(query: Query, tally: Tally) -> pd.DataFrame:
         words_seen = sum(word not in tally.unseen for word in words)
         pieces_seen = sum(piece not in tally.unseen_pieces for piece in ids)
         all_seen = pieces_seen == len(ids) if ids else words_seen == len(words)
-        oop = cumulative[k, 0] == 0
         counted = (cumulative[k, 0], len(words), words_seen, len(ids), pieces_seen)
-        subset = "oop" if oop else "ip"
-        rows.append((name, phrase, *counted, subset, oop and all_seen, *cumulative[k, 1:]))
+        # A name within a run of letters is not looked for unless that is asked for.
+        proven = complete and (query.substring or not is_unspaced(phrase))
+        subset = "ip" if cumulative[k, 0] else "oop" if proven else "undecided"
+        compositional = subset == "oop" and all_seen
+        rows.append((name, phrase, *counted, subset, compositional, *cumulative[k, 1:]))
     columns = "name phrase captions words words_seen pieces pieces_seen subset compositional"
     further = [level_column(level) for level in query.levels[1:]]
     table = pd.DataFrame(rows, columns=[*columns.split(), *further])
@@ -370,24 +415,52 @@ def _batches(
         if wanted not in names:
             raise ValueError(suggest(wanted, names, "column"))
         captions = captions[wanted]
-    if isinstance(captions, pd.DataFrame):
+    if isinstance(captions, (pd.DataFrame, Mapping)):
         raise TypeError("pass one column of captions, for example captions['caption']")
     if isinstance(captions, pl.Series):
         captions = captions.to_arrow()
     if isinstance(captions, (pa.Array, pa.ChunkedArray)):
-        return len(captions), _read_arrow(captions)
+        return len(captions), _refuse_paths(_read_arrow(captions))
     total = len(captions) if hasattr(captions, "__len__") else None
-    return total, _read_iterable(iter(captions))
+    return total, _refuse_paths(_read_iterable(iter(captions)))
+
+
+def _refuse_paths(
+    batches: Iterator[tuple[pa.StringArray, np.ndarray, int]],
+) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+    """The batches, unless all captions turn out to be paths, which would be screened as texts.
+
+    Raises
+    ------
+    ValueError
+        At the end, where one caption that is no path is enough to go on.
+    """
+    path = ""
+    only_paths = True
+    for texts, rows, read in batches:
+        for text in texts.to_pylist() if only_paths else ():
+            if canonical(text):
+                only_paths = corpora.is_path(text)
+                path = path or text
+            if not only_paths:
+                break
+        yield texts, rows, read
+    if only_paths and path:
+        raise ValueError(
+            f"these captions are paths, such as {path!r}: to screen the files, pass "
+            "lbutils.captions.corpora.Sources(paths), or one folder or pattern as a text"
+        )
 
 
 def _read_arrow(captions: Any) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
     for chunk in captions.chunks if isinstance(captions, pa.ChunkedArray) else [captions]:
-        rows = _fitting(len(chunk), chunk.nbytes)
-        for k in range(0, len(chunk), rows):
-            part = chunk.slice(k, rows)
-            if not corpora.is_text(part.type):
-                raise TypeError(f"captions must be strings, not {part.type}")
-            yield *corpora.flatten(part), len(part)
+        if not corpora.is_text(chunk.type):
+            raise TypeError(f"captions must be strings, not {chunk.type}")
+        for k in range(0, len(chunk), BATCH):
+            part = chunk.slice(k, BATCH)
+            for texts, rows in corpora.flatten(part, BATCH):
+                yield texts, rows, 0
+            yield pa.array([], pa.string()), np.empty(0, np.int64), len(part)
 
 
 def _read_iterable(captions: Iterator[Any]) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
@@ -396,7 +469,10 @@ def _read_iterable(captions: Iterator[Any]) -> Iterator[tuple[pa.StringArray, np
         kept = [block[k] for k in rows]
         wrong = next((text for text in kept if not isinstance(text, str)), None)
         if wrong is not None:
-            raise TypeError(f"captions must be strings, not {type(wrong).__name__}: {wrong!r:.80}")
+            hint = "; pass a list of paths, not an iterator" * isinstance(wrong, os.PathLike)
+            raise TypeError(
+                f"captions must be strings, not {type(wrong).__name__}: {wrong!r:.80}{hint}"
+            )
         # Lone surrogates have no UTF-8 form, and no name can match them.
         clean = [text.encode("utf-8", "replace") for text in kept]
         size = _fitting(len(clean), sum(map(len, clean)))
@@ -418,19 +494,16 @@ def _is_null(value: Any) -> bool:
 
 # --- captions in files ----------------------------------------------------------------------
 
-_FILE_COLUMNS = ["file", "fingerprint", "rows", "captions", "error"]
-_NO_FILES = pd.DataFrame(columns=_FILE_COLUMNS).astype({"error": str})
-
 
 def _sources(captions: Any) -> corpora.Sources | None:
     """The files that are meant, or None if these are the captions themselves."""
     if isinstance(captions, (str, os.PathLike)):
         return corpora.Sources([os.fspath(captions)])
-    if isinstance(captions, (list, tuple)) and captions:
-        if isinstance(captions, corpora.Sources):
-            return captions
-        if all(isinstance(item, os.PathLike) for item in captions):
-            return corpora.Sources(map(os.fspath, captions))
+    if isinstance(captions, corpora.Sources):
+        return captions
+    some = isinstance(captions, (list, tuple)) and captions
+    if some and all(isinstance(item, os.PathLike) for item in captions):
+        return corpora.Sources(map(os.fspath, captions))
     return None
 
 
@@ -461,11 +534,10 @@ def count_file(
     """
     if file.error:
         raise ValueError(file.error)
-    try:
-        fingerprint = corpora.fingerprint(file.url) if hashes or state else ""
-    except OSError as error:
-        raise ValueError(f"{file.url} cannot be read: {error}") from error
-    name = hashlib.sha256(f"{query.key} {file.column} {fingerprint}".encode()).hexdigest()[:32]
+    fingerprint = corpora.fingerprint(file.url) if hashes or state else ""
+    # The same bytes have other captions as TSV than as CSV.
+    key = f"{query.key} {file.column} {corpora.kind_of(file.url)} {fingerprint}"
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
     place = f"{state}/{name}.json" if state else None
     stored = _load(place, query) if place else None
     if stored is not None:
@@ -517,13 +589,21 @@ def _store(place: str, tally: Tally) -> None:
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
     counts = tally.to_json()
     stored = {"sha256": _checksum(place, counts), "tally": counts}
-    with system.open(temporary, "wb") as file:
-        file.write(json.dumps(stored, ensure_ascii=False).encode())
-        if "file" in system.protocol:
-            # Without this a machine that loses power may keep the new name and not the content.
-            file.flush()
-            os.fsync(file.fileno())
-    system.mv(temporary, path)
+    try:
+        with system.open(temporary, "wb") as file:
+            file.write(json.dumps(stored, ensure_ascii=False).encode())
+            if "file" in system.protocol:
+                # Without this a machine that loses power may keep the new name, not the content.
+                file.flush()
+                os.fsync(file.fileno())
+        system.mv(temporary, path)
+    finally:
+        # A disk that is full would stay so.
+        if system.exists(temporary):
+            system.rm_file(temporary)
+
+
+_Outcome = str | tuple[str, Tally]
 
 
 def _over_files(
@@ -534,8 +614,8 @@ def _over_files(
     state: str | os.PathLike[str] | None,
     hashes: bool,
     progress: bool,
-) -> tuple[list[Tally], pd.DataFrame]:
-    """Counts of the readable files, and a row for every file, in the order of the files."""
+) -> list[_Outcome]:
+    """Fingerprint and counts of every file, or why it was not read, in the order of the files."""
     folder = None if state is None else os.fspath(state)
     if folder and "://" not in folder:
         folder = str(Path(folder).absolute())  # workers of a cluster may have another folder
@@ -550,25 +630,39 @@ def _over_files(
                 bar.update(rows)
 
         if scheduler is not None:
-            outcomes = _on_cluster(query, files, scheduler, folder, hashes, tick)
-        else:
-            outcomes = _in_threads(query, files, workers, folder, hashes, tick)
-    table = pd.DataFrame(
-        [
-            (file.name, found[0], found[1].rows, found[1].captions, "")
-            if not isinstance(found, str)
-            else (file.name, "", 0, 0, found)
-            for file, found in zip(files, outcomes, strict=True)
-        ],
-        columns=_FILE_COLUMNS,
-    ).astype({"file": str, "error": str})
-    for name in ("file", "error"):
-        table[name] = table[name].map(redacted)
-    tallies = [found[1] for found in outcomes if not isinstance(found, str)]
-    return tallies, table
+            return _on_cluster(query, files, scheduler, folder, hashes, tick)
+        return _in_threads(query, files, workers, folder, hashes, tick)
 
 
-_Outcome = str | tuple[str, Tally]
+def _files_table(files: Sequence[corpora.File], outcomes: Sequence[_Outcome]) -> pd.DataFrame:
+    """A row for every file, in their order, without what should stay secret."""
+    rows = [
+        (file.name, file.source, "", 0, 0, found)
+        if isinstance(found, str)
+        else (file.name, file.source, found[0], found[1].rows, found[1].captions, "")
+        for file, found in zip(files, outcomes, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=_FILE_COLUMNS)
+    for name in ("file", "source", "error"):
+        table[name] = table[name].astype(str).map(redacted)
+    return table
+
+
+def _doubts(
+    files: Sequence[corpora.File], outcomes: Sequence[_Outcome], expected: int | None
+) -> list[str]:
+    """Why no name can be said to be absent."""
+    doubts = [found for found in outcomes if isinstance(found, str)]
+    read = len(files) - len(doubts)
+    if expected is not None and read != expected:
+        doubts.append(f"{read} files were read, the corpus has {expected}")
+    worded = dict.fromkeys((file.source for file in files), False)
+    for file, found in zip(files, outcomes, strict=True):
+        worded[file.source] |= not isinstance(found, str) and found[1].worded
+    doubts += [
+        f"no caption was read of {name}" for name, any_read in worded.items() if not any_read
+    ]
+    return [redacted(doubt) for doubt in doubts]
 
 
 def _in_threads(

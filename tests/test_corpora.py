@@ -1,0 +1,484 @@
+"""Nothing is called absent from captions that were not read: files, formats and their faults."""
+
+import bz2
+import errno
+import glob
+import gzip
+import json
+import lzma
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lbutils.captions import corpora, screening, tables
+from lbutils.captions import survey as vocabulary
+from lbutils.captions.certificate import certify, to_table
+from lbutils.captions.survey import mentions, screen, survey
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ["ant", "fire ant", "yeti"]
+ZSTD = lambda content: pa.compress(content, "zstd", asbytes=True)  # noqa: E731
+PACKED = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": ZSTD}
+
+
+def parquet(path, captions, kind=None, column="caption", **options):
+    array = captions if isinstance(captions, pa.Array) else pa.array(captions, kind or pa.string())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: array}), path, **options)
+    return path
+
+
+def verdicts(found):
+    """Verdict of every name, and the same in the certificate."""
+    table = found.table.set_index("name")["subset"].to_dict()
+    assert to_table(certify(found, corpus="c")).set_index("name")["verdict"].to_dict() == table
+    return table
+
+
+def undecided(found):
+    return {name for name, verdict in verdicts(found).items() if verdict == "undecided"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a good file: an ant, no fire ant, no yeti."""
+    parquet(tmp_path / "corpus" / "a.parquet", ["an ant", "a bee"])
+    return tmp_path / "corpus"
+
+
+# --- paths that are taken for captions ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [list, tuple, set, iter, pd.Series, pl.Series, pa.array, lambda x: pa.chunked_array([x])],
+)
+def test_paths_are_not_screened_as_captions(folder, kind):
+    (folder / "notes.txt").write_text("x")
+    paths = glob.glob(f"{folder}/*")  # noqa: PTH207 (strings are the point)
+    assert len(paths) == 2
+    for some in (paths, [*paths, ""], ["s3://b/c/", "s3://b/d/"], ["x.CSV.gz", "gone.parquet"]):
+        with pytest.raises(ValueError, match=r"are paths.*captions.corpora.Sources"):
+            screen(NAMES, kind(some))
+        with pytest.raises(ValueError, match=r"are paths.*captions.corpora.Sources"):
+            mentions(NAMES, kind(some))
+    assert screen(NAMES, kind([*paths, "an ant"]))["captions"].tolist() == [1, 0, 0]
+
+
+def test_what_is_no_column_of_captions_is_refused(folder):
+    with pytest.raises(TypeError, match="one column"):
+        screen(NAMES, {"caption": ["an ant"]})
+    for paths in (folder.iterdir(), pd.Series(list(folder.iterdir())), [folder, str(folder)]):
+        with pytest.raises(TypeError, match="list of paths"):
+            screen(NAMES, paths)
+    assert screen(NAMES, list(folder.iterdir()))["captions"].tolist() == [1, 0, 0]
+    for nothing in (corpora.Sources([]), f"{folder}/{{3..1}}.parquet"):
+        with pytest.raises(ValueError, match="empty"):
+            survey(NAMES, nothing)
+
+
+# --- which files are read ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("suffix", [".csv", ".TSV", ".JsonL", ".ndjson"])
+def test_formats_and_compressions_whatever_the_case(folder, suffix, packing):
+    captions = ["a yeti, too", 'the "fire', 'ant" x', "fire\nant"]
+    rows = {"id": [1, 2, 3, 4], "caption": captions}
+    if suffix.lower() in (".csv", ".tsv"):
+        text = pd.DataFrame(rows).to_csv(sep="\t" if suffix == ".TSV" else ",", index=False)
+    else:
+        text = pd.DataFrame(rows).to_json(orient="records", lines=True)
+    for packed in (packing, packing.upper()):
+        place = folder / f"b{suffix}{packed}"
+        place.write_bytes(PACKED[packing](text.encode()))
+        for source in (folder, f"{folder}/*", corpora.Sources([f"{folder}/a*", str(place)])):
+            found = survey(NAMES, source)
+            assert found.complete and found.files["captions"].tolist() == [2, 4], found.doubts
+            assert found.table["captions"].tolist() == [3, 1, 1]
+        content = place.read_bytes()
+        for broken in (content[: len(content) // 2], b"x" + content, b""):
+            if packing:
+                place.write_bytes(broken)
+                found = survey(NAMES, folder)
+                assert place.name in found.doubts[0] and undecided(found) == {"fire ant", "yeti"}
+        place.unlink()
+
+
+@pytest.mark.parametrize(
+    "name",
+    "b.txt b.json b.arrow b.feather b.avro b.xlsx b.zip b.csv.zip b.csv.lz4 b.parquet.gz b.pq b "
+    "part-00000 b.orc b.tar .b.parquet .hidden/b.csv _temporary/0/b.parquet readme.d/b.txt "
+    "b.parquet.part".split(),
+)
+def test_what_is_not_read_leaves_names_undecided(folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    parquet(folder / name, ["a yeti"])
+    for source in (folder, f"{folder}/*", f"{folder}/**"):
+        found = survey(NAMES, source)
+        assert undecided(found) == {"fire ant", "yeti"} and found.table["captions"][0] == 1
+        assert Path(name).name in "".join(found.doubts)
+        with pytest.raises(ValueError, match=Path(name).name):
+            screen(NAMES, source)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "README README.md readme.txt LICENSE _SUCCESS ._a.parquet .a.parquet.crc .DS_Store a.png "
+    "_metadata .git/HEAD SHA.sha256".split(),
+)
+def test_what_is_plainly_no_captions_is_named_and_passed_over(folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("x")
+    for source in (folder, f"{folder}/*"):
+        found = survey(NAMES, source)
+        assert found.complete and verdicts(found)["yeti"] == "oop"
+        assert [Path(file).name for file in found.passed_over["file"]] == [Path(name).name]
+        scope = certify(found, corpus="c")["scales"]["c"]
+        assert scope["passed_over"] == found.passed_over.to_dict("records")
+        with pytest.warns(UserWarning, match="passed over"):
+            screen(NAMES, source)
+    with pytest.raises(FileNotFoundError, match="no file of captions"):
+        survey(NAMES, f"{folder}/{name}*" if "/" not in name else f"{folder}/.g*/H*")
+    # Named by itself it is meant.
+    assert not survey(NAMES, corpora.Sources([str(folder), str(folder / name)])).complete
+
+
+def test_folders_and_patterns_that_hold_nothing(tmp_path):
+    (tmp_path / "x.parquet").mkdir()
+    for source in (tmp_path, tmp_path / "x.parquet", f"{tmp_path}/*.csv", tmp_path / "no.csv"):
+        with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+            survey(NAMES, source)
+    parquet(tmp_path / "x.parquet" / "part-0.snappy.parquet", ["an ant"])
+    for source in (tmp_path, tmp_path / "x.parquet", f"{tmp_path}/*.parquet"):
+        assert survey(NAMES, source).table["captions"].tolist() == [1, 0, 0]
+
+
+def test_links_are_followed_and_broken_ones_named(folder, tmp_path):
+    parquet(tmp_path / "elsewhere" / "y.parquet", ["a yeti"])
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(folder)
+    assert survey(NAMES, folder).table["captions"].tolist() == [1, 0, 1]
+    (folder / "b.parquet").symlink_to(tmp_path / "gone.parquet")
+    os.mkfifo(folder / "p.csv")
+    found = survey(NAMES, folder)
+    assert len(found.doubts) == 2 and "broken link" in found.doubts[0]
+
+
+def test_a_folder_that_cannot_be_listed_leaves_names_undecided(folder, monkeypatch):
+    parquet(folder / "sub" / "y.parquet", ["a yeti"])
+    system = type(fsspec.filesystem("file"))
+    listing = system.ls
+
+    def ls(self, path, **options):
+        if str(path).endswith("sub"):
+            raise PermissionError(errno.EACCES, "not allowed", path)
+        return listing(self, path, **options)
+
+    monkeypatch.setattr(system, "ls", ls)
+    found = survey(NAMES, folder)
+    assert undecided(found) == {"fire ant", "yeti"} and "cannot be listed" in found.doubts[0]
+
+
+def test_the_same_file_is_counted_once(folder, monkeypatch):
+    (folder / "b.parquet").symlink_to(folder / "a.parquet")
+    os.link(folder / "a.parquet", folder / "c.parquet")
+    monkeypatch.chdir(folder.parent)
+    some = [str(folder), "corpus/a.parquet", "./corpus/../corpus/*.parquet", f"file://{folder}"]
+    for source in (folder, corpora.Sources(some), corpora.Sources(reversed(some))):
+        found = survey(NAMES, source)
+        assert found.table["captions"].tolist() == [1, 0, 0] and found.complete
+        assert len(found.files) == 1 and found.passed_over["reason"].str.contains("same").all()
+        assert mentions(NAMES, source)["caption"].tolist() == [0]
+    parquet(folder / "d.parquet", ["an ant"])  # another file, whatever is in it
+    assert survey(NAMES, folder).table["captions"][0] == 2
+    # Stores of content, such as the hub's cache, keep files under names without a suffix.
+    (folder / "d.parquet").rename(folder / "0d")
+    (folder / "d.parquet").symlink_to(folder / "0d")
+    found = survey(NAMES, folder)
+    assert found.table["captions"][0] == 2 and found.complete
+
+
+def test_members_of_archives_with_equal_names_are_different_files(tmp_path):
+    for name, caption in (("x", "an ant"), ("y", "a yeti")):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("in/a.csv", f"caption\n{caption}\n")
+    for member in ("in/a.csv", "in/*.csv", "in"):
+        sources = [f"zip://{member}::{tmp_path}/{name}.zip" for name in "xy"]
+        found = survey(NAMES, corpora.Sources(sources))
+        assert found.table["captions"].tolist() == [1, 0, 1], found.doubts
+    (tmp_path / "a.csv").write_text("caption\nan ant\n")
+    found = survey(NAMES, f"simplecache::file://{tmp_path}/*.csv")
+    assert found.table["captions"].tolist() == [1, 0, 0] and found.complete
+
+
+# --- files without captions -----------------------------------------------------------------------
+
+
+EMPTY = {
+    "header.csv": b"id,caption\n",
+    "blank.csv": b"id,caption\n1,\n2,  \n",
+    "signs.tsv": b"caption\n...\n",
+    "nulls.jsonl": b'{"caption": null}\n',
+}
+
+
+@pytest.mark.parametrize("name", [*EMPTY, "rows", "null", "nothing", "lists", "spaces"])
+def test_files_without_a_caption_prove_nothing(tmp_path, name, folder):
+    place = tmp_path / "empty" / (name if name in EMPTY else f"{name}.parquet")
+    arrays = {
+        "rows": pa.array([], pa.string()),
+        "null": pa.nulls(3),
+        "nothing": pa.array([None, None], pa.string()),
+        "lists": pa.array([[], None], pa.list_(pa.string())),
+        "spaces": pa.array([" ", ""]),
+    }
+    if name in EMPTY:
+        place.parent.mkdir()
+        place.write_bytes(EMPTY[name])
+    else:
+        parquet(place, arrays[name])
+    for source in (place, place.parent, f"{place.parent}/*", corpora.Sources([folder, place])):
+        found = survey(["yeti"], source)
+        assert undecided(found) == {"yeti"} and "no caption was read" in found.doubts[0]
+        assert not found.table["compositional"].item()
+        assert screen(["yeti"], source)["subset"].item() == "undecided"
+        with pytest.raises(ValueError, match="no caption was read"):
+            mentions(["yeti"], source)
+        with pytest.raises(ValueError, match="no caption was read"):
+            candidates = pd.DataFrame({"domain": ["d"], "name": ["yeti"]})
+            screening.choose_classes(candidates, source, oop=1, ip=0)
+    # Beside captions of the same source it is a part without any, as writers leave them.
+    place.rename(folder / place.name)
+    assert verdicts(survey(["yeti"], folder))["yeti"] == "oop"
+
+
+@pytest.mark.parametrize("captions", [[], [None], ["", " "], iter(()), pa.nulls(2), pd.Series([])])
+def test_captions_that_are_none_prove_nothing(captions):
+    assert undecided(survey(["yeti"], captions)) == {"yeti"}
+
+
+# --- quotes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ('id\tcaption\n1\t"an ant" and more\n2\t"fire\n3\tant" yeti\n4\tx\n', [2, 0, 1]),
+        ('caption\tid\n"fire\t1\nant, yeti\t2\nx\t3\n', [1, 0, 1]),
+        ('caption\tid\n"an ""ant"""\t1\n"a\nyeti"\t2\n"a\tfire ant"\t3\n', [2, 1, 1]),
+        ('caption\n5" ant\nfire 6"\n', [1, 0, 0]),
+        ("caption\r\nan ant\r\n\r\nyeti\r\n", [1, 0, 1]),
+    ],
+)
+def test_quotes_of_tab_separated_files_enclose_fields_or_are_letters(tmp_path, text, counts):
+    place = tmp_path / "a.tsv"
+    place.write_text(text, newline="")
+    found = survey(NAMES, place)
+    assert found.table["captions"].tolist() == counts and found.complete, found.doubts
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.tsv", 'title\tcaption\n"one\tan ant\ntwo"\tfire\nthree\tant\n', "either may be meant"),
+        ("a.csv", 'id,caption\n1,"an ant, x\n2,yeti\n3,y\n', "end of data"),
+        ("a.csv", 'id,caption\n1,"the \\"fire\\" ant, x"\n', "expected after"),
+        ("a.csv", "id,caption\n1,an ant, fire\n", "3 fields"),
+        ("a.csv", "id,caption\n1\n", "1 fields"),
+        ("a.csv", "caption,id,caption\nant,1,yeti\n", "more than one column"),
+        ("a.jsonl", '{"caption": "x", "caption": "yeti"}\n', "same key twice"),
+        ("a.jsonl", '["yeti"]\n', "not an object"),
+        ("a.jsonl", '{"caption": {"en": "yeti"}}\n', "struct"),
+        ("a.jsonl", '{"caption": 1}\n', "int64"),
+    ],
+)
+def test_tables_that_can_be_misread_are_not_read(folder, name, text, reason):
+    (folder / name).write_text(text)
+    found = survey(NAMES, folder)
+    assert name in found.doubts[0] and reason in found.doubts[0]
+    assert found.table["captions"].tolist() == [1, 0, 0]
+    assert undecided(found) == {"fire ant", "yeti"}
+
+
+# --- one bad file -----------------------------------------------------------------------------
+
+
+def latin(text):
+    return text.encode("latin-1")
+
+
+BAD = {
+    "utf16.csv": "caption\nyeti\n".encode("utf-16"),
+    "header.csv": latin("é,caption\n1,yeti\n"),
+    "body.csv": latin("caption\ncafé\n"),
+    "plain.csv.gz": b"caption\nyeti\n",
+    "plain.csv.zst": b"caption\nyeti\n",
+    "empty.csv": b"",
+    "empty.tsv.gz": gzip.compress(b""),
+    "empty.jsonl": b"\n",
+    "empty.parquet": b"",
+    "text.parquet": b"caption\nyeti\n",
+    "other.csv": b"text\nyeti\n",
+    "case.csv": b"Caption\nyeti\n",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*BAD, "bytes", "twice", "ints", "struct", "map", "binary", "long"]
+)
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_counted(
+    folder, name, monkeypatch, capsys
+):
+    place = folder / (name if name in BAD else f"{name}.parquet")
+    arrays = {
+        "ints": pa.array([1, 2]),
+        "struct": pa.array([{"en": "yeti"}]),
+        "map": pa.array([[("en", "yeti")]], pa.map_(pa.string(), pa.string())),
+        "binary": pa.array([b"yeti"]),
+        "long": pa.array(["yeti " * 7000]),
+        "bytes": pa.array([b"caf\xe9 yeti"]).view(pa.string()),
+    }
+    monkeypatch.setattr(tables, "BATCH_BYTES", 30_000)
+    monkeypatch.setattr(corpora, "BATCH_BYTES", 30_000)
+    if name in BAD:
+        place.write_bytes(BAD[name])
+    elif name == "twice":
+        both = pa.Table.from_arrays([pa.array(["x"]), pa.array(["yeti"])], ["caption"] * 2)
+        pq.write_table(both, place)
+    else:
+        parquet(place, arrays[name])
+    parquet(folder / "z.parquet", ["an ant"])
+    for workers in (1, 2):
+        found = survey(NAMES, folder, workers=workers)
+        assert len(found.doubts) == 1 and place.name in found.doubts[0]
+        assert found.table["captions"].tolist() == [2, 0, 0]
+        assert undecided(found) == {"fire ant", "yeti"}
+    (folder.parent / "names.txt").write_text("ant\nyeti\n")
+    out = folder.parent / "c.json"
+    arguments = [str(folder.parent / "names.txt"), str(folder), "--quiet", "--out", str(out)]
+    assert screening.main(arguments) == 1
+    shown = capsys.readouterr()
+    assert f"not counted: {found.doubts[0]}" in shown.err and "undecided: 1 of 2" in shown.err
+    assert json.loads(out.read_text("utf-8"))["scales"]["all"]["doubts"] == found.doubts
+    place.unlink()
+    assert screening.main(arguments) == 0
+
+
+def test_a_missing_member_of_a_range_is_named(folder, capsys):
+    for k in (0, 2):
+        parquet(folder / f"part-{k:02}.parquet", ["an ant"])
+    found = survey(NAMES, f"{folder}/part-{{00..02}}.parquet")
+    assert "part-01.parquet" in found.doubts[0] and found.table["captions"][0] == 2
+    with pytest.raises(FileNotFoundError, match="no member"):
+        survey(NAMES, f"{folder}/part-{{03..05}}.parquet")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.list_(pa.string()),
+        pa.large_list(pa.large_string()),
+        pa.list_(pa.string(), 1),
+        pa.list_(pa.list_(pa.string())),
+        pa.list_view(pa.string()),
+    ],
+    ids=str,
+)
+def test_types_of_columns(folder, kind):
+    captions = ["a fire ant", None, "yeti"]
+    nested = str(kind).count("list")
+    captions = [None if text is None else [text] for text in captions] if nested else captions
+    captions = [None if text is None else [text] for text in captions] if nested > 1 else captions
+    column = pa.array(captions, kind)
+    assert screen(NAMES, column)["captions"].tolist() == [1, 1, 1]
+    if not pa.types.is_list_view(kind):
+        place = parquet(folder / "b.parquet", column, row_group_size=2)
+        found = survey(NAMES, place)
+        assert found.table["captions"].tolist() == [1, 1, 1] and found.total.rows == 3
+        assert mentions(NAMES, place).values.tolist() == [[0, 0], [0, 1], [2, 2]]
+
+
+def test_a_flipped_bit_is_found_where_there_is_a_checksum(folder):
+    place = parquet(
+        folder / "b.parquet", ["yeti"] * 9, compression="NONE", write_page_checksum=True
+    )
+    content = place.read_bytes()
+    assert content.count(b"yeti") >= 1
+    place.write_bytes(content.replace(b"yeti", b"yetj", 1))
+    assert "b.parquet" in survey(NAMES, place).doubts[0]
+
+
+# --- memory, disks, packages ----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's here")
+@pytest.mark.parametrize("nested", [False, True])
+def test_equal_captions_of_a_megabyte_are_not_held_all_at_once(tmp_path, nested):
+    equal = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 1500, pa.int32()), pa.array(["elephant " * 120_000 + "ant"])
+    )
+    column = pa.ListArray.from_arrays(pa.array([0, 1500], pa.int32()), equal) if nested else equal
+    pq.write_table(pa.table({"caption": column}), tmp_path / "a.parquet", store_schema=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    script = (
+        "import resource\n"
+        "from lbutils.captions import corpora\n"
+        f"file = corpora.inspect({str(tmp_path / 'a.parquet')!r})\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(sum(len(captions) for captions, _, _ in corpora.read(file, 65_536)))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    number, kilobytes = map(int, process.stdout.split())
+    assert number == 1500 and kilobytes < 500_000
+
+
+def test_a_full_disk_leaves_nothing_behind(folder, tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(vocabulary.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        survey(NAMES, folder, state=tmp_path / "state")
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_state_tells_formats_of_equal_bytes_apart(tmp_path):
+    (tmp_path / "a.csv").write_text('caption\n"fire\nant"\n')
+    (tmp_path / "b.tsv").write_text('caption\n"fire\nant"\n')
+    found = survey(NAMES, tmp_path, state=tmp_path / "state")
+    assert "either may be meant" in found.doubts[0] and found.table["captions"].tolist() == [
+        1,
+        1,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "extra"),
+    [("s3://b/a.csv", "s3"), ("gs://b/a.csv", "gcs"), ("abfs://b/a.csv", "azure")],
+)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, url, extra):
+    def missing(url):
+        raise ImportError("Install it")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(ModuleNotFoundError, match=rf"'lbutils\[{extra}\]'"):
+        survey(NAMES, url)
+    packages = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert f"\n{extra} = [" in packages
