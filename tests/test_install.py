@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import html
 import re
+import unicodedata
 
 import open_clip
 import pytest
@@ -214,6 +216,67 @@ def test_installed_in_transformers(eos_token_id, make_encoder, tmp_path):
         names.install(model, tokenizer)
 
 
+SPELT = ["café au lait", "pig's ear", "red panda", "numbat"]
+SPELLINGS = {
+    "NFD": lambda text: unicodedata.normalize("NFD", text),
+    "upper case": str.upper,
+    "double spaces": lambda text: text.replace(" ", "  "),
+    "no-break spaces": lambda text: text.replace(" ", "\u00a0"),
+    "lines": lambda text: text.replace(" ", "\r\n\t"),
+}
+ESCAPED = {
+    "entities": lambda text: html.escape(text).replace("é", "&eacute;").replace(" ", "&nbsp;"),
+    "escaped entities": lambda text: html.escape(html.escape(text)).replace("é", "&amp;#233;"),
+    "loose marks": lambda text: text.replace("é", "e&#769;"),
+    "wrongly decoded": lambda text: text.encode().decode("cp1252"),
+    "wide signs": lambda text: text.replace("<", "\uff1c").replace(">", "\uff1e"),
+    "curly apostrophes": lambda text: text.replace("'", "\u2019"),
+}
+
+
+@pytest.mark.parametrize("spelling", [*SPELLINGS, *ESCAPED])
+def test_an_installed_word_is_read_however_it_is_written(spelling, make_encoder):
+    made = make_encoder()
+    names = learned(made, SPELT).learned()
+    tokenizer = names.install(made.model, made.tokenizer)
+    respell = {**SPELLINGS, **ESCAPED}[spelling]
+    for name in SPELT:
+        plain, text = f"a photo of a <{name}>, seen", respell(f"a photo of a <{name}>, seen")
+        assert max(tokenizer.encode(plain)) >= made.tokenizer.vocab_size
+        assert tokenizer.encode(text) == tokenizer.encode(plain)
+        assert torch.equal(tokenizer([text]), tokenizer([plain]))
+    # What only looks like a word stays what the tokenizer beneath makes of it.
+    for text in map(respell, ["<redpanda>", "a red panda", "< numbat >", "café"]):
+        assert tokenizer.encode(text) == made.tokenizer.encode(text)
+        assert torch.equal(tokenizer([text]), made.tokenizer([text]))
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_transformers_reads_an_installed_word_however_it_is_written(spelling, make_encoder):
+    made = make_encoder()
+    model, tokenizer = clip_model(made.model, 49407), clip_tokenizer()
+    learned(made, SPELT).learned().install(model, tokenizer)
+    for name in SPELT:
+        plain = f"a photo of a <{name}>, seen"
+        text = SPELLINGS[spelling](plain)
+        assert tokenizer(text).input_ids == tokenizer(plain).input_ids
+
+
+@pytest.mark.parametrize(
+    "twins", [("café", "cafe\u0301"), ("fire ant", "fire  ant"), ("AT&T", "AT&amp;T"), ("é", "Ã©")]
+)
+def test_words_that_read_alike_are_refused(twins, make_encoder):
+    made = make_encoder()
+    rows = learned(made, ["x", "y"]).learned()
+    names = Names(
+        dict(zip(twins, rows.values(), strict=True)), tokenizer=rows.tokenizer, table=rows.table
+    )
+    size = made.model.token_embedding.num_embeddings
+    with pytest.raises(ValueError, match="white space or Unicode form"):
+        names.install(made.model, made.tokenizer)
+    assert made.model.token_embedding.num_embeddings == size
+
+
 def test_misfits_are_refused_and_nothing_changes(make_encoder):
     made = make_encoder()
     table = made.model.token_embedding.weight.clone()
@@ -297,7 +360,7 @@ def test_names_that_transformers_reads_alike_change_nothing(n_rows, make_encoder
     model, tokenizer = clip_model(made.model, 2), clip_tokenizer()
     table = model.text_model.embeddings.token_embedding.weight.clone()
     state = tokenizer.backend_tokenizer.to_str()
-    with pytest.raises(ValueError, match="the tokenizer reads .* like another word") as caught:
+    with pytest.raises(ValueError, match="like another word|become the word") as caught:
         names.install(model, tokenizer)
     assert "\n" not in str(caught.value)
     assert torch.equal(model.text_model.embeddings.token_embedding.weight, table)

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lbutils import load_benchmark
+from lbutils.data import hub, laion_beyond
+from lbutils.learn import checks
+from lbutils.learn.colours import told_colours
+from lbutils.learn.knowledge import Knowledge, load_lexicon, without_names
 from lbutils.models import classifier
 from lbutils.models.classifier import text_classifier, text_features
+from lbutils.models.names import NameEmbeddings
+from lbutils.rivals import context, probes
+from lbutils.unlabelled import zsnl
 
 
 def test_classifier_is_the_normalised_mean_over_templates(tiny_encoder):
@@ -25,6 +35,67 @@ def test_classifier_is_the_normalised_mean_over_templates(tiny_encoder):
 def test_classifier_needs_names(tiny_encoder):
     with pytest.raises(ValueError, match="no class names"):
         classifier.text_classifier(tiny_encoder, [])
+
+
+LONG = "the very long name of a thing that no context of sixteen tokens can hold to its end"
+
+
+def test_names_that_are_read_alike_are_named(tiny_encoder):
+    names = ["ant", f"{LONG}, red", "Ant", f"{LONG}, blue", "ant", "fox"]
+    with pytest.warns(UserWarning, match="after 16 tokens") as caught:
+        found = classifier.text_classifier(tiny_encoder, names, ["a {name}", "the {name}."])
+    assert torch.allclose(found[1], found[3]) and torch.allclose(found[0], found[2])
+    told = str(caught[0].message)
+    assert "'ant' and 'Ant'" in told and LONG[:60] in told and "fox" not in told
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classifier.text_classifier(tiny_encoder, ["ant", "ant", f"{LONG}, red", "fox"])
+        # Cut in one template, told apart in the other.
+        classifier.text_classifier(tiny_encoder, ["ant", "fox"], [f"{LONG} {{name}}", "{name}"])
+
+
+def test_names_cut_behind_a_learned_context_are_named(tiny_encoder):
+    layout = context.ContextPrompts(tiny_encoder, 4)
+    with pytest.warns(UserWarning, match="reads as the same text"):
+        layout.layout([f"{LONG}, red", f"{LONG}, blue"])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda e: e.encode_text("fox"),
+        lambda e: e.tokenize("fox"),
+        lambda e: classifier.text_classifier(e, "fox"),
+        lambda e: classifier.text_features(e, "fox"),
+        lambda e: classifier.check_others("fox", ["ant"]),
+        lambda e: probes.ZeroShot(e).other_logits(torch.zeros(1, e.dim), "fox"),
+        lambda e: probes.ZeroShot(e).joint_logits(torch.zeros(1, e.dim), "fox"),
+        lambda e: probes.SiM(e, "fox"),
+        lambda e: probes.control_names("fox", "random"),
+        lambda e: NameEmbeddings(e, "fox"),
+        lambda e: Knowledge(e, load_lexicon(), "pieces"),
+        lambda e: Knowledge(e, load_lexicon(), ["pieces"], hold_out="fox"),
+        lambda e: Knowledge(e, load_lexicon(), ["pieces"]).prototypes("fox"),
+        lambda e: Knowledge(e, load_lexicon(), ["pieces"]).shares("fox"),
+        lambda e: load_lexicon().vector("fox"),
+        lambda e: without_names(["a fox"], "fox"),
+        lambda e: without_names("a fox", ["fox"]),
+        lambda e: told_colours("red"),
+        lambda e: list(checks.odd_names(e.tokenizer, "fox")),
+        lambda e: list(checks.odd_names(e.tokenizer, ["ant"], "fox")),
+        lambda e: zsnl.ZeroShotNameLearner(e, Knowledge(e, load_lexicon(), ["pieces"])).fit(
+            torch.eye(2), "fox"
+        ),
+        lambda e: zsnl._vocabulary(["fox"], "ant", None),
+        lambda e: zsnl._vocabulary(["fox"], (), "fox"),
+        lambda e: laion_beyond.relabel(load_benchmark(), "fox", "medium"),
+        lambda e: hub.download("Animals"),
+        lambda e: context.ContextPrompts(e, 4).layout("fox"),
+    ],
+)
+def test_one_text_is_no_list(call, tiny_encoder):
+    with pytest.raises(ValueError, match=r"must be a list of texts, not one text: pass \['"):
+        call(tiny_encoder)
 
 
 def test_logits_are_scaled_cosines_over_a_joint_vocabulary():

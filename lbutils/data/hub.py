@@ -33,6 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 
 from lbutils._util import suggest, write_text
+from lbutils.captions.text import as_names
 from lbutils.data import folder as layout
 
 NAME = "laion-beyond"
@@ -141,7 +142,8 @@ def download(
         If the hub cannot be reached, or the download was cut short.
     """
     known = layout.read_hints("laion_beyond")
-    wanted = list(known) if domains is None else [_domain(name, known) for name in domains]
+    named = list(known) if domains is None else as_names(domains, "domains")
+    wanted = [_domain(name, known) for name in named]
     place = _Place(source(), Path(to).expanduser() if to is not None else None)
     record = place.read()
     commit = str(record.get("commit", ""))

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from lbutils._util import file_name, suggest, write_text
+from lbutils.captions.text import as_names
 from lbutils.data import folder as layout
 from lbutils.data import hub
 from lbutils.data.benchmark import SCALES, Benchmark, Domain, Split, Subset, join, load_benchmark
@@ -121,7 +122,7 @@ def relabel(bench: Benchmark, named: Iterable[str], scale: str) -> Benchmark:
     larger = scales[scales.index(bench.scale) + 1 :] if scales else ()
     if scale not in larger:
         raise ValueError(suggest(scale, larger, "larger scale"))
-    moved = set(named)
+    moved = set(as_names(named))
     known = [name for domain in bench.values() for name in domain.oop.names]
     for name in sorted(moved - set(known)):
         raise ValueError(f"{name!r} is no OOP class of {bench.name} at scale {bench.scale}")

@@ -29,7 +29,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from lbutils._util import file_name
-from lbutils.captions.text import canonical
+from lbutils.captions.text import as_names, canonical
 from lbutils.data.benchmark import Split
 from lbutils.data.folder import leads_out
 from lbutils.data.images import MAX_BYTES, SUFFIXES, Files, decode, first_line, suffix_of
@@ -407,6 +407,7 @@ def check(
     Copies are looked for first: labels are judged without the second of two copies, which would
     bear the first one out.
     """
+    others = as_names(others, "other names")
     if features is None:
         features = image_features(encoder, split)
     features = features.cpu()
@@ -435,6 +436,7 @@ def odd_names(
     names, others : sequence of str
         Names to be learned, and names that they will stand beside.
     """
+    names, others = as_names(names), as_names(others, "other names")
     seen = {_spelling(name): name for name in others}
     mine: dict[str, str] = {}
     for name in names:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import XKCD_COLORS, to_rgb
 
-from lbutils.captions.text import canonical
+from lbutils.captions.text import as_names, canonical
 
 # The basic colour terms of English: Berlin and Kay 1969.
 BASIC = (
@@ -73,7 +73,7 @@ def colour_shares(split: Any) -> np.ndarray:
 def told_colours(phrases: Sequence[str]) -> np.ndarray:
     """Shares of basic colours among the colour words of phrases, ``(11,)``; zeros without any."""
     counts = np.zeros(len(BASIC))
-    for phrase in phrases:
+    for phrase in as_names(phrases, "phrases"):
         for word in canonical(phrase).split():
             if _ALSO.get(word, word) in BASIC:
                 counts[BASIC.index(_ALSO.get(word, word))] += 1

@@ -24,7 +24,7 @@ from sklearn.kernel_ridge import KernelRidge
 from torch import Tensor
 
 from lbutils._util import suggest
-from lbutils.captions.text import canonical, inflections
+from lbutils.captions.text import as_names, canonical, inflections
 from lbutils.data.benchmark import mini_file
 from lbutils.learn.colours import told_colours
 from lbutils.models.classifier import text_features
@@ -51,6 +51,7 @@ class Lexicon(NamedTuple):
 
     def vector(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts, ``(N, W)``. Raises KeyError for a text that has none."""
+        texts = as_names(texts, "texts")
         for text in texts:
             if text not in self.vectors:
                 raise KeyError(
@@ -173,6 +174,7 @@ class Knowledge:
         sharpness: float = 40.0,
         quantile: float = 0.25,
     ):
+        sources, hold_out = as_names(sources, "sources"), as_names(hold_out, "hold_out")
         for source in sources:
             if source not in SOURCES:
                 raise ValueError(suggest(source, SOURCES, "source of knowledge"))
@@ -219,7 +221,8 @@ class Knowledge:
         KeyError
             If the lexicon lacks a vector or a description that a source needs.
         """
-        if not len(names):
+        names = as_names(names)
+        if not names:
             raise ValueError("no names given: pass at least one")
         parts = []
         described = "descriptions" in self.sources
@@ -245,6 +248,7 @@ class Knowledge:
         """
         if "colours" not in self.sources:
             return None
+        names = as_names(names)
         if names and not any(self.lexicon.phrases.get(name) for name in names):
             self.lexicon.described(names[0])
         return np.stack([told_colours(self.lexicon.phrases.get(name, ())) for name in names])
@@ -259,6 +263,7 @@ class Knowledge:
         middle is a low quantile of the cosines of the `known` names of the domain (without any,
         the median of `names`). Raises ValueError where the source lacks a hint.
         """
+        names, known = as_names(names), as_names(known, "known names")
         if "hints" not in self.sources:
             return np.full(len(names), 1 / max(len(names), 1))
         if not hint:
@@ -274,8 +279,9 @@ class Knowledge:
 
 def without_names(labels: Sequence[str], names: Sequence[str]) -> list[str]:
     """Labels that contain none of the names, nor an inflection of one."""
+    labels, names = as_names(labels, "labels"), as_names(names)
     if not names:
-        return list(labels)
+        return labels
     forms = {canonical(form) for name in names for form in (name, *inflections(canonical(name)))}
     told = re.compile(rf"\b({'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})\b")
     return [label for label in labels if not told.search(canonical(label))]

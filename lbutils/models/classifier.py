@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from lbutils.captions.text import as_names
 from lbutils.models.features import image_features
 from lbutils.models.prompts import fill, resolve
 
@@ -41,15 +43,23 @@ def text_classifier(
     Raises
     ------
     ValueError
-        If there are no names, or a template does not fit.
+        If there are no names, or one text in place of a list, or a template does not fit.
+
+    Warns
+    -----
+    UserWarning
+        If the encoder reads different names as the same text, as it does with names that are alike
+        up to where a prompt is cut, or up to case: their rows are equal then.
 
     Notes
     -----
     Source: Radford et al. 2021, section 3.1.4; open_clip, ``zero_shot_classifier.py``.
     """
-    if not len(names):
+    names = as_names(names, "class names")
+    if not names:
         raise ValueError("no class names given: pass at least one")
     mean = torch.zeros(())
+    read = [b""] * len(names)
     for template in resolve(templates):
         prompts = [fill(template, name, hint) for name in names]
         blocks = [
@@ -57,7 +67,34 @@ def text_classifier(
             for start in range(0, len(prompts), batch_size)
         ]
         mean = mean + F.normalize(torch.cat(blocks).float(), dim=-1)
+        tokens = encoder.tokenize(prompts).numpy()
+        read = [ids + row.tobytes() for ids, row in zip(read, tokens, strict=True)]
+    warn_of_twins(names, read, tokens.shape[1])
     return F.normalize(mean, dim=-1)
+
+
+def warn_of_twins(names: Sequence[str], read: Sequence[Hashable], length: int) -> None:
+    """Warn of different names that are read as the same ids, naming them.
+
+    Parameters
+    ----------
+    names : sequence of str
+    read : sequence
+        What the encoder reads for each name.
+    length : int
+        Tokens that a prompt may have.
+    """
+    first: dict[Hashable, str] = {}
+    pairs = [(first.setdefault(ids, name), name) for name, ids in zip(names, read, strict=True)]
+    twins = [f"{one!r:.80} and {other!r:.80}" for one, other in pairs if one != other]
+    if twins:
+        more = f" (and {len(twins) - 3} other pairs)" if len(twins) > 3 else ""
+        warnings.warn(
+            f"the encoder reads as the same text {', '.join(twins[:3])}{more}: it cuts prompts "
+            f"after {length} tokens and may not tell case or signs, so their classes have equal "
+            "logits; shorten or rename them",
+            stacklevel=3,
+        )
 
 
 # Text features by encoder, for the methods of one table, which ask for the same again and again.
@@ -75,6 +112,7 @@ def text_features(
 
     An answer is given again only while the encoder's weights and tokenizer are what they were.
     """
+    names = as_names(names, "class names")
     key = (tuple(names), resolve(templates), hint, state_of(encoder))
     known = _TEXTS.setdefault(encoder, OrderedDict())
     found = known.get(key)
@@ -206,9 +244,7 @@ def check_others(others: Sequence[str], names: Iterable[str]) -> None:
     ValueError
         If `others` is a single text, or shares a name with `names`.
     """
-    if isinstance(others, str):
-        raise ValueError(f"other names must be a list: pass [{others!r}]")
-    both = set(others) & set(names)
+    both = set(as_names(others, "other names")) & set(names)
     if both:
         raise ValueError(f"{min(both)!r} is learned and stands among the other names: leave it out")
 

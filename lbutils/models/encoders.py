@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from lbutils._util import suggest
+from lbutils.captions.text import as_names
 from lbutils.data.benchmark import data_dir, mini_file
 from lbutils.models import families, foreign, mini
 
@@ -157,7 +158,7 @@ class DualEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (N, context_length), int64, on the CPU."""
-        return self.tokenizer(list(texts))
+        return self.tokenizer(as_names(texts, "texts"))
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Image features (B, D) of unit length, float32, on the model's device.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lbutils.captions.text import cleaned
 from lbutils.models.prompts import pieces
 from lbutils.models.text import Frame, token_embedding
 
@@ -56,24 +58,35 @@ def check_free(words: Mapping[str, Tensor], tokenizer: Any, first_new: int) -> N
     seen: set[str] = set()
     for word in words:
         ids = _pieces(tokenizer, word)
-        match = pattern.fullmatch(word)
+        match = pattern.fullmatch(_read(word))
         # Where one letter has several small forms, folding and the pattern see different ones.
         alike = match is not None and longest_first[(match.lastindex or 0) - 1] != word
-        if alike or word.casefold() in seen:
-            raise ValueError(f"two names become the word {word!r}: they differ in case only")
+        if alike or _read(word).casefold() in seen:
+            raise ValueError(
+                f"two names become the word {word!r}: they differ in case only, or in white space "
+                "or Unicode form"
+            )
         if ids and min(ids) >= first_new:
             raise ValueError(f"the word {word!r} is already installed: rename it, or start afresh")
         if len(ids) == 1:
             raise ValueError(f"the word {word!r} is a token of the tokenizer: rename the class")
-        seen.add(word.casefold())
+        seen.add(_read(word).casefold())
     if hasattr(tokenizer, "backend_tokenizer"):
         _check_spellings(words, tokenizer)
 
 
+def _read(text: str) -> str:
+    """The text as words are looked for in it: cleaned, in NFC, one space for white space.
+
+    However a word is encoded, escaped or broken over lines, it is the same one to open_clip.
+    """
+    return " ".join(unicodedata.normalize("NFC", cleaned(text)).split())
+
+
 def _any_of(words: Iterable[str]) -> tuple[list[str], re.Pattern[str]]:
-    """Words, longest first, and a pattern that finds them whatever their case, a group each."""
-    longest_first = sorted(words, key=len, reverse=True)
-    groups = "|".join(f"({re.escape(word)})" for word in longest_first)
+    """Words, longest first, and a pattern that finds them in what `_read` gives, a group each."""
+    longest_first = sorted(words, key=lambda word: len(_read(word)), reverse=True)
+    groups = "|".join(f"({re.escape(_read(word))})" for word in longest_first)
     return longest_first, re.compile(groups, re.IGNORECASE)
 
 
@@ -178,8 +191,9 @@ def add_words(tokenizer: Any, words: Mapping[str, list[int]]) -> None:
 class WordTokenizer:
     """An open_clip tokenizer with words of its own, each of which has one id or several.
 
-    Whatever its case, a word is found as it stands in a text, before any clean-up. All else, and
-    every text without a word, is left to the tokenizer beneath.
+    A word is found whatever its case, white space and Unicode form, and also in HTML entities or
+    wrongly decoded, as open_clip's clean-up reads it. All else, and every text without a word, is
+    left to the tokenizer beneath.
 
     Parameters
     ----------
@@ -205,8 +219,11 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without start and end of text, not truncated."""
+        read = _read(text)
+        if not self._pattern.search(read):
+            return pieces(self.base, text)
+        text, end = read, 0
         ids: list[int] = []
-        end = 0
         for match in self._pattern.finditer(text):
             word = self._longest_first[(match.lastindex or 0) - 1]
             ids += [*pieces(self.base, text[end : match.start()]), *self.words[word]]
@@ -236,7 +253,7 @@ class WordTokenizer:
         lead, tail = self._frame.lead, self._frame.tail
         room = tokens.shape[1] - len(lead) - len(tail)
         for row, text in zip(tokens, texts, strict=True):
-            if self._pattern.search(text):
+            if self._pattern.search(_read(text)):
                 ids = [*lead, *self.encode(text)[:room], *tail]
                 row.fill_(self._frame.pad)
                 row[: len(ids)] = torch.tensor(ids)

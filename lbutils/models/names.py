@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lbutils._util import replacing
+from lbutils.captions.text import as_names
 from lbutils.models.install import (
     WordTokenizer,
     add_words,
@@ -100,7 +101,7 @@ class NameEmbeddings(nn.Module):
         min_rows: int = 1,
     ):
         super().__init__()
-        self.names = tuple(names)
+        self.names = tuple(as_names(names, "class names"))
         if not self.names or len(set(self.names)) < len(self.names):
             twice = [name for name in self.names if self.names.count(name) > 1]
             told = f"{twice[0]!r} stands twice" if twice else "there is none"

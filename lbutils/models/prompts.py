@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbutils._util import suggest
-from lbutils.captions.text import canonical, cleaned
+from lbutils.captions.text import as_names, canonical, cleaned
 from lbutils.data.benchmark import data_dir, read_hints
 
 
@@ -57,8 +57,9 @@ def resolve(spec: str | Sequence[str]) -> tuple[str, ...]:
         If `spec` is empty, names no set, or a template lacks its one ``{name}``.
     """
     if isinstance(spec, str):
-        return resolve([spec]) if "{name}" in spec else templates(spec)
-    found = tuple(spec)
+        # The name of a set has neither: what has is a template, perhaps a wrong one.
+        return resolve([spec]) if set(spec) & {"{", " "} else templates(spec)
+    found = tuple(as_names(spec, "templates"))
     if not found:
         raise ValueError("no template given: pass a template set or a list of templates")
     for template in found:
@@ -237,9 +238,15 @@ def _parts(template: str) -> list[str]:
     parts = re.split(r"(\{\w*\})", template)
     for slot in parts[1::2]:
         if slot not in ("{name}", "{hint}"):
-            raise ValueError(f"{template!r}: {suggest(slot, ['{name}', '{hint}'], 'slot')}")
+            raise ValueError(
+                f"the template {template!r} needs {{name}} where the class name goes, and may have "
+                f"{{hint}}: {suggest(slot, ['{name}', '{hint}'], 'slot')}"
+            )
     if parts.count("{name}") != 1:
-        raise ValueError(f"the template {template!r} must have exactly one {{name}}")
+        raise ValueError(
+            f"the template {template!r} must have exactly one {{name}}, where the class name goes, "
+            "as in 'a photo of a {name}'; template sets are listed by `lbutils.prompts.templates`"
+        )
     return parts
 
 

@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lbutils.captions.text import as_names
 from lbutils.learn.namelearner import Frozen, schedule
 from lbutils.models.classifier import (
     FeatureClassifier,
     check_training,
     text_features,
     training_features,
+    warn_of_twins,
 )
 from lbutils.models.names import NameEmbeddings
 from lbutils.models.prompts import encode_slots, pieces, resolve, slots
@@ -199,8 +201,10 @@ class ContextPrompts:
     def layout(self, names: Sequence[str]) -> Any:
         """Names laid out for a call; the end of what is too long is cut off."""
         room = self.frame.room - self.n_ctx
+        names = as_names(names, "class names")
         ids = [encode_slots(self.encoder.tokenizer, "", name, "")[1] for name in names]
         codes = [[*[*name, *self.suffix][:room], *self.frame.tail] for name in ids]
+        warn_of_twins(names, [tuple(code) for code in codes], self.frame.room)
         if not self.causal:
             return codes
         return [self._line(codes[i : i + LINE]) for i in range(0, len(codes), LINE)]
@@ -555,7 +559,7 @@ class CoCoOp(CoOp):
     def joint_logits(self, images: Any, others: Sequence[str]) -> Tensor:
         """Logits ``(N, K + C)`` over the joint vocabulary: other names first, then ``names_``."""
         self._needs_fit("network_")
-        return self.other_logits(images, [*others, *self.names_])
+        return self.other_logits(images, [*as_names(others, "other names"), *self.names_])
 
     def _layers(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
         """Weights and biases of two layers, drawn as ``nn.Linear`` draws them."""

@@ -21,6 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from lbutils.captions.text import as_names
 from lbutils.learn.namelearner import Alignment
 from lbutils.models.classifier import FeatureClassifier, class_means
 from lbutils.models.prompts import take_out
@@ -382,7 +383,7 @@ class SiM(FewShotClassifier):
             raise ValueError("no generic prompts given: pass prompts=, such as the IP names")
         if not ridge > 0:
             raise ValueError(f"ridge={ridge} must be positive")
-        self.prompts, self.ridge = tuple(prompts), ridge
+        self.prompts, self.ridge = tuple(as_names(prompts, "prompts")), ridge
 
     def fit(self, split: Any, features: Tensor | None = None) -> SiM:
         """Self, with the mapping; arguments as in `CoOp.fit`."""
@@ -421,6 +422,7 @@ def control_names(names: Sequence[str], kind: str, seed: int = 0) -> tuple[str, 
     """
     if kind not in CONTROLS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(CONTROLS)}")
+    names = as_names(names)
     generator = np.random.default_rng(seed)
     if kind == "random":
         return _random_names(names, generator)
@@ -523,6 +525,7 @@ def renamed(split: Any, names: Sequence[str]) -> Any:
     ValueError
         If there are not as many names as classes.
     """
+    names = as_names(names)
     if len(names) != len(split.names):
         raise ValueError(f"{len(names)} names for {len(split.names)} classes: give one for each")
     captions = []

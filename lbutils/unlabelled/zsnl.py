@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbutils._util import suggest
+from lbutils.captions.text import as_names
 from lbutils.learn.colours import colour_evidence
 from lbutils.learn.knowledge import Knowledge, Lexicon
 from lbutils.learn.namelearner import Frozen, NameLearner, optimiser_for, schedule
@@ -401,7 +402,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         Raises ValueError for a name that was not learned.
         """
         place = {name: column for column, name in enumerate(self.candidates_)}
-        for name in names:
+        for name in as_names(names):
             if name not in place:
                 raise ValueError(suggest(name, list(place), "learned name"))
         return np.array([place[name] for name in names], dtype=np.int64)
@@ -651,14 +652,15 @@ def _lengths(pool: _Pool) -> np.ndarray:
 def _vocabulary(
     candidates: Sequence[str], known: Sequence[str], vocabulary: Sequence[str] | None
 ) -> _Vocabulary:
-    if isinstance(candidates, str) or not len(candidates):
+    candidates = as_names(candidates, "candidates")
+    if not candidates:
         raise ValueError("candidates must be a list of one name at least")
     check_others(known, candidates)
     if len(set(known)) < len(known):
         raise ValueError("a known name stands twice: merge its images")
     names = tuple(candidates)
     if vocabulary is not None:
-        for name in vocabulary:
+        for name in as_names(vocabulary, "the vocabulary"):
             if name not in names:
                 raise ValueError(suggest(name, names, "candidate name"))
         names = tuple(vocabulary)
