@@ -14,6 +14,7 @@ from lbutils import __version__
 COMMANDS = {
     "check": ("whether the installed packages work together (the default)", ""),
     "run": ("run notebooks, or a grid over one, and gather what they found", "run.notebooks"),
+    "status": ("the runs of a grid: which, which cell, since when", "run.notebooks"),
     "screen": ("do these names occur in these captions?", "captions.screening"),
     "download": ("domains of LAION-Beyond from the hub, checked", "data.laion_beyond"),
     "check-folder": ("a folder against the paper's counts, every image", "data.laion_beyond"),

@@ -301,7 +301,7 @@ def provenance_of(seed: int | None = None) -> dict[str, Any]:
     """Where a result came from: versions, commit, platform, threads, seed and time."""
     return {
         "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _installed(name))},
+        "packages": {name: found for name in _PACKAGES if (found := installed(name))},
         "commit": _commit(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "threads": _threads(),
@@ -310,7 +310,8 @@ def provenance_of(seed: int | None = None) -> dict[str, Any]:
     }
 
 
-def _installed(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """Version of an installed package, if it is one."""
     try:
         return version(package)
     except PackageNotFoundError:

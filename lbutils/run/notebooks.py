@@ -8,6 +8,7 @@ a grid.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import html
 import importlib
@@ -20,7 +21,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import lbutils
-from lbutils._util import file_name, suggest, write_text
+from lbutils._util import file_name, replacing, suggest, write_text
 from lbutils.data.benchmark import load_benchmark
 from lbutils.data.folder import data_dir
 from lbutils.measure import published, records
@@ -156,6 +159,7 @@ def run(
     *,
     out: str | os.PathLike[str],
     progress: bool = True,
+    timeout: float | None = None,
 ) -> list[Outcome]:
     """Run notebooks one after another and gather everything that they found under `out`.
 
@@ -172,6 +176,8 @@ def run(
         Folder for everything that is written.
     progress : bool
         Show a bar over each notebook's cells.
+    timeout : float, optional
+        Seconds that a notebook may take; one that takes longer has failed.
 
     Raises
     ------
@@ -188,7 +194,7 @@ def run(
         # A record left by an earlier run must not pass for the result of this one.
         for stale in (out / "records").glob(f"{notebook.stem}-*.json"):
             stale.unlink()
-        outcome = _execute(notebook, chosen, out, progress)
+        outcome = _execute(notebook, chosen, out, progress, timeout=timeout)
         _stamp(out, notebook.stem, parameters.differing(chosen, own))
         print(f"{notebook.stem:<32} {_clock(outcome.seconds):>8}", flush=True)
         if outcome.error:
@@ -227,7 +233,12 @@ def _stamp(out: Path, kind: str, settings: Mapping[str, Any]) -> None:
 
 
 def _execute(
-    notebook: Path, given: Mapping[str, Any], out: Path, progress: bool, paged: bool = True
+    notebook: Path,
+    given: Mapping[str, Any],
+    out: Path,
+    progress: bool,
+    paged: bool = True,
+    timeout: float | None = None,
 ) -> Outcome:
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -244,7 +255,7 @@ def _execute(
     # Where no terminal redraws the bar, it speaks every ten seconds.
     pace = 0.1 if sys.stderr.isatty() else 10.0
     bar = {"desc": notebook.stem, "leave": False, "mininterval": pace} if progress else False
-    start, error, trace = time.perf_counter(), None, None
+    start, error, trace, limit = time.perf_counter(), None, None, timeout
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -256,11 +267,15 @@ def _execute(
             # The kernel warns at every start that its loopback port is not encrypted, and calls its
             # own end an error.
             extra_arguments=["--IPKernelApp.log_level=50"],
+            # Of what is left for the whole notebook; nbclient takes 0 for no limit.
+            timeout_func=lambda _: limit and max(1, round(start + limit - time.perf_counter())),
         )
     except papermill.exceptions.PapermillExecutionError as failure:
         error = f"{failure.ename}: {_first_line(failure.evalue)}"
         trace = strip_ansi("\n".join(failure.traceback))
-    except (CellTimeoutError, DeadKernelError) as failure:
+    except CellTimeoutError as failure:
+        error, trace = f"TimeoutError: not done after {timeout:g} s", str(failure)
+    except DeadKernelError as failure:
         error = _first_line(str(failure)) or type(failure).__name__
         trace = str(failure)
     seconds = time.perf_counter() - start
@@ -535,6 +550,8 @@ def _figures_html(figures: Sequence[Path], out: Path) -> str:
 
 # Papermill changes the working folder of the process, so threads of a Dask worker take turns.
 _TURN = threading.Lock()
+_PACKAGE = Path(lbutils.__file__).parent
+_DONE = {"finished": "skipped", "failed": "failed"}
 _STATES = {"finished": "finished", "skipped": "finished", "failed": "failed"}
 
 
@@ -580,6 +597,8 @@ def grid(
     workers: int = 1,
     dask: str | None = None,
     retry: bool = False,
+    timeout: float | None = None,
+    dry_run: bool = False,
     limit: int = grids.LIMIT,
     figure: Mapping[str, str] | None = None,
     progress: bool = True,
@@ -613,6 +632,10 @@ def grid(
         Address of a Dask scheduler, whose workers are used instead; they must see `out`.
     retry : bool
         Make runs again that failed.
+    timeout : float, optional
+        Seconds that a run may take; one that takes longer has failed.
+    dry_run : bool
+        Run and write nothing; those that would run have the status "to run".
     limit : int
         Refuse a grid of more runs.
     figure : mapping, optional
@@ -636,10 +659,17 @@ def grid(
     place = Path(out).resolve()
     path, fixed = path.resolve(), dict(fixed or {})
     points = _checked_points(path, axes, fixed, limit)
-    code = _code()
-    jobs = [(path, point, place / _run_name(path, point, code), retry, code) for point in points]
+    code = _code(path)
+    jobs = [
+        (path, point, place / _run_name(path, point, code), retry, code, timeout)
+        for point in points
+    ]
     rows: dict[int, dict[str, Any]] = {}
     failed = 0
+    columns = [*fixed, *grids.swept(axes), "status", "seconds", "error", "folder"]
+    if dry_run:
+        return _foreseen(jobs, columns)
+    _check_writable(place)
     with tqdm(total=len(jobs), unit="run", desc=path.stem, disable=not progress) as bar:
         for index, found in pools.spread(_grid_run, jobs, workers=workers, dask=dask):
             row = _lost(jobs[index], found) if isinstance(found, Exception) else found
@@ -647,12 +677,40 @@ def grid(
             failed += rows[index]["status"] == "failed"
             bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
             bar.update()
-    columns = [*fixed, *grids.swept(axes), "status", "seconds", "error", "folder"]
-    table = pd.DataFrame(
-        [{**points[index], **rows[index]} for index in range(len(jobs))], columns=columns
-    )
+            # What is there counts if the sweep is stopped; at the end it is written below.
+            if rows[index]["status"] == "finished" and len(rows) < len(jobs):
+                _write_results(_table(points, rows, columns), grids.swept(axes), place)
+    table = _table(points, rows, columns)
     _write_grid(table, grids.swept(axes), place, dict(figure or {}))
     return table
+
+
+def _table(
+    points: Sequence[Mapping[str, Any]], rows: Mapping[int, Mapping[str, Any]], columns: list[str]
+) -> pd.DataFrame:
+    """The runs that are done, in the order of the grid."""
+    return pd.DataFrame([{**points[i], **rows[i]} for i in sorted(rows)], columns=columns)
+
+
+def _foreseen(jobs: Sequence[tuple[Any, ...]], columns: list[str]) -> pd.DataFrame:
+    """What a sweep would do: its runs, of which some are done."""
+    rows = []
+    for _, point, folder, retry, *_ in jobs:
+        state = _state(folder) or {}
+        done = state.get("status") == "finished" or (state and not retry)
+        status = _DONE[state["status"]] if done else "to run"
+        told = {"seconds": state.get("seconds"), "error": state.get("error")}
+        rows.append({**point, **told, "status": status, "folder": str(folder)})
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _check_writable(place: Path) -> None:
+    """Raise OSError now rather than after the first run, on a disk that is full or read-only."""
+    with replacing(place / "writable") as temporary:
+        temporary.write_bytes(bytes(4096))
+    (place / "writable").unlink()
+    with suppress(OSError):
+        place.rmdir()  # if nothing is in it: the sweep may yet be refused
 
 
 def _checked_points(
@@ -680,14 +738,84 @@ def _checked_points(
     return points
 
 
-def _code() -> str:
-    """Version of this package and a hash of its code."""
+def _code(notebook: Path) -> str:
+    """What gives a run's numbers beside its parameters: the code that it imports, torch, the data.
+
+    Of this package only modules that the notebook imports, directly or not, and of those only what
+    Python executes: a comment, a docstring or another line break makes no other run.
+    """
     digest = hashlib.sha256()
-    package = Path(lbutils.__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package).as_posix()
-        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    for path in sorted(_imported(notebook)):
+        digest.update(f"{path.relative_to(_PACKAGE)}\0{_meaning(path)}\0".encode())
+    for package in ("torch", "open-clip-torch"):
+        digest.update(f"{package} {records.installed(package)}\0".encode())
+    checksums = data_dir() / "mini" / "checksums.csv"
+    digest.update(checksums.read_bytes() if checksums.is_file() else b"")
     return f"{lbutils.__version__}+{digest.hexdigest()[:12]}"
+
+
+def _imported(notebook: Path) -> set[Path]:
+    """Files of this package that the code of a notebook imports, and that those import."""
+    cells = parameters.read_notebook(notebook)["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    waiting = [name for source in code for name in _names_imported(source)]
+    found: set[Path] = set()
+    while waiting:
+        parts = waiting.pop().split(".")[1:]
+        place = _PACKAGE.joinpath(*parts)
+        # A name of a room's face, or of a module, stands in the file above it.
+        files = [place / "__init__.py", place.with_suffix(".py"), place.parent / "__init__.py"]
+        for file in files[:2] if len(parts) < 2 else files:
+            if file.is_file() and file.is_relative_to(_PACKAGE) and file not in found:
+                found.add(file)
+                waiting += _names_imported(file.read_text(encoding="utf-8"))
+        waiting += _of_face(parts)
+    return found
+
+
+def _names_imported(source: str) -> list[str]:
+    """Dotted names of this package in a source's imports, wherever they stand in it."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # a magic of IPython
+        return []
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name.split(".")[0] == "lbutils"]
+
+
+def _of_face(parts: Sequence[str]) -> list[str]:
+    """The module to which a room's face, or the package's, leaves a name; read, not imported."""
+    face = _PACKAGE.joinpath(*parts[:-1], "__init__.py")
+    if not parts or not face.is_file():
+        return []
+    homes = [
+        node
+        for node in ast.walk(ast.parse(face.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Dict) and all(isinstance(v, ast.List) for v in node.values)
+    ]
+    return [
+        ".".join(["lbutils", *parts[:-1], module])
+        for home in homes
+        for module, names in ast.literal_eval(home).items()
+        if parts[-1] in names
+    ]
+
+
+@cache
+def _meaning(path: Path) -> str:
+    """The syntax tree of a file, without docstrings, places and comments."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            told = node.body and isinstance(node.body[0], ast.Expr)
+            if told and isinstance(node.body[0].value, ast.Constant):  # type: ignore[attr-defined]
+                node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def _run_name(notebook: Path, point: Mapping[str, Any], code: str) -> str:
@@ -703,11 +831,16 @@ def _run_name(notebook: Path, point: Mapping[str, Any], code: str) -> str:
 
 
 def _grid_run(
-    notebook: Path, point: Mapping[str, Any], folder: Path, retry: bool, code: str
+    notebook: Path,
+    point: Mapping[str, Any],
+    folder: Path,
+    retry: bool,
+    code: str,
+    timeout: float | None,
 ) -> dict[str, Any] | str:
     """One run of a grid, or `pools.BUSY` if another process is making it."""
-    if _code() != code:
-        raise RuntimeError(f"this worker has lbutils {_code()}, the sweep {code}: install the same")
+    if (own := _code(notebook)) != code:
+        raise RuntimeError(f"this worker has lbutils {own}, the sweep {code}: install the same")
     with _TURN, pools.locked(folder) as free:
         if not free:
             return pools.BUSY
@@ -719,7 +852,9 @@ def _grid_run(
             stale.unlink(missing_ok=True)
         start, trace = time.perf_counter(), None
         try:
-            outcome = _execute(notebook, point, folder, progress=False, paged=False)
+            outcome = _execute(
+                notebook, point, folder, progress=False, paged=False, timeout=timeout
+            )
             error, trace = outcome.error, outcome.traceback
         # Whatever it is that fails, a full disk or a missing kernel, the other runs go on.
         except Exception as failure:
@@ -735,15 +870,18 @@ def _leave_state(
     trace: str | None,
     seconds: float,
 ) -> dict[str, Any]:
-    if trace:
-        write_text(folder / "traceback.txt", trace.rstrip() + "\n")
-    else:
-        (folder / "traceback.txt").unlink(missing_ok=True)
     status = "failed" if error else "finished"
     state = {"status": status, "seconds": round(seconds, 3), "error": error}
     kept = sorted(path.name for path in (folder / "records").glob("*.json"))
     described = {"notebook": notebook.name, "parameters": dict(point), **state, "records": kept}
-    write_text(folder / "run.json", json.dumps(described, indent=1) + "\n")
+    try:
+        if trace:
+            write_text(folder / "traceback.txt", trace.rstrip() + "\n")
+        else:
+            (folder / "traceback.txt").unlink(missing_ok=True)
+        write_text(folder / "run.json", json.dumps(described, indent=1) + "\n")
+    except OSError as failure:  # a full disk; without a state the run is made again
+        state |= {"status": "failed", "error": error or _told(failure)}
     return {**state, "folder": str(folder)}
 
 
@@ -759,11 +897,11 @@ def _state(folder: Path) -> dict[str, Any] | None:
     return {**state, "folder": str(folder)} if state["status"] in _STATES else None
 
 
-def _lost(job: tuple[Path, dict[str, Any], Path, bool, str], error: Exception) -> dict[str, Any]:
+def _lost(job: tuple[Any, ...], error: Exception) -> dict[str, Any]:
     """The row of a run whose worker did not come back, kept as failed."""
     notebook, point, folder, *_ = job
     trace = "".join(traceback.format_exception(error))
-    with pools.locked(folder) as free:
+    with suppress(OSError, ValueError), pools.locked(folder) as free:
         if free:
             return _leave_state(folder, notebook, point, _told(error), trace, 0.0)
     return {"status": "failed", "seconds": 0.0, "error": _told(error), "folder": str(folder)}
@@ -771,13 +909,76 @@ def _lost(job: tuple[Path, dict[str, Any], Path, bool, str], error: Exception) -
 
 def _seen(row: dict[str, Any]) -> dict[str, Any]:
     """The row, if what its worker wrote can be seen from here."""
-    if _state(Path(row["folder"])) is not None:
+    if row["status"] == "failed" or _state(Path(row["folder"])) is not None:
         return row
     return row | {"status": "failed", "error": "its worker writes where this machine cannot read"}
 
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {_first_line(str(error))}"
+
+
+def status(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """One row per run in the folder of a grid, from what its files say now.
+
+    Returns
+    -------
+    DataFrame
+        ``run`` (its folder's name), ``status`` ("finished", "failed", "running", or "stopped": it
+        began and no process is at it), ``cell`` (of how many, if running or stopped), ``since``
+        (when it began, UTC), ``parameters`` (JSON) and ``error``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is no folder of a grid")
+    rows = []
+    for place in sorted(path.parent for path in Path(folder).glob("*/notebooks")):
+        state, began = _state(place), _progress(place)
+        if state is None:
+            with suppress(ValueError, OSError), pools.locked(place) as free:
+                state = {"status": "stopped" if free else "running", "error": None}
+        state = state or {"status": "running", "error": None}
+        if state["status"] in _STATES:
+            began["cell"] = ""
+        rows.append({"run": place.name, **{n: state[n] for n in ("status", "error")}, **began})
+    columns = ["run", "status", "cell", "since", "parameters", "error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _progress(place: Path) -> dict[str, str]:
+    """How far the executed notebook of a run came, as papermill notes it in the file."""
+    told = {"cell": "", "since": "", "parameters": ""}
+    try:
+        (path,) = (place / "notebooks").glob("*.ipynb")
+        notebook = parameters.read_notebook(path)
+        noted = notebook["metadata"]["papermill"]
+        code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        marks = [cell["metadata"].get("papermill", {}).get("status") for cell in code]
+        began = sum(mark not in (None, "pending") for mark in marks)
+        point = {name: value for name, value in noted["parameters"].items() if name != "out"}
+        told |= {"since": noted["start_time"][:19], "parameters": json.dumps(point)}
+        told["cell"] = f"{began} of {len(code)}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # not begun, or in the middle of being written
+    return told
+
+
+def format_status(table: pd.DataFrame) -> str:
+    """The table of `status` for a terminal, and how many there are of each."""
+    lines = []
+    for row in table.to_dict("records"):
+        cell = f", cell {row['cell']}" if row["cell"] else ""
+        error = f": {row['error']}" if row["error"] else ""
+        lines.append(
+            f"{row['status']:8} {row['parameters'] or row['run']}{cell}, since "
+            f"{row['since'] or 'unknown'}{error}"
+        )
+    counts = ", ".join(f"{n} {name}" for name, n in table["status"].value_counts().items())
+    return "\n".join([*lines, counts or "no run has begun"])
 
 
 def results(table: pd.DataFrame, swept: Sequence[str] = ()) -> pd.DataFrame:
@@ -870,13 +1071,47 @@ def _column(name: str, found: pd.DataFrame) -> str:
     return name
 
 
-def _write_grid(
-    table: pd.DataFrame, swept: Sequence[str], out: Path, figure: Mapping[str, str]
-) -> None:
-    """Write what a grid found. Nothing in results and summary depends on when a run was made."""
-    # Here, as workers do without matplotlib.
-    from lbutils import figures
+def grid_page(table: pd.DataFrame, out: Path) -> str:
+    """The HTML of a page over a grid: its runs with what they left, and the figure.
 
+    Parameters
+    ----------
+    table : DataFrame
+        As `grid` returns it.
+    out : path
+        The page's folder: links are relative to it.
+    """
+    names = [c for c in table if c not in ("status", "seconds", "error", "folder")]
+    rows = ["<tr>" + "".join(f"<th>{html.escape(n)}" for n in (*names, "run", "seconds")) + "</tr>"]
+    for row in table.to_dict("records"):
+        place = Path(row["folder"])
+        files = [*sorted(place.glob("notebooks/*.ipynb")), place / "traceback.txt"]
+        links = [
+            f"<a href='{html.escape(file.relative_to(out).as_posix())}'>"
+            f"{html.escape(file.name)}</a>"
+            for file in files
+            if file.is_file()
+        ]
+        told = f"{_STATES[row['status']]} {' '.join(links)}"
+        if row["error"]:
+            told += f"<div class='note'>{html.escape(str(row['error']))}</div>"
+        cells = [*(html.escape(str(row[name])) for name in names), told, f"{row['seconds']:.1f}"]
+        rows.append("<tr>" + "".join(f"<td>{cell}" for cell in cells) + "</tr>")
+    figure = "<p><img src='summary.png' alt='summary' style='max-width: 100%'></p>"
+    return "\n".join(
+        [
+            "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>",
+            f"<title>{html.escape(out.name)}: a grid</title><style>{_STYLE}</style></head><body>",
+            f"<h1>{html.escape(out.name)}</h1>",
+            figure if (out / "summary.png").is_file() else "",
+            f"<div class='wide'><table>{''.join(rows)}</table></div>",
+            "<p><a href='results.csv'>results.csv</a>, <a href='runs.csv'>runs.csv</a></p>",
+            "</body></html>\n",
+        ]
+    )
+
+
+def _write_results(table: pd.DataFrame, swept: Sequence[str], out: Path) -> pd.DataFrame:
     shown = table.assign(
         status=table["status"].map(_STATES), folder=table["folder"].map(lambda f: Path(f).name)
     )
@@ -884,6 +1119,22 @@ def _write_grid(
     found = results(table, swept)
     records.write_table(found, out / "results.csv")
     records.write_table(found, out / "results.parquet")
+    return found
+
+
+def _write_grid(
+    table: pd.DataFrame, swept: Sequence[str], out: Path, figure: Mapping[str, str]
+) -> None:
+    """Write what a grid found. Nothing in results and summary depends on when a run was made."""
+    found = _write_results(table, swept, out)
+    _draw_summary(found, out, figure)
+    write_text(out / "index.html", grid_page(table, out))
+
+
+def _draw_summary(found: pd.DataFrame, out: Path, figure: Mapping[str, str]) -> None:
+    # Here, as workers do without matplotlib.
+    from lbutils import figures
+
     for stale in (out / "summary.csv", out / "summary.png"):
         stale.unlink(missing_ok=True)
     if len(found):
@@ -906,9 +1157,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status of the command line: 0, 1 if a notebook failed, 2 if the input is wrong."""
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "status":
+            print(format_status(status(options.folder)))
+            return 0
+        if options.timeout is not None and options.timeout <= 0:
+            raise ValueError(f"--timeout takes seconds above 0, not {options.timeout:g}")
         files = [name for name in options.notebooks if name.endswith((".yaml", ".yml"))]
         if files and len(options.notebooks) > 1:
             raise ValueError("one grid at a time, and no notebooks beside it")
+        if not files and (idle := [n for n in _OF_GRIDS if _is_given(options, n)]):
+            raise ValueError(f"--{idle[0]} is for grids: name one in YAML")
         names = [grids.read_grid(files[0]).notebook] if files else options.notebooks
         own = [parameters.of_notebook(path) for path in find_notebooks(names)]
         defaults = {name: value for found in reversed(own) for name, value in found.items()}
@@ -918,9 +1176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.benchmark is not None:
             given["benchmark"] = options.benchmark
         return _run_grid(files[0], given, options) if files else _run_all(given, options)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; what is done is kept, and the same command goes on", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -932,6 +1193,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--benchmark", help="mini, or the folder of LAION-Beyond")
     command.add_argument("--out", type=Path, help="default: runs/ and the benchmark's name")
+    command.add_argument("--timeout", type=float, metavar="SECONDS", help="of one run, at most")
+    command.add_argument("--dry-run", action="store_true", help="check, and say what would run")
     command.add_argument(
         "-p",
         dest="parameters",
@@ -941,11 +1204,21 @@ def _parser() -> argparse.ArgumentParser:
         help="repeatable",
     )
     only = command.add_argument_group("grids")
-    only.add_argument("--workers", type=int, default=1, help="processes, a GPU each")
+    only.add_argument("--workers", type=int, help="processes, a GPU each")
     only.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster")
     only.add_argument("--retry", action="store_true", help="make runs again that failed")
-    only.add_argument("--limit", type=int, default=grids.LIMIT, help="most runs that are allowed")
+    only.add_argument("--limit", type=int, help="most runs that are allowed")
+    command = commands.add_parser("status", help="which runs of a grid are where")
+    command.add_argument("folder", type=Path, help="the sweep's --out")
     return parser
+
+
+_OF_GRIDS = ("workers", "dask", "retry", "limit")  # options that say nothing without a grid
+
+
+def _is_given(options: argparse.Namespace, name: str) -> bool:
+    # 0 is a wrong number, not an absent one.
+    return getattr(options, name) is not None and getattr(options, name) is not False
 
 
 def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
@@ -953,7 +1226,12 @@ def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
     defaults = {n: v for path in notebooks for n, v in parameters.of_notebook(path).items()}
     changed = parameters.differing(given, defaults)
     out = options.out or parameters.place(changed)
-    outcomes = run(notebooks, given, out=out)
+    if options.dry_run:
+        check_parameters(notebooks, parameters.absolute(given))
+        print("\n".join(f"to run   {notebook.stem}" for notebook in notebooks))
+        print(f"settings: {parameters.described(changed)}\nresults would go to {out}")
+        return 0
+    outcomes = run(notebooks, given, out=out, timeout=options.timeout)
     claims = claims_table(out, settings_of(given), [])
     print(f"\nsettings: {parameters.described(changed)}\n{format_claims(claims)}")
     print(f"\nresults: {Path(out).resolve() / 'index.html'}")
@@ -962,13 +1240,21 @@ def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
 
 def _run_grid(file: str, given: dict[str, Any], options: argparse.Namespace) -> int:
     out = (options.out or parameters.ROOT / "runs" / Path(file).stem).resolve()
-    settings = {name: getattr(options, name) for name in ("workers", "dask", "retry", "limit")}
+    names = [n for n in (*_OF_GRIDS, "timeout", "dry_run") if _is_given(options, n)]
+    settings = {name: getattr(options, name) for name in names}
     table = grid_file(file, given, out=out, **settings)
+    swept = [c for c in table if c not in ("status", "seconds", "error", "folder")]
+    if options.dry_run:
+        for row in table.to_dict("records"):
+            print(f"{row['status']:8} {parameters.in_words(swept, row)}")
+        print(f"{(table['status'] == 'to run').sum()} to run of {len(table)}")
+        return 0
     if (out / "summary.csv").exists():
         drawn = pd.read_csv(out / "summary.csv")
         print(drawn.to_string(index=False, float_format="{:.4g}".format), end="\n\n")
-    for row in table[table["status"] == "failed"].itertuples():
-        print(f"failed: {row.error}\n  see {Path(row.folder) / 'traceback.txt'}")
+    for row in table[table["status"] == "failed"].to_dict("records"):
+        print(f"failed: {row['error']}\n  at {parameters.in_words(swept, row)}")
+        print(f"  see {Path(row['folder']) / 'traceback.txt'}")
     counts = table["status"].value_counts()
     print(", ".join(f"{counts.get(status, 0)} {status}" for status in _STATES))
     print(f"results: {out / 'results.csv'}")

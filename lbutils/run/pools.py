@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 BUSY = "busy"  # what a job returns if another process is at it
 _DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU, on Linux
 _PAUSE = 0.5  # seconds until a job that was busy is tried again
@@ -37,18 +39,21 @@ def locked(folder: Path) -> Iterator[bool]:
     Raises ValueError if the file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise ValueError(
-                f"{folder} cannot be locked ({error.strerror}), so that two workers could take the "
-                "same run: choose a folder on another disk (Lustre: mounted with -o flock)"
-            ) from error
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    except (OSError, NotImplementedError) as error:
+        raise ValueError(
+            f"{folder} cannot be locked ({error}), so that two workers could take the same run: "
+            "choose a folder on another disk (Lustre: mounted with -o flock)"
+        ) from error
+    try:
         yield True
+    finally:
+        lock.release()
 
 
 def gpus() -> list[str]:
@@ -137,22 +142,36 @@ class _Here(Executor):
         return future
 
 
+class _Worker(ProcessPoolExecutor):
+    """One process, which ends with the one that started it, or when that gives up."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        # Spawned, because a fork of a process that has run torch may hang.
+        context = multiprocessing.get_context("spawn")
+        reader, self._writer = context.Pipe(duplex=False)
+        super().__init__(1, context, _begin, (dict(variables), reader))
+
+    def give_up(self) -> None:
+        """End the process, in the middle of its job."""
+        self._writer.close()
+
+
 def _starter(variables: Mapping[str, str]) -> Callable[[], Executor]:
-    # Spawned, because a fork of a process that has run torch may hang.
-    context = multiprocessing.get_context("spawn")
-    return lambda: ProcessPoolExecutor(1, context, _begin, (dict(variables),))
+    return lambda: _Worker(variables)
 
 
-def _begin(variables: Mapping[str, str]) -> None:
+def _begin(variables: Mapping[str, str], reader: Any) -> None:
     os.environ.update(variables)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    # Ctrl-C reaches every process of a terminal; the parent answers it for all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, args=(reader,), daemon=True).start()
 
 
-def _leave_with_parent() -> None:
-    """End this worker when the process that started it is gone, killed without a word."""
+def _leave_with_parent(reader: Any) -> None:
+    """End this worker when its parent is gone, killed without a word, or gave up."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
+        multiprocessing.connection.wait([parent.sentinel, reader])
         os._exit(1)
 
 
@@ -189,6 +208,9 @@ def _dispatch(
         # Some are left only if the caller gave up, as at Ctrl-C.
         for future in running:
             future.cancel()
+        for executor in set(executors.values()) if running else ():
+            if isinstance(executor, _Worker):
+                executor.give_up()
         for executor in set(executors.values()):
             executor.shutdown(wait=not running)
 
