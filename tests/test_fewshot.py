@@ -325,6 +325,16 @@ def test_wrong_features(tiny_encoder, captioned_images, image_views):
         learner.fit(captioned_images, broken)
 
 
+def test_a_run_that_diverges_in_its_last_step_is_noticed(
+    tiny_encoder, captioned_images, image_views
+):
+    learner = NameLearner.fsnl(
+        tiny_encoder, optimizer="sgd", lr=1e38, steps=1, warmup_epochs=0, average=0
+    )
+    with pytest.raises(RuntimeError, match="last of 1 steps the rows of .* lower lr"):
+        learner.fit(captioned_images, image_views)
+
+
 def test_a_diverging_run_says_where_and_why(tiny_encoder, captioned_images, image_views):
     learner = NameLearner.fsnl(tiny_encoder, optimizer="sgd", lr=1e38, steps=30)
     with pytest.raises(RuntimeError, match=r"at step \d+ of 30: lower lr"):

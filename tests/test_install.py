@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from lbutils.models.encoders import DualEncoder
+from lbutils.models.encoders import DualEncoder, load_encoder
 from lbutils.models.install import WordTokenizer
 from lbutils.models.mini import PieceTokenizer, always_kept
 from lbutils.models.names import NameEmbeddings, Names
@@ -275,6 +275,69 @@ def test_words_that_read_alike_are_refused(twins, make_encoder):
     with pytest.raises(ValueError, match="white space or Unicode form"):
         names.install(made.model, made.tokenizer)
     assert made.model.token_embedding.num_embeddings == size
+
+
+def test_five_ways_back(make_encoder, tmp_path):
+    """A saved tokenizer knows its words however it is loaded, or is not loaded at all."""
+    import transformers
+
+    made = make_encoder()
+    embeddings = learned(made)
+    for words, whole in ((NAMES, False), (["numbat", "Æon"], True)):
+        rows = {name: embeddings.learned()[name][: 1 if whole else None] for name in words}
+        fits = embeddings.learned()
+        names = Names(rows, templates=fits.templates, tokenizer=fits.tokenizer, table=fits.table)
+        model, tokenizer = clip_model(made.model, 49407), clip_tokenizer()
+        names.install(model, tokenizer)
+        place = tmp_path / str(whole)
+        model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ).save_pretrained(place)
+        texts = [*prompts(words), *PLAIN]
+        expected = tokenizer(texts, truncation=True).input_ids
+        pipe = transformers.pipeline("zero-shot-image-classification", model=str(place))
+        kept = {
+            "AutoTokenizer": transformers.AutoTokenizer.from_pretrained(place),
+            "CLIPProcessor": transformers.CLIPProcessor.from_pretrained(place).tokenizer,
+            "pipeline": pipe.tokenizer,
+        }
+        for way, found in kept.items():
+            assert found(texts, truncation=True).input_ids == expected, way
+        for kind in (transformers.CLIPTokenizerFast, transformers.CLIPTokenizer):
+            if whole:
+                found = kind.from_pretrained(place)
+                assert found(texts, truncation=True).input_ids == expected
+            else:
+                # It would make its normalizer anew, and so forget words of several tokens.
+                with pytest.raises(TypeError, match="vocab"):
+                    kind.from_pretrained(place)
+        assert load_encoder(f"transformers:{place}", device="cpu").dim == 32
+
+
+def test_an_installation_that_fails_changes_nothing(make_encoder, monkeypatch):
+    from lbutils.models import names as module
+
+    made = make_encoder()
+    names = learned(made, ["numbat"]).learned()
+    model, tokenizer = clip_model(made.model, 49407), clip_tokenizer()
+    table, size = model.text_model.embeddings.token_embedding.weight.clone(), len(tokenizer)
+
+    def failing(tokenizer, words):
+        tokenizer.add_tokens(["<numbat>"])
+        raise RuntimeError("it did not take the word")
+
+    monkeypatch.setattr(module, "add_words", failing)
+    with pytest.raises(RuntimeError, match="did not take"):
+        names.install(model, tokenizer)
+    assert torch.equal(model.text_model.embeddings.token_embedding.weight, table)
+    assert model.config.text_config.vocab_size == len(table) and len(tokenizer) == size
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "grown", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        names.install(made.model, made.tokenizer)
+    assert made.model.text_pool_type == "argmax"
 
 
 def test_misfits_are_refused_and_nothing_changes(make_encoder):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from lbutils.models.names import NameEmbeddings, Names
 from lbutils.models.prompts import fill, pieces
@@ -220,3 +222,80 @@ def test_wrong_files_are_refused(tiny_encoder, tmp_path):
     wrong = Names({"ant": torch.zeros(1, 32)}, tokenizer="another").save(tmp_path / "w")
     with pytest.raises(ValueError, match="another tokenizer"):
         Names.load(wrong, tiny_encoder)
+
+
+BAD_ROWS = {
+    "nan": (torch.full((1, 32), torch.nan), "NaN"),
+    "infinite": (torch.full((1, 32), torch.inf), "infinity"),
+    "huge": (torch.full((1, 32), 1e30), "65504"),
+    "whole numbers": (torch.ones(1, 32, dtype=torch.int64), "int64"),
+    "truths": (torch.ones(1, 32, dtype=torch.bool), "bool"),
+    "complex": (torch.ones(1, 32, dtype=torch.complex64), "complex64"),
+    "none": (torch.ones(0, 32), "shape"),
+    "of no width": (torch.ones(1, 0), "shape"),
+    "flat": (torch.ones(32), "shape"),
+    "deep": (torch.ones(1, 1, 32), "shape"),
+    "of another width": (torch.ones(1, 16), "shape"),
+    "a list": ([[1.0] * 32], "list"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_rows_that_are_none_are_neither_saved_nor_loaded(case, tiny_encoder, tmp_path):
+    rows, told = BAD_ROWS[case]
+    good = NameEmbeddings(tiny_encoder, ["ant"]).learned()
+    fit = {"tokenizer": good.tokenizer, "table": good.table, "templates": good.templates}
+    bad = Names({"ant": good["ant"], "bee": rows}, **fit)
+    with pytest.raises(ValueError, match=f"'bee' .*{told}"):
+        bad.save(tmp_path / "bad")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError):
+        NameEmbeddings(tiny_encoder, ["ant", "bee"], init=bad)
+    before = tiny_encoder.model.state_dict(), tiny_encoder.model.text_pool_type
+    table = tiny_encoder.model.token_embedding.weight.clone()
+    with pytest.raises(ValueError, match=f"'bee' .*{told}"):
+        bad.install(tiny_encoder.model, tiny_encoder.tokenizer)
+    assert tiny_encoder.model.text_pool_type == before[1]
+    assert torch.equal(tiny_encoder.model.token_embedding.weight, table)
+    if case == "a list":
+        return
+    # As another program may have written them.
+    with safe_open(good.save(tmp_path / "good"), "pt") as file:
+        about = file.metadata() | {"names": '["ant", "bee"]'}
+    save_file({"name.0": good["ant"], "name.1": rows}, tmp_path / "bad", about)
+    with pytest.raises(ValueError, match=f"not a file of learned names: .*{told}"):
+        Names.load(tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"names": '["ant", "ant"]'},
+        {"names": '{"ant": 1}'},
+        {"names": "[1, 2]"},
+        {"names": '["", "bee"]'},
+        {"names": "[]"},
+        {"names": "[" * 100_000},
+        {"templates": '"a {name}"'},
+        {"hint": "[1]"},
+    ],
+    ids=lambda about: str(about)[:40],
+)
+def test_what_a_file_says_of_names_is_checked(about, tiny_encoder, tmp_path):
+    good = NameEmbeddings(tiny_encoder, ["ant", "bee"]).learned()
+    with safe_open(good.save(tmp_path / "good"), "pt") as file:
+        told = file.metadata() | about
+        rows = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(rows, tmp_path / "bad", told)
+    with pytest.raises(ValueError, match="not a file of learned names"):
+        Names.load(tmp_path / "bad")
+
+
+def test_equal_names_are_equal_bytes(tiny_encoder, tmp_path):
+    names = NameEmbeddings(tiny_encoder, [*NAMES, "狐"], "a {name}", hint="fox").learned()
+    # The library's order of metadata changes from one call to the next.
+    files = {names.save(tmp_path / str(i)).read_bytes() for i in range(12)}
+    assert len(files) == 1
+    again = Names.load(tmp_path / "0")
+    assert all(torch.equal(again[name], names[name]) for name in names)
+    assert again.hint == "fox" and list(again) == list(names)

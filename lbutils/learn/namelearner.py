@@ -24,7 +24,7 @@ from lbutils.models.classifier import (
     text_features,
     training_features,
 )
-from lbutils.models.names import NameEmbeddings, Names
+from lbutils.models.names import NameEmbeddings, Names, check_rows
 from lbutils.models.prompts import Slots, slots, take_out
 
 
@@ -532,6 +532,13 @@ class NameLearner(FeatureClassifier):
                 total, kept = total + names.rows.detach(), kept + 1
         if kept:
             names.rows.data.copy_(total / kept)
+        # The loss is taken before each step: the last one has none after it.
+        try:
+            check_rows(names.learned())
+        except ValueError as error:
+            raise RuntimeError(
+                f"after the last of {self.steps} steps {error}, with a lower lr (now {self.lr})"
+            ) from error
         return history
 
     def _loss(

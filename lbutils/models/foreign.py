@@ -62,6 +62,10 @@ _KERNELS = (None, True, False, "eager", "sdpa", "flash_attention_2", "flex_atten
 _NOTES = ("special_tokens_map_file",)
 
 
+# In the configuration of a tokenizer with installed words: see `install.add_words`.
+WORDS_INSIDE = ("words are installed in this tokenizer: load it by AutoTokenizer",)
+
+
 class Refused(ValueError):
     """What an encoder's files ask for is not done; one line says which and what to do."""
 
@@ -151,7 +155,7 @@ def _check(content: Any, where: str, folder: Path | None) -> None:
         told = f"{where}: {key} {short(value)}"
         if key in _CODE and value:
             raise Refused(f"{told} names code to run, which is not done: take a model without it")
-        if key in _ELSEWHERE and value:
+        if key in _ELSEWHERE and value and value != list(WORDS_INSIDE):
             raise Refused(f"{told} is not followed: remove the entry, or save the weights plainly")
         if _KERNEL.fullmatch(key) and not _plain_kernel(value):
             raise Refused(f"{told} names an attention kernel to fetch: remove the entry")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lbutils.captions.text import cleaned
+from lbutils.models.foreign import WORDS_INSIDE
 from lbutils.models.prompts import pieces
 from lbutils.models.text import Frame, token_embedding
 
@@ -143,19 +144,23 @@ def pool_at_end(model: nn.Module, tail: Sequence[int]) -> None:
             part.eos_token_id = tail[0]
 
 
-def grow(model: nn.Module, first: int, rows: Tensor) -> None:
-    """Put rows into the token embedding from entry `first` on."""
-    embedding = token_embedding(model)
-    old = embedding.weight
-    size = max(len(old), first + len(rows))
-    table = old.detach().new_zeros(size, old.shape[1])
+def grown(model: nn.Module, first: int, rows: Tensor) -> nn.Parameter:
+    """The model's token embedding with rows from entry `first` on; the model is not changed."""
+    old = token_embedding(model).weight
+    table = old.detach().new_zeros(max(len(old), first + len(rows)), old.shape[1])
     table[: len(old)] = old.detach()
     table[first : first + len(rows)] = rows.to(table)
-    embedding.weight = nn.Parameter(table, requires_grad=old.requires_grad)
-    embedding.num_embeddings = size
+    return nn.Parameter(table, requires_grad=old.requires_grad)
+
+
+def put_table(model: nn.Module, table: nn.Parameter) -> None:
+    """Give a model another token embedding."""
+    embedding = token_embedding(model)
+    embedding.weight = table
+    embedding.num_embeddings = len(table)
     for part in _text_parts(model):
         if hasattr(part, "vocab_size"):
-            part.vocab_size = size
+            part.vocab_size = len(table)
 
 
 def add_words(tokenizer: Any, words: Mapping[str, list[int]]) -> None:
@@ -186,6 +191,8 @@ def add_words(tokenizer: Any, words: Mapping[str, list[int]]) -> None:
         # CLIPTokenizer would make its normalizer anew when loaded and so forget the spellings;
         # the plain class, whose name is saved, loads what was saved.
         tokenizer.__class__ = PreTrainedTokenizerFast
+        # Asked for by name it would forget them still; handed this for its vocabulary, it raises.
+        tokenizer.init_inputs = WORDS_INSIDE
 
 
 class WordTokenizer:

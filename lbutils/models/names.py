@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import warnings
@@ -15,17 +16,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from lbutils._util import replacing
+from lbutils._util import is_text, replacing, short
 from lbutils.captions.text import as_names
 from lbutils.models.install import (
     WordTokenizer,
     add_words,
     check_free,
-    grow,
+    grown,
     pool_at_end,
+    put_table,
     table_fingerprint,
     tokenizer_fingerprint,
 )
@@ -39,6 +41,28 @@ from lbutils.models.text import (
     text_forward,
     token_embedding,
 )
+
+
+def _listed(found: Any) -> list[str]:
+    """A list of texts in a file of names, all different."""
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{short(found)} is no list of texts")
+    if len(set(found)) < len(found):
+        raise ValueError(f"{short(found)} holds a text twice")
+    return found
+
+
+def _in_order(content: bytes) -> bytes:
+    """The bytes of a safetensors file with its metadata by key; the library's order is by chance.
+
+    The header is a JSON text behind its length (8 bytes), padded with spaces.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    about = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(about, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 class NameEmbeddings(nn.Module):
@@ -172,11 +196,12 @@ class NameEmbeddings(nn.Module):
         for name in self.names:
             if name not in rows:
                 raise ValueError(f"init= has no rows for {name!r}")
-            shape = tuple(rows[name].shape)
+            shape = tuple(getattr(rows[name], "shape", ()))
             if len(shape) != 2 or shape[1] != width or not 0 < shape[0] <= room:
                 raise ValueError(
                     f"init= has rows {shape} for {name!r}; wanted are 1 to {room} of width {width}"
                 )
+        check_rows({name: rows[name] for name in self.names})
         return [rows[name].to(weight) for name in self.names]
 
     def add_contexts(self, contexts: Sequence[tuple[str, str]]) -> list[int]:
@@ -263,6 +288,27 @@ class NameEmbeddings(nn.Module):
         return self
 
 
+def check_rows(rows: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless every name has rows ``(n, W)`` of numbers that a model can hold."""
+    if not rows:
+        raise ValueError("there are no learned names: learn at least one")
+    width = None
+    for name, own in rows.items():
+        if not isinstance(name, str) or not name or not is_text(name):
+            raise ValueError(f"a learned name is no text: {short(name)}")
+        where = f"the rows of {short(name)}"
+        if not isinstance(own, Tensor) or not own.is_floating_point():
+            kind = own.dtype if isinstance(own, Tensor) else type(own).__name__
+            raise ValueError(f"{where} are {kind}, wanted are floating-point numbers")
+        if own.ndim != 2 or not own.numel() or own.shape[1] != (width or own.shape[1]):
+            wanted = f"(n, {width or 'W'}), at least one"
+            raise ValueError(f"{where} have shape {tuple(own.shape)}, wanted is {wanted}")
+        width = own.shape[1]
+        # What half precision cannot hold becomes infinite in a model of it. NaN is not below.
+        if not (own.detach().double().abs() <= torch.finfo(torch.float16).max).all():
+            raise ValueError(f"{where} hold NaN, infinity or more than 65504: learn it anew")
+
+
 class Names(Mapping[str, Tensor]):
     """Learned names: a mapping from name to its rows ``(n, W)`` float32, and where they fit.
 
@@ -306,7 +352,11 @@ class Names(Mapping[str, Tensor]):
         return f"Names({len(self)}: {', '.join(list(self)[:3])}{', ...' if len(self) > 3 else ''})"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Path of the safetensors file, written whole or not at all."""
+        """Path of the safetensors file, written whole or not at all; equal names, equal bytes.
+
+        Raises ValueError if rows are not ``(n, W)`` of finite numbers; nothing is written then.
+        """
+        check_rows(self)
         target = Path(path)
         about = {
             "format": "lbutils names",
@@ -317,9 +367,9 @@ class Names(Mapping[str, Tensor]):
             "table": self.table,
         }
         # Numbered keys: a name may be anything, "__metadata__" included.
-        tensors = {f"name.{i}": rows.contiguous() for i, rows in enumerate(self.values())}
+        rows = {f"name.{i}": own.detach().cpu().contiguous() for i, own in enumerate(self.values())}
         with replacing(target) as draft:
-            save_file(tensors, draft, metadata=about)
+            draft.write_bytes(_in_order(save(rows, metadata=about)))
         return target
 
     @classmethod
@@ -345,16 +395,19 @@ class Names(Mapping[str, Tensor]):
         try:
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
-                listed = json.loads(about["names"])
+                listed = _listed(json.loads(about["names"]))
                 rows = {name: file.get_tensor(f"name.{i}") for i, name in enumerate(listed)}
             names = cls(
                 rows,
-                templates=json.loads(about["templates"]),
+                templates=_listed(json.loads(about["templates"])),
                 hint=json.loads(about["hint"]),
                 tokenizer=about["tokenizer"],
                 table=about.get("table", ""),
             )
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            check_rows(names)
+            if not isinstance(names.hint, (str, type(None))):
+                raise ValueError(f"its hint is {short(names.hint)}")
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a file of learned names: {error}") from error
         if encoder is not None and names.tokenizer != tokenizer_fingerprint(encoder.tokenizer):
             raise ValueError(f"{path}: names learned with another tokenizer than {encoder.name}'s")
@@ -382,10 +435,10 @@ class Names(Mapping[str, Tensor]):
         Raises
         ------
         ValueError
-            If the tokenizer, the width or the token embeddings are others than those of the
-            model that the names were learned with; if a word is already installed, or is a token
-            of the tokenizer; if two names differ in case only, or the tokenizer reads them alike.
-            Nothing is changed then.
+            If rows are not ``(n, W)`` of finite numbers; if the tokenizer, the width or the token
+            embeddings are others than those of the model that the names were learned with; if a
+            word is already installed, or is a token of the tokenizer; if two names differ in case
+            only, or the tokenizer reads them alike. Nothing is changed then.
 
         Notes
         -----
@@ -393,7 +446,10 @@ class Names(Mapping[str, Tensor]):
         configuration needs the new ``vocab_size``, ``"pool_type": "eos"`` and ``"eos_id"``.
         Words are placed behind all entries that the model has, be they padding or words that this
         tokenizer does not know; a tokenizer of transformers gets unused tokens for those.
+        Once saved, it is loaded by ``AutoTokenizer``, ``CLIPProcessor`` or ``pipeline``; where a
+        word has several tokens ``CLIPTokenizer`` would forget it, and raises a TypeError instead.
         """
+        check_rows(self)
         words = {f"<{name}>": rows for name, rows in self.items()}
         self._check_fit(model, tokenizer, any_weights)
         check_free(words, tokenizer, int(self.table.partition(":")[0]))
@@ -405,12 +461,16 @@ class Names(Mapping[str, Tensor]):
         for word, rows in words.items():
             ids[word] = list(range(start, start + len(rows)))
             start += len(rows)
-        tail = [tokenizer.eos_token_id] if backed else Frame.read(tokenizer).tail
-        pool_at_end(model, tail)
-        grow(model, first, torch.cat(list(words.values())))
-        if not backed:
-            return WordTokenizer(tokenizer, ids)
-        add_words(tokenizer, ids)
+        # All that can fail comes before the first change: on a copy, or in what is made anew.
+        if backed:
+            add_words(copy.deepcopy(tokenizer), ids)
+        else:
+            tokenizer = WordTokenizer(tokenizer, ids)
+        table = grown(model, first, torch.cat(list(words.values())))
+        pool_at_end(model, [tokenizer.eos_token_id] if backed else Frame.read(tokenizer.base).tail)
+        put_table(model, table)
+        if backed:
+            add_words(tokenizer, ids)
         return tokenizer
 
     def _check_fit(self, model: nn.Module, tokenizer: Any, any_weights: bool) -> None:
