@@ -8,6 +8,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from lbutils import figures
 from lbutils.captions.certificate import (
     certify,
     check_scales,
@@ -17,7 +18,6 @@ from lbutils.captions.certificate import (
     write_certificate,
 )
 from lbutils.captions.survey import survey
-from lbutils.figures import charts as figures
 
 NAMES = ["fox", "ant", "fire ant", "café", "yeti"]
 SMALL = ["a red fox", "two foxes", "cafe noir", "the fox's den"]

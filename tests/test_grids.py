@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from lbutils.figures import charts as figures
+from lbutils import figures
 from lbutils.measure import records
 from lbutils.run import grid, notebooks, pools
 

@@ -1,7 +1,8 @@
 """Every figure of the notebooks, drawn from tables.
 
 In comes a pandas table whose columns the function names. Out comes a matplotlib figure in the
-one style of the project, to save or preview. Nothing here computes a result.
+one style of the project, with an alternative text, to save or preview. Nothing here computes a
+result.
 """
 
 from lbutils._util import lazy
@@ -9,29 +10,24 @@ from lbutils._util import lazy
 __all__, __getattr__, __dir__ = lazy(
     __name__,
     {
-        "charts": [
+        "bars": [
             "benchmark_statistics",
-            "caption_counts",
-            "example_grid",
-            "frequency_curve",
             "gap_intervals",
-            "line_styles",
-            "lines_in_panels",
-            "margin_curves",
-            "methods_over_shots",
-            "names_in_space",
-            "pretty",
-            "preview",
-            "protocol_overview",
             "reliability_diagrams",
-            "risk_curves",
-            "save",
             "screening_levels",
             "share_bars",
             "subset_bars",
-            "sweep_lines",
-            "tsne_scatter",
-            "LEARNED",
         ],
+        "lines": [
+            "frequency_curve",
+            "lines_in_panels",
+            "margin_curves",
+            "methods_over_shots",
+            "protocol_overview",
+            "risk_curves",
+            "sweep_lines",
+        ],
+        "maps": ["caption_counts", "example_grid", "names_in_space", "tsne_scatter"],
+        "style": ["LEARNED", "STYLES", "looks", "pretty", "preview", "save"],
     },
 )
