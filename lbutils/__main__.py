@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from lbutils import __version__
+from lbutils._util import is_installed
 
 # What a command does, and the module that does it; loaded only when it is called.
 COMMANDS = {
@@ -21,10 +23,7 @@ COMMANDS = {
     "export": ("the miniature in the layout of LAION-Beyond", "data.laion_beyond"),
     "generate": ("a small folder, built as LAION-Beyond is", "data.laion_beyond"),
 }
-_MEND = (
-    "python -m pip uninstall -y torch torchvision && "
-    "python -m pip install --no-deps -r requirements.lock"
-)
+_LOCKED = "python -m pip install --no-deps -r requirements.lock"
 
 
 def _version(package: str) -> str:
@@ -46,18 +45,27 @@ def diagnose() -> str | None:
         nms = import_module("torchvision.ops").nms
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
     except ModuleNotFoundError as error:
-        return f"{error.name} is not installed: run `make env`, or {_MEND.split(' && ')[1]}"
+        return _missing(error)
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         pair = f"torch {_version('torch')} and torchvision {_version('torchvision')}"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return f"{pair} do not work together ({reason}); in this environment run: {_MEND}"
+        again = "python -m pip install torch torchvision" if is_installed() else _LOCKED
+        mend = f"python -m pip uninstall -y torch torchvision && {again}"
+        return f"{pair} do not work together ({reason}); in this environment run: {mend}"
     try:
         import_module("open_clip")
     except ModuleNotFoundError as error:
-        return f"{error.name} is not installed: run `make env`, or {_MEND.split(' && ')[1]}"
+        return _missing(error)
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        return f"open_clip does not load ({error}): python -m pip install -r requirements.lock"
+        again = "python -m pip install --force-reinstall --no-deps open-clip-torch"
+        return f"open_clip does not load ({error}): {again if is_installed() else _LOCKED}"
     return None
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    if not is_installed():
+        return f"{error.name} is not installed: run `make env`, or {_LOCKED}"
+    return f"{error.name} is not installed: run `python -m pip check`, and install what it names"
 
 
 def check() -> int:
@@ -75,6 +83,9 @@ def check() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status of a command; without one, of `check`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Windows gives files and pipes an encoding that does not have every sign.
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         "lbutils",
         description="CLIP and the concepts out of its pre-training.",

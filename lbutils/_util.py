@@ -1,4 +1,7 @@
-"""What every room uses: lazy faces, a line about an unknown name, names of files, whole files."""
+"""What every room uses.
+
+Lazy faces, where data and results lie, a line about an unknown name, names of files, whole files.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from typing import Any
 
 import psutil
 
+PACKAGE = Path(__file__).resolve().parent
 _LONGEST_NAME = 255  # bytes, of a file's name on Linux and macOS
 # Of Windows, whatever follows a dot.
 _DEVICES = re.compile(
@@ -59,6 +63,35 @@ def lazy(
         return sorted({*vars(sys.modules[face]), *home})
 
     return sorted(home), load, listed
+
+
+def is_installed() -> bool:
+    """Whether the package holds its data itself, as a wheel puts them; a checkout does not."""
+    return (PACKAGE / "_data").is_dir()
+
+
+def shipped(part: str) -> Path:
+    """The folder ``data`` or ``notebooks``: of the checkout, or in the installed package."""
+    return PACKAGE / f"_{part}" if is_installed() else PACKAGE.parent / part
+
+
+def results_dir() -> Path:
+    """``runs``, where results go: in the checkout, or else in the current folder.
+
+    Raises
+    ------
+    ValueError
+        If the current folder is one of the installed package, which holds nobody's results.
+    """
+    if not is_installed():
+        return PACKAGE.parent / "runs"
+    here = Path.cwd()
+    if here.resolve().is_relative_to(PACKAGE):
+        raise ValueError(
+            f"{here} is part of the installed package, where no results belong: set `out`, or "
+            "copy the notebook to a folder of your own"
+        )
+    return here / "runs"
 
 
 def suggest(word: object, options: Iterable[object], what: str) -> str:

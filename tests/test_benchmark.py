@@ -265,7 +265,7 @@ def test_domains_are_chosen_in_the_order_given(mini):
 )
 def test_missing_mini_file_names_the_command(mini, name):
     (mini / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"git checkout -- data/mini/{name}"):
+    with pytest.raises(FileNotFoundError, match=f"copy data/mini/{name} of the repository"):
         load_benchmark()
 
 
@@ -275,14 +275,14 @@ def test_corrupt_mini_file_names_the_command(mini, name):
     content = (mini / name).read_bytes()
     for damaged in (b"", content[: len(content) // 2], content + b"\n"):
         (mini / name).write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"git checkout -- data/mini/{name}"):
+        with pytest.raises(ValueError, match=f"copy data/mini/{name} of the repository"):
             load_benchmark()
 
 
 def test_corrupt_shard_is_found_at_the_first_image(mini):
     (mini / "images-1.parquet").write_bytes(b"PAR1")
     split = load_benchmark()["Animals"].oop.test
-    with pytest.raises(ValueError, match=r"git checkout -- data/mini/images-1\.parquet"):
+    with pytest.raises(ValueError, match=r"copy data/mini/images-1\.parquet of the repository"):
         split.image(0)
 
 
@@ -291,7 +291,7 @@ def test_a_mini_file_changed_without_a_trace_is_noticed(mini):
     content = (mini / "concepts.csv").read_bytes()
     (mini / "concepts.csv").write_bytes(content[:-2] + b"?\n")
     os.utime(mini / "concepts.csv", ns=(state.st_atime_ns, state.st_mtime_ns))
-    with pytest.raises(ValueError, match="git checkout -- data/mini/concepts.csv"):
+    with pytest.raises(ValueError, match="copy data/mini/concepts.csv of the repository"):
         mini_file("concepts.csv")
 
 

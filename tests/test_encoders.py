@@ -157,7 +157,7 @@ def test_the_miniature_loads(committed):
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_damaged_miniature_is_restored_by_a_named_command(committed, file):
-    restore = f"git checkout -- data/mini/encoder/small/{file}"
+    restore = f"copy data/mini/encoder/small/{file} of the repository"
     data = (committed / file).read_bytes()
     (committed / file).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=restore):

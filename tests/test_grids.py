@@ -467,7 +467,7 @@ def package(tmp_path, monkeypatch):
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    monkeypatch.setattr(notebooks, "_PACKAGE", root)
+    monkeypatch.setattr(notebooks, "PACKAGE", root)
     return root, notebook(tmp_path, "from lbutils import thing")
 
 

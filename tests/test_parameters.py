@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -10,6 +11,7 @@ import pytest
 from lbutils.run import parameters
 from lbutils.run.parameters import check, differing, parse, place
 
+ROOT = Path(__file__).resolve().parents[1]
 STEM = "03_zero_shot_gaps"
 DEFAULTS = {**parameters.COMMON, **parameters.OWN[STEM]}
 CELL = "\n".join(f"{name} = {value!r}" for name, value in DEFAULTS.items())
@@ -31,7 +33,7 @@ def session(*cells, **given):
 
 def test_defaults_go_where_they_always_went():
     run = check(STEM, session(CELL))
-    assert run.changed == {} and run.place == parameters.ROOT / "runs" / "mini"
+    assert run.changed == {} and run.place == ROOT / "runs" / "mini"
     assert run.params == {name: value for name, value in DEFAULTS.items() if name != "out"}
     assert check(STEM, session(CELL, out="/x/y")).place.as_posix() == "/x/y"
 

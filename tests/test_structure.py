@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -209,6 +210,12 @@ def test_no_pickle(path):
             assert options.get("weights_only") == "True", f"{where}: weights_only=True is missing"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_nothing_is_for_one_system_alone(path):
+    posix = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios"}
+    assert not imported(path) & (posix | {"_winapi", "msvcrt", "winreg"}), name_of(path)
+
+
 def public(node, prefix=""):
     """Public functions, classes and methods of a module or class, with their names."""
     for child in node.body:
@@ -288,11 +295,21 @@ def test_a_wrong_command_is_refused(capsys):
     assert end.value.code == 2 and "check-folder" in capsys.readouterr().err
 
 
+def test_a_sign_that_the_terminal_lacks_stops_no_command(tmp_path):
+    (tmp_path / "names.txt").write_text("caf\u00e9 \u732b\n", encoding="utf-8")
+    (tmp_path / "captions.csv").write_text("caption\nred fox\n")
+    command = [sys.executable, "-m", "lbutils", "screen", "names.txt", "captions.csv", "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "cp1252"}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert found.returncode == 0, found.stderr
+    assert b"caf\xe9 \\u732b" in found.stdout
+
+
 def test_what_goes_to_a_command_reaches_it(tmp_path, capsys):
     (tmp_path / "names.txt").write_text("red fox\ncoyote\n")
     (tmp_path / "captions.csv").write_text("caption\na red fox\n")
     given = ["screen", str(tmp_path / "names.txt"), str(tmp_path / "captions.csv"), "--quiet"]
     assert main(given) == 0
-    assert "1 captions in 1 files" in capsys.readouterr().out
+    assert "1 captions in 1 rows of 1 files" in capsys.readouterr().out
     assert main(["check-folder", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err

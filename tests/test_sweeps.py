@@ -5,6 +5,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+from lbutils import _util
 from lbutils.measure import published, records
 from lbutils.run import notebooks as sweeps
 from lbutils.run import parameters
@@ -65,7 +66,8 @@ def notebooks(tmp_path):
 
 @pytest.fixture
 def repository(notebooks, monkeypatch):
-    monkeypatch.setattr(parameters, "ROOT", notebooks.parent)
+    (notebooks.parent / "data").symlink_to(DATA)
+    monkeypatch.setattr(_util, "PACKAGE", notebooks.parent / "lbutils")
     return notebooks.parent
 
 
@@ -173,7 +175,7 @@ def test_wrong_command_lines_are_one_line(repository, capsys, arguments, message
 
 def test_an_unknown_benchmark_is_one_line(tmp_path, monkeypatch, capsys):
     make(tmp_path / "notebooks", "01_b", parameters='benchmark = "mini"')
-    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    monkeypatch.setattr(_util, "PACKAGE", tmp_path / "lbutils")
     assert sweeps.main(["run", "--benchmark", "mimi"]) == 2
     assert "Did you mean 'mini'" in capsys.readouterr().err
 

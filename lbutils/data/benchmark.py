@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from lbutils._util import file_name, suggest
 from lbutils.data import folder as layout
 from lbutils.data import hub
-from lbutils.data.folder import SPLITS, SUBSETS, data_dir, read_hints
+from lbutils.data.folder import SPLITS, SUBSETS, data_dir, how_to_restore, read_hints
 from lbutils.data.images import Files, ImageError, ImageSource, decode, sha256
 
 SCALES = {"mini": ("small", "medium", "large"), "laion_beyond": ("400m", "2b", "5b")}
@@ -67,7 +67,7 @@ def mini_file(name: str) -> Path:
 
 
 def _restore(name: str) -> str:
-    return f"restore it with `git checkout -- data/mini/{name}`"
+    return how_to_restore(f"mini/{name}")
 
 
 def _checksums() -> dict[str, str]:
@@ -100,8 +100,8 @@ class Shards:
 
     @property
     def advice(self) -> str:
-        """The command that restores all shards."""
-        return "restore the shards with `git checkout -- data/mini`"
+        """How to restore all shards."""
+        return how_to_restore("mini")
 
     def read(self, image_id: str) -> bytes:
         """The WebP bytes of an image."""

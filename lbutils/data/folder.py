@@ -23,7 +23,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lbutils._util import file_name, is_text, short, suggest, write_text
+from lbutils._util import (
+    file_name,
+    is_installed,
+    is_text,
+    shipped,
+    short,
+    suggest,
+    write_text,
+)
 
 SPLITS = ("train", "val", "test")
 SUBSETS = ("ip", "oop")
@@ -46,9 +54,27 @@ _BIGGEST_LABEL = 1_000_000_000
 
 
 def data_dir() -> Path:
-    """The folder of committed data: ``data/`` of the repository, or ``$LBUTILS_DATA``."""
+    """The folder of committed data: ``$LBUTILS_DATA``, or `shipped`'s."""
     override = os.environ.get("LBUTILS_DATA")
-    return Path(override) if override else Path(__file__).resolve().parents[2] / "data"
+    return Path(override) if override else shipped("data")
+
+
+def how_to_restore(name: str) -> str:
+    """What to do about a file or folder of `data_dir` that is missing or was changed.
+
+    Parameters
+    ----------
+    name : str
+        Its path below ``data/``.
+    """
+    if os.environ.get("LBUTILS_DATA"):
+        return f"copy data/{name} of the repository to $LBUTILS_DATA again, or unset LBUTILS_DATA"
+    if is_installed():
+        return (
+            "install lbutils again from where it came, with "
+            "`python -m pip install --force-reinstall --no-deps`"
+        )
+    return f"restore it with `git checkout -- data/{name}`"
 
 
 def read_hints(benchmark: str) -> dict[str, str]:
@@ -78,7 +104,7 @@ def published_table(name: str) -> pd.DataFrame:
     folder = data_dir() / "published"
     known = sorted(path.stem for path in folder.glob("*.csv"))
     if not known:
-        raise FileNotFoundError(f"no tables in {folder}: git checkout -- data/published")
+        raise FileNotFoundError(f"no tables in {folder}: {how_to_restore('published')}")
     if name not in known:
         raise ValueError(suggest(name, known, "published table"))
     return pd.read_csv(folder / f"{name}.csv")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lbutils._util import file_name, replacing, suggest, write_text
+from lbutils._util import PACKAGE, file_name, is_installed, replacing, suggest, write_text
 
 KEY = ("method", "encoder", "benchmark", "domain", "vocabulary", "shots", "seed", "metric")
 VALUES = ("value", "low", "high")
@@ -319,8 +319,13 @@ def installed(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the repository that holds this package, with a + if files differ from it."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    """Commit of the repository that this package is used from, with a + if files differ from it.
+
+    None for an installed package: a repository around its environment is another project's.
+    """
+    if is_installed():
+        return None
+    git = ["git", "-C", str(PACKAGE)]
     try:
         head = subprocess.run(
             [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True

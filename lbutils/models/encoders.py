@@ -30,7 +30,8 @@ from torchvision import transforms
 
 from lbutils._util import suggest
 from lbutils.captions.text import as_names
-from lbutils.data.benchmark import data_dir, mini_file
+from lbutils.data.benchmark import mini_file
+from lbutils.data.folder import data_dir, how_to_restore
 from lbutils.models import families, foreign, mini
 
 LOCAL = "local-dir:"
@@ -231,7 +232,7 @@ def encoder_table() -> pd.DataFrame:
     """
     path = data_dir() / "encoders.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: git checkout -- data/encoders.csv")
+        raise FileNotFoundError(f"{path} is missing: {how_to_restore('encoders.csv')}")
     return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("name")
 
 

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
+from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lbutils._util import replacing, suggest
+from lbutils._util import is_installed, replacing, results_dir, suggest
 
 if TYPE_CHECKING:
     from lbutils.data.benchmark import Split
@@ -112,7 +113,8 @@ def image_features(
         image's id, not on the split that it stands in.
     cache : path, None or False
         Folder of the cache. By default ``$LBUTILS_CACHE`` (``none`` for no cache), else
-        ``runs/cache``; False for no cache.
+        ``runs/cache`` of the checkout, and for an installed package the user's cache; False for
+        no cache.
     progress : bool
         Whether to show a progress bar.
     batch_size : int
@@ -286,7 +288,9 @@ def cache_dir(cache: Cache = None) -> Path | None:
     if cache is None:
         cache = os.environ.get("LBUTILS_CACHE")
         if cache is None:
-            return Path(__file__).resolve().parents[2] / "runs" / "cache"
+            if is_installed():
+                return user_cache_path("lbutils", appauthor=False)
+            return results_dir() / "cache"
         if cache.strip().lower() in ("", "none"):
             return None
     return Path(cache).expanduser()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from lbutils._util import suggest
 from lbutils.captions.text import as_names, canonical, cleaned
-from lbutils.data.benchmark import data_dir, read_hints
+from lbutils.data.folder import data_dir, how_to_restore, read_hints
 
 
 class Slots(NamedTuple):
@@ -253,6 +253,6 @@ def _parts(template: str) -> list[str]:
 def _table(file: str) -> list[dict[str, str]]:
     path = Path(data_dir()) / "prompts" / file
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: git checkout -- data/prompts/{file}")
+        raise FileNotFoundError(f"{path} is missing: {how_to_restore(f'prompts/{file}')}")
     with path.open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines))

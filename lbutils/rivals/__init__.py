@@ -11,8 +11,7 @@ __all__, __getattr__, __dir__ = lazy(
     __name__,
     {
         "context": ["CoCoOp", "CoOp", "KgCoOp"],
-        "probes": ["CONTROLS", "Control", "Prototypes", "ZeroShot"],
-        "table": ["RIVALS"],
+        "probes": ["CONTROLS", "RIVALS", "SOURCES", "Control", "Prototypes", "ZeroShot"],
         "transduction": ["TRANSDUCTIVE"],
     },
 )

@@ -11,7 +11,7 @@ __all__, __getattr__, __dir__ = lazy(
     __name__,
     {
         "grid": ["Grid", "read_grid"],
-        "parameters": ["ROOT", "check"],
+        "parameters": ["check", "place"],
         "notebooks": ["claims_table", "find_notebooks", "grid_file", "results", "summary"],
     },
 )

@@ -31,7 +31,15 @@ import pandas as pd
 from tqdm import tqdm
 
 import lbutils
-from lbutils._util import file_name, replacing, suggest, write_text
+from lbutils._util import (
+    PACKAGE,
+    file_name,
+    replacing,
+    results_dir,
+    shipped,
+    suggest,
+    write_text,
+)
 from lbutils.data.benchmark import load_benchmark
 from lbutils.data.folder import data_dir
 from lbutils.measure import published, records
@@ -71,7 +79,7 @@ def find_notebooks(
     names : sequence of str
         A number (``"3"``, ``"03"``), a stem, a file name, or the path of a notebook elsewhere.
     folder : path, optional
-        Default: ``notebooks`` of the repository.
+        Default: ``notebooks`` of the checkout, or of the installed package.
 
     Raises
     ------
@@ -80,7 +88,7 @@ def find_notebooks(
     FileNotFoundError
         If `folder` holds none.
     """
-    place = parameters.ROOT / "notebooks" if folder is None else Path(folder)
+    place = shipped("notebooks") if folder is None else Path(folder)
     known = {path.stem: path for path in sorted(place.glob("[0-9]*.ipynb"))}
     if not names:
         if not known:
@@ -245,6 +253,9 @@ def _execute(
     from nbconvert.filters import strip_ansi
 
     executed = out / "notebooks" / notebook.name
+    # In its own folder, or if that is part of the installed package where it can write.
+    home = notebook.resolve().parent
+    home = out if home.is_relative_to(PACKAGE) else home
     for folder in (executed.parent, out / "figures", out / "records"):
         folder.mkdir(parents=True, exist_ok=True)
     chosen = dict(given)
@@ -263,7 +274,7 @@ def _execute(
             chosen,
             kernel_name="python3",
             progress_bar=bar,
-            cwd=str(notebook.resolve().parent),
+            cwd=str(home),
             # The kernel warns at every start that its loopback port is not encrypted, and calls its
             # own end an error.
             extra_arguments=["--IPKernelApp.log_level=50"],
@@ -350,7 +361,7 @@ def claims_table(
     wanted = {kind: records.settings_text(own) for kind, own in (settings or {}).items()}
     meant = [wanted.get(row.kind, "{}") == row.settings for row in found.itertuples()]
     # The newest stands last.
-    found = found[meant].drop_duplicates("id", keep="last").set_index("id")
+    found = found.loc[meant].drop_duplicates("id", keep="last").set_index("id")
     for key in found.index:
         if key not in published.CLAIMS:
             trouble = f"{found.loc[key, 'record']}: {suggest(key, published.CLAIMS, 'claim')}"
@@ -550,7 +561,6 @@ def _figures_html(figures: Sequence[Path], out: Path) -> str:
 
 # Papermill changes the working folder of the process, so threads of a Dask worker take turns.
 _TURN = threading.Lock()
-_PACKAGE = Path(lbutils.__file__).parent
 _DONE = {"finished": "skipped", "failed": "failed"}
 _STATES = {"finished": "finished", "skipped": "finished", "failed": "failed"}
 
@@ -582,7 +592,7 @@ def grid_file(
         As `lbutils.run.grid.read_grid` and `grid`, before anything runs.
     """
     found = grids.read_grid(path)
-    place = parameters.ROOT / "runs" / Path(path).stem if out is None else Path(out)
+    place = results_dir() / Path(path).stem if out is None else Path(out)
     fixed = {**found.fixed, **(given or {})}
     options = {"figure": found.figure, **options}
     return grid(found.notebook, found.axes, place, fixed=fixed, **options)
@@ -746,7 +756,7 @@ def _code(notebook: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(_imported(notebook)):
-        digest.update(f"{path.relative_to(_PACKAGE)}\0{_meaning(path)}\0".encode())
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{_meaning(path)}\0".encode())
     for package in ("torch", "open-clip-torch"):
         digest.update(f"{package} {records.installed(package)}\0".encode())
     checksums = data_dir() / "mini" / "checksums.csv"
@@ -762,11 +772,11 @@ def _imported(notebook: Path) -> set[Path]:
     found: set[Path] = set()
     while waiting:
         parts = waiting.pop().split(".")[1:]
-        place = _PACKAGE.joinpath(*parts)
+        place = PACKAGE.joinpath(*parts)
         # A name of a room's face, or of a module, stands in the file above it.
         files = [place / "__init__.py", place.with_suffix(".py"), place.parent / "__init__.py"]
         for file in files[:2] if len(parts) < 2 else files:
-            if file.is_file() and file.is_relative_to(_PACKAGE) and file not in found:
+            if file.is_file() and file.is_relative_to(PACKAGE) and file not in found:
                 found.add(file)
                 waiting += _names_imported(file.read_text(encoding="utf-8"))
         waiting += _of_face(parts)
@@ -790,7 +800,7 @@ def _names_imported(source: str) -> list[str]:
 
 def _of_face(parts: Sequence[str]) -> list[str]:
     """The module to which a room's face, or the package's, leaves a name; read, not imported."""
-    face = _PACKAGE.joinpath(*parts[:-1], "__init__.py")
+    face = PACKAGE.joinpath(*parts[:-1], "__init__.py")
     if not parts or not face.is_file():
         return []
     homes = [
@@ -1239,7 +1249,7 @@ def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
 
 
 def _run_grid(file: str, given: dict[str, Any], options: argparse.Namespace) -> int:
-    out = (options.out or parameters.ROOT / "runs" / Path(file).stem).resolve()
+    out = (options.out or results_dir() / Path(file).stem).resolve()
     names = [n for n in (*_OF_GRIDS, "timeout", "dry_run") if _is_given(options, n)]
     settings = {name: getattr(options, name) for name in names}
     table = grid_file(file, given, out=out, **settings)

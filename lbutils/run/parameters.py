@@ -19,9 +19,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from lbutils._util import suggest
+from lbutils._util import results_dir, suggest
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMON: dict[str, Any] = {
     "benchmark": "mini",
     "scale": None,
@@ -281,21 +280,22 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def place(changed: Mapping[str, Any]) -> Path:
-    """The folder under ``runs`` for what differs from the defaults: the same in every process.
+    """The folder under `results_dir` for what differs from the defaults.
 
-    The benchmark's name for the defaults; else what differs as well, as far as a folder's name
-    holds it, and eight digits of a hash that tells it from any other: ``mini--seed=1-0d9b7c30``.
+    Its name is the same in every process: the benchmark's for the defaults; else what differs as
+    well, as far as a folder's name holds it, and eight digits of a hash that tells it from any
+    other: ``mini--seed=1-0d9b7c30``.
     """
     benchmark = str(changed.get("benchmark", "mini"))
     base = re.sub(r"[^\w.+-]+", "_", Path(benchmark).resolve().name, flags=re.ASCII) or "root"
     told = {n: v for n, v in changed.items() if n != "benchmark" or benchmark not in _NAMED}
     if not told:
-        return ROOT / "runs" / base
+        return results_dir() / base
     parts = [base, *(f"{name}={_short(value)}" for name, value in told.items())]
     # Where the benchmark is a folder its name is there already.
     text = "--".join(part for part in parts if not part.startswith("benchmark="))[:80].rstrip("-.")
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
-    return ROOT / "runs" / f"{text}-{digest}"
+    return results_dir() / f"{text}-{digest}"
 
 
 def _short(value: Any) -> str:
