@@ -25,7 +25,6 @@ from lbutils.rivals.adapters import (
 from lbutils.rivals.probes import ZeroShot
 
 FEATURE_METHODS = [CLIPAdapter, TaskRes, TipAdapter, TipAdapterF, CLAP, LPPlusPlus]
-TRAINED = [CLIPAdapter, TaskRes, TipAdapterF, CLAP, LPPlusPlus]
 OTHERS = ["zebra", "hot air balloon"]
 
 
@@ -79,35 +78,12 @@ def test_planted_classes_are_learned(method, tiny_encoder, captioned_images, ima
 
 
 @pytest.mark.parametrize("method", FEATURE_METHODS)
-def test_fits_are_deterministic(method, tiny_encoder, captioned_images, image_views):
-    models = [method(tiny_encoder).fit(captioned_images, image_views) for _ in range(2)]
-    assert torch.equal(*(model.joint_logits(image_views[0], OTHERS) for model in models))
-
-
-@pytest.mark.parametrize("method", FEATURE_METHODS)
 def test_a_class_without_images_is_left_to_its_text(
     method, tiny_encoder, captioned_images, image_views
 ):
     model = method(tiny_encoder).fit(*without_class(captioned_images, image_views, 1))
     logits = model.logits(image_views[0])
     assert logits.shape == (15, 5) and logits.isfinite().all()
-
-
-@pytest.mark.parametrize("method", TRAINED)
-def test_one_class_is_refused(method, tiny_encoder, captioned_images, image_views):
-    split = dataclasses.replace(
-        captioned_images, labels=captioned_images.labels * 0, names=("okapi",)
-    )
-    with pytest.raises(ValueError, match="at least two"):
-        method(tiny_encoder).fit(split, image_views)
-
-
-@pytest.mark.parametrize("method", [*FEATURE_METHODS, ProLIP])
-def test_nothing_is_answered_before_fit(method, tiny_encoder, image_views):
-    model = method(tiny_encoder)
-    for ask in (model.logits, lambda x: model.joint_logits(x, ["x"])):
-        with pytest.raises(RuntimeError, match="call fit"):
-            ask(image_views[0])
 
 
 def test_class_means_run_over_views_and_images():
@@ -331,12 +307,14 @@ def test_prolip_says_which_features_it_takes(captioned_images, image_views):
     ("method", "options"),
     [
         (CLIPAdapter, {"ratio": 1.5}),
+        (CLIPAdapter, {"reduction": 0}),
         (TipAdapter, {"beta": 0.0}),
+        (TaskRes, {"steps": 0}),
         (CLAP, {"constraint": -1.0}),
         (LPPlusPlus, {"every": 0}),
         (ProLIP, {"penalty": -1.0}),
     ],
 )
 def test_options_that_make_no_sense_are_refused(method, options, tiny_encoder):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.* give"):
         method(tiny_encoder, **options)

@@ -65,7 +65,7 @@ def test_transport_meets_its_names_without_slack_and_ignores_them_with_all():
     np.testing.assert_allclose(free, softmax(scores, axis=1), atol=1e-12)
 
 
-@pytest.mark.parametrize("method", assignment.METHODS)
+@pytest.mark.parametrize("method", assignment.ASSIGNERS)
 def test_a_permuted_vocabulary_is_found_among_distractors(method):
     rng = np.random.default_rng(0)
     directions = np.linalg.qr(rng.normal(size=(24, 24)))[0]
@@ -101,7 +101,7 @@ def test_clusters_beyond_the_names_and_below_the_floor_go_without():
 
 def test_shares_decide_between_equals():
     scores = np.zeros((2, 3))
-    for method in assignment.METHODS:
+    for method in assignment.ASSIGNERS:
         found = assign(scores, method, shares=[0.05, 0.9, 0.05])
         assert 1 in found.names
     assert assign(scores, "nearest", shares=[0, 1, 0]).names.tolist() == [1, 1]
@@ -140,7 +140,7 @@ def test_area_is_smallest_for_the_best_order_and_the_error_for_none():
 @given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=1, max_size=5))
 @settings(max_examples=50, deadline=None)
 def test_any_finite_similarity_gets_a_sound_answer(rows):
-    for method in assignment.METHODS:
+    for method in assignment.ASSIGNERS:
         found = assign(rows, method)
         assert ((found.names >= -1) & (found.names < 3)).all()
         assert ((found.confidence >= 0) & (found.confidence <= 1 + 1e-12)).all()

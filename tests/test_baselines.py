@@ -15,12 +15,9 @@ from sklearn.neighbors import NearestCentroid
 
 from lbutils.learn.namelearner import Alignment, NameLearner
 from lbutils.models.classifier import text_classifier
-from lbutils.rivals.context import CoOp
 from lbutils.rivals.probes import (
     CONTROLS,
     GDA,
-    RIVALS,
-    SOURCES,
     Control,
     LinearProbe,
     Prototypes,
@@ -29,23 +26,23 @@ from lbutils.rivals.probes import (
     control_names,
     renamed,
 )
+from lbutils.rivals.table import RIVALS
 
 SELECTION = Path(__file__).parents[1] / "data" / "mini" / "selection.csv"
 
 GENERIC = ("zebra", "tulip", "red brick house", "soup", "violin", "winter coat")
 
 
-def make_all(encoder):
-    """Every rival of the registry, with few steps where there are many."""
-    made = {name: make(encoder, "mini", "animal", 3, 0, GENERIC) for name, make in RIVALS.items()}
-    for model in made.values():
-        model.steps = min(getattr(model, "steps", 3), 3)
-    return made
+def make(name, encoder):
+    """A rival of the table, with few steps where there are many."""
+    model = RIVALS[name](encoder, "mini", "animal", 3, 0, GENERIC)
+    model.steps = min(getattr(model, "steps", 3), 3)
+    return model
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_every_rival_has_the_same_interface(name, tiny_encoder, captioned_images, image_views):
-    model = make_all(tiny_encoder)[name]
+    model = make(name, tiny_encoder)
     images = image_views[0]
     for ask in (model.logits, lambda x: model.joint_logits(x, GENERIC)):
         with pytest.raises(RuntimeError, match="call fit"):
@@ -68,7 +65,7 @@ def test_rivals_are_deterministic_and_leave_the_encoder_alone(
 ):
     weights = {key: value.clone() for key, value in tiny_encoder.model.state_dict().items()}
     fits = [
-        make_all(tiny_encoder)[name].fit(captioned_images, image_views).logits(image_views[0])
+        make(name, tiny_encoder).fit(captioned_images, image_views).logits(image_views[0])
         for _ in range(2)
     ]
     assert torch.equal(*fits)
@@ -83,38 +80,42 @@ def test_rivals_refuse_features_that_are_not_numbers(
     broken = image_views.clone()
     broken[0, 2] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
-        make_all(tiny_encoder)[name].fit(captioned_images, broken)
+        make(name, tiny_encoder).fit(captioned_images, broken)
 
 
-def test_the_list_says_where_rivals_come_from():
-    assert RIVALS.keys() == SOURCES.keys()
-    assert all(SOURCES.values())
+CONTRASTING = [
+    *("CoOp", "CoCoOp", "KgCoOp", "CLIP-Adapter", "TaskRes", "Tip-Adapter-F", "linear probe"),
+    *("linear probe, C searched", "LP++", "CLAP", "ProLIP"),
+]
+
+
+@pytest.mark.parametrize("name", CONTRASTING)
+def test_one_class_is_refused_where_it_teaches_nothing(
+    name, tiny_encoder, captioned_images, image_views
+):
+    one = dataclasses.replace(
+        captioned_images, labels=captioned_images.labels * 0, names=("okapi",)
+    )
+    with pytest.raises(ValueError, match="at least two"):
+        make(name, tiny_encoder).fit(one, image_views)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_row_says_where_it_comes_from_and_makes_the_authors_setting(name, tiny_encoder):
+    row = RIVALS[name]
+    assert row.source
+    made = row.as_published()(tiny_encoder, "mini", "animal", 3, 7, GENERIC)
+    method = made.method if row.control else made
+    assert type(method) is row.method and (method.templates, method.hint) == ("mini", "animal")
+    assert getattr(method, "seed", 7) == 7
+    for option, value in row.authors.items():
+        assert getattr(method, option) == (value(3, GENERIC) if callable(value) else value)
 
 
 def test_zero_shot_is_the_text_classifier(tiny_encoder, captioned_images):
     model = ZeroShot(tiny_encoder, "paper").fit(captioned_images)
     expected = text_classifier(tiny_encoder, captioned_images.names, "paper")
     assert torch.equal(model.classifier_, expected)
-
-
-def test_coop_tunes_one_context_before_fixed_names(tiny_encoder, captioned_images, image_views):
-    coop = CoOp(tiny_encoder, n_ctx=3, suffix=".", steps=15).fit(captioned_images, image_views)
-    assert coop.history_[-1] < coop.history_[0]
-    # The context as pieces of the model's own vocabulary must act as the text does.
-    pieces = tiny_encoder.tokenizer.encode("a photo of")
-    coop.context_ = tiny_encoder.model.token_embedding.weight[pieces]
-    names = ["red panda", "something else", "犬"]
-    expected = tiny_encoder.encode_text([f"a photo of {name}." for name in names])
-    assert torch.allclose(coop.classifier_for(names), expected, atol=1e-5)
-
-
-def test_coop_is_deterministic_and_checks_its_length(tiny_encoder, captioned_images, image_views):
-    first, again = (CoOp(tiny_encoder, steps=3).fit(captioned_images, image_views) for _ in "ab")
-    assert torch.equal(first.classifier_, again.classifier_)
-    with pytest.raises(ValueError, match="at most 13"):
-        CoOp(tiny_encoder, n_ctx=14).fit(captioned_images, image_views)
-    with pytest.raises(RuntimeError, match="call fit"):
-        CoOp(tiny_encoder).classifier_for(["x"])
 
 
 def test_linear_probe_equals_scikit_learn(tiny_encoder, captioned_images, image_views):
@@ -284,12 +285,6 @@ def test_sim_does_not_look_at_class_names(tiny_encoder, captioned_images, image_
         SiM(tiny_encoder, ())
 
 
-def test_prototypes_are_normalised_means(tiny_encoder, captioned_images, image_views):
-    model = Prototypes(tiny_encoder).fit(captioned_images, image_views)
-    own = image_views[:, captioned_images.labels == 2].flatten(0, 1)
-    assert torch.allclose(model.classifier_[2], F.normalize(own.mean(0), dim=0), atol=1e-6)
-
-
 @pytest.mark.parametrize(
     "method", [LinearProbe, Prototypes, lambda encoder: SiM(encoder, GENERIC, ridge=0.01)]
 )
@@ -306,12 +301,6 @@ def test_classes_without_images_are_never_chosen(
     model = method(tiny_encoder).fit(split, image_views[:, kept])
     assert torch.isneginf(model.logits(image_views[0])[:, : 5 - classes]).all()
     assert (model.predict(image_views[0][kept]) == split.labels).all()
-
-
-def test_linear_probe_needs_two_classes(tiny_encoder, captioned_images, image_views):
-    split = dataclasses.replace(captioned_images, labels=np.zeros(15, dtype=int))
-    with pytest.raises(ValueError, match="at least two"):
-        LinearProbe(tiny_encoder).fit(split, image_views)
 
 
 @pytest.mark.parametrize("kind", CONTROLS)
@@ -341,6 +330,15 @@ def test_controls_refuse_what_cannot_be():
         control_names(["a"], "permuted")
     with pytest.raises(ValueError, match="random, permuted, swapped"):
         Control(None, "shuffled")
+
+
+@pytest.mark.parametrize("name", [name for name, row in RIVALS.items() if not row.control])
+def test_every_rival_can_be_controlled(name, tiny_encoder, captioned_images, image_views):
+    """Also a probe, which has no text classifier."""
+    method = make(name, tiny_encoder)
+    model = Control(method, "permuted").fit(captioned_images, image_views)
+    assert torch.equal(model.logits(image_views[0]), method.logits(image_views[0]))
+    assert tuple(method.names_) == model.controls_ and model.names_ == captioned_images.names
 
 
 def test_a_control_keeps_the_true_columns(tiny_encoder, captioned_images, image_views):

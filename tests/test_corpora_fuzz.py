@@ -164,7 +164,8 @@ def as_table(draw, captions, tab):
         text = buffer.getvalue()
     else:  # no quotes at all, as many programs write TSV
         rows = [list(frame), *frame.itertuples(index=False)]
-        text = "".join(separator.join(map(str, row)) + "\n" for row in rows)
+        rows = [["" if value is None else str(value) for value in row] for row in rows]
+        text = "".join(separator.join(row) + "\n" for row in rows)
     encoding = draw.choice(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "latin-1"])
     return text.encode(encoding, "replace")
 
@@ -194,12 +195,12 @@ def write_other(draw, captions, place):
 
 
 def write_container(draw, folder, k):
-    """One file; its captions, and whether any reader of its format could be misled or fail."""
+    """Captions, and one file of them, whole or cut short."""
     captions = draw_captions(draw)
     if draw.random() < 0.12:
         write_other(draw, captions, folder / f"{k}{random_case(draw, draw.choice(UNREAD))}")
         return captions
-    suffix = draw.choice(SUFFIXES)
+    suffix, packing = draw.choice(SUFFIXES), draw.choice([*PACKINGS, "", ""])
     if suffix == ".parquet":
         place = folder / f"{k}{random_case(draw, suffix)}"
         as_parquet(draw, captions, place)
@@ -207,10 +208,10 @@ def write_container(draw, folder, k):
     else:
         lines = suffix in (".jsonl", ".ndjson")
         content = as_lines(draw, captions) if lines else as_table(draw, captions, suffix == ".tsv")
-        packing = draw.choice([*PACKINGS, "", ""])
         content = PACKINGS[packing](content)
         place = folder / f"{k}{random_case(draw, suffix + packing)}"
-    if draw.random() < 0.08:  # damage
+    # A text that is cut short is a shorter text; what is packed tells that its end is missing.
+    if draw.random() < 0.15 and (suffix == ".parquet" or packing):
         content = content[: draw.randint(0, max(len(content) - 1, 0))]
     place.write_bytes(content)
     return captions

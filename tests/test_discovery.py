@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from itertools import permutations
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_links_in_the_tree_itself():
     try:
         for k in (3, 4, 10, 33):
             for joining in ("ward", "average", "complete"):
-                discovery._cut(problem, problem.joint, problem.joint, k, 0, joining, None)
+                discovery._cut(problem, problem.joint, problem.joint, k, joining)
     finally:
         discovery._linked = linked
     assert len(seen) == 12
@@ -274,15 +275,22 @@ def test_too_few_images_to_estimate():
 def test_losses_of_heads_fall(views):
     features, _, labelled, labels = planted(noise=0.4)
     rng = np.random.default_rng(0)
-    told = {"labelled": labelled, "labels": labels, "epochs": 15}
+    shown = []
     if views:
-        told["views"] = features + 0.1 * rng.normal(size=(views, *features.shape))
-        told["labelled_views"] = labelled + 0.1 * rng.normal(size=(views, *labelled.shape))
-    heads = discovery.shift_head(features, **told), discovery.prototypes(features, 7, **told)
-    for head in heads:
-        assert len(head.losses) == 15 and np.isfinite(head.rows).all()
-        assert np.mean(head.losses[-3:]) < 0.97 * np.mean(head.losses[:3])
-    assert heads[0].rows.shape == (24, 24) and heads[1].rows.shape == (7, 24)
+        shown = [
+            rows + 0.1 * rng.normal(size=(views, *rows.shape)) for rows in (features, labelled)
+        ]
+    problem = discovery._problem(features, labelled, labels)
+    images = discovery._Images(problem, *(shown or (None, None)), 0.2)
+    start = discovery._unit(rng.normal(size=(7, 24)))
+    heads = (
+        discovery._shift_head(images, 8, 0.5, 0.25, 0.35, 0.05, 15),
+        discovery._prototypes(images, start, 0.35, 2.0, 0.1, 15),
+    )
+    for rows, losses in heads:
+        assert len(losses) == 15 and np.isfinite(rows).all()
+        assert np.mean(losses[-3:]) < 0.97 * np.mean(losses[:3])
+    assert heads[0][0].shape == (24, 24) and heads[1][0].shape == (7, 24)
 
 
 def test_contrasts_equal_their_formulas():
@@ -363,3 +371,24 @@ def test_a_tree_too_large_is_refused_before_it_grows():
     for method in ("agglomerative", "mean_shift", "contrastive_mean_shift"):
         with pytest.raises(ValueError, match="take 'semi_kmeans'"):
             discover(features, 2, method=method)
+
+
+# Of the authors' code: Choi, Kang and Cho 2024; Wen, Zhao and Qi 2023. Starts as in scikit-learn
+# of the paper's days.
+TREE = {"neighbours": 8, "alpha": 0.5}
+HEAD = {"supervised": 0.35, "dropout": 0.2, "views": None, "labelled_views": None}
+CONSTANTS = {
+    **{key: {"n_init": 10} for key in ("kmeans", "spherical", "semi_kmeans")},
+    "gaussian": {"dimensions": 32, "covariance": "tied", "n_init": 10},
+    "agglomerative": {"joining": "ward"},
+    "mean_shift": TREE,
+    "contrastive_mean_shift": {**TREE, **HEAD, "lr": 0.05, "sharpness": 0.25, "epochs": 50},
+    "parametric": {**HEAD, "lr": 0.1, "entropy": 2.0, "epochs": 100, "n_init": 10},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_are_those_of_the_sources(method):
+    parameters = list(inspect.signature(METHODS[method]).parameters.values())[2:]
+    assert {one.name: one.default for one in parameters} == CONSTANTS[method]
+    assert (discovery._STUDENT, discovery._COLDEST) == (0.1, 0.01)

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils.learn import namelearner
 from lbutils.learn.namelearner import (
     Alignment,
     NameLearner,
@@ -180,23 +179,16 @@ def test_names_of_negatives_are_their_text_features(tiny_encoder, captioned_imag
     assert named.history_ == given.history_
 
 
-@pytest.mark.parametrize(("share", "last"), [(0.0, 1), (0.25, 1), (0.3, 1), (0.5, 2), (1.0, 4)])
-def test_averaged_rows_are_the_mean_of_the_last_steps(
-    tiny_encoder, captioned_images, image_views, monkeypatch, share, last
+def test_rows_are_averaged_over_the_share_of_steps_asked_for(
+    tiny_encoder, captioned_images, image_views
 ):
-    steps = []
-    plain = namelearner.optimiser_for
-
-    def watched(rows, *options):
-        found = plain(rows, *options)
-        found.register_step_post_hook(lambda *_: steps.append(rows.detach().clone()))
-        return found
-
-    monkeypatch.setattr(namelearner, "optimiser_for", watched)
-    model = NameLearner(tiny_encoder, steps=4, average=share, optimizer="sgd", lr=0.1)
-    rows = model.fit(captioned_images, image_views).embeddings_.rows.detach()
-    assert len(steps) == 4 and not any(torch.allclose(steps[-1], own) for own in steps[:-1])
-    assert torch.allclose(rows, torch.stack(steps[-last:]).mean(0), rtol=1e-6, atol=1e-7)
+    last, one, all_four = (
+        NameLearner(tiny_encoder, steps=4, optimizer="sgd", lr=0.1, average=share)
+        .fit(captioned_images, image_views)
+        .embeddings_.rows.detach()
+        for share in (0.0, 0.25, 1.0)
+    )
+    assert torch.allclose(one, last, rtol=1e-6) and not torch.allclose(all_four, last, atol=1e-4)
 
 
 def test_alignment_is_the_least_squares_map(image_views, captioned_images):
@@ -271,14 +263,11 @@ def test_captions_without_their_name_are_counted(tiny_encoder, captioned_images,
     assert (tuple(tokenizer.encode(before)), tuple(tokenizer.encode(captions[0]))) in keys
 
 
-def test_a_moving_or_trainable_encoder_is_noticed(make_encoder, captioned_images, image_views):
+def test_a_trainable_encoder_is_refused(make_encoder, captioned_images, image_views):
     encoder = make_encoder()
     encoder.model.ln_final.weight.requires_grad_(True)
     with pytest.raises(RuntimeError, match="must be frozen"):
         NameLearner(encoder, steps=1).fit(captioned_images, image_views)
-    encoder.model.requires_grad_(False)
-    with pytest.raises(RuntimeError, match="encoder moved"), namelearner.Frozen(encoder.model):
-        encoder.model.ln_final.weight.mul_(1.0)
 
 
 def test_released_constants(tiny_encoder):
@@ -286,25 +275,22 @@ def test_released_constants(tiny_encoder):
     assert learner.batch_size == 368 and learner.steps == 800 and learner.warmup_epochs == 1
     assert learner.lr == pytest.approx(368 / 128 * 2e-4)
     assert (learner.templates, learner.optimizer, learner.views) == ("released", "sgd", 200)
+    assert learner.weight_decay == 5e-4
     one = NameLearner.released(tiny_encoder, "animal", 1, 92, swap=False)
     assert one.steps == 200 and one.batch_size == 92 and not one.swap
-
-
-def test_schedule():
-    rates = [namelearner.schedule(epoch, 200, 0.1, 1) for epoch in range(200)]
-    assert rates[0] == 1e-5 and rates[1] == pytest.approx(0.1, rel=1e-3) and rates[-1] < 1e-5
-    assert rates[1:] == sorted(rates[1:], reverse=True)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"name_weight": 0, "caption_weight": 0, "anchor_weight": 0}, "nor all of"),
-        ({"anchor_weight": -1}, "must not be negative"),
-        ({"temperature": 0}, "above 0"),
-        ({"average": 2}, "share of the steps"),
-        ({"steps": 0}, "at least 1"),
-        ({"optimizer": "adamw"}, "'adam' or 'sgd'"),
+        ({"name_weight": 0, "caption_weight": 0, "anchor_weight": 0}, "one must be above 0"),
+        ({"anchor_weight": -1}, "anchor_weight=-1: give 0 or more"),
+        ({"temperature": 0}, "temperature=0: give a number above 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"average": 2}, "average=2"),
+        ({"steps": 0}, "steps=0: give 1 or more"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"optimizer": "adan"}, "'adam'"),
         ({"init": "lm"}, "choose 'clip'"),
     ],
 )
@@ -331,7 +317,7 @@ def test_a_run_that_diverges_in_its_last_step_is_noticed(
     learner = NameLearner.fsnl(
         tiny_encoder, optimizer="sgd", lr=1e38, steps=1, warmup_epochs=0, average=0
     )
-    with pytest.raises(RuntimeError, match="last of 1 steps the rows of .* lower lr"):
+    with pytest.raises(RuntimeError, match="last of 1 steps a number is not finite: lower lr"):
         learner.fit(captioned_images, image_views)
 
 

@@ -1,23 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lbutils.models import text
 from lbutils.models.classifier import check_training, text_classifier, text_features
-from lbutils.rivals import context as prompting
-from lbutils.rivals.context import (
-    CoCoOp,
-    ContextPrompts,
-    CoOp,
-    KgCoOp,
-    descend,
-    rounds,
-    two_classes,
-)
+from lbutils.rivals.context import CoCoOp, ContextPrompts, CoOp, KgCoOp
 
 NAMES = ["red panda", "something else entirely", "犬"]
 
@@ -60,23 +51,23 @@ def test_contexts_of_words_act_as_the_words_do(make_encoder, kind):
     prompts = ContextPrompts(encoder, 3, ".")
     table = getattr(encoder.model, "text", encoder.model).token_embedding.weight
     contexts = [table[encoder.tokenizer.encode(words)] for words in ("a photo of", "my old blue")]
-    found = prompts(prompts.layout(NAMES), torch.stack(contexts))
+    found = prompts(prompts.sheet(NAMES, 2), torch.stack(contexts))
     for row, words in zip(found, ("a photo of", "my old blue"), strict=True):
         expected = encoder.encode_text([f"{words} {name}." for name in NAMES])
         assert torch.allclose(row, expected, atol=1e-5)
 
 
-def test_both_paths_have_the_same_gradients(tiny_encoder, monkeypatch):
-    monkeypatch.setattr(prompting, "LINE", 2)
-    fast, whole = ContextPrompts(tiny_encoder, 2), ContextPrompts(tiny_encoder, 2)
-    assert fast.causal
-    whole.causal = False
+def test_both_text_forwards_have_the_same_gradients(tiny_encoder, monkeypatch):
+    fast = ContextPrompts(tiny_encoder, 2)
+    monkeypatch.setattr(text, "is_causal", lambda model, frame: False)
+    whole = ContextPrompts(tiny_encoder, 2)
+    assert type(fast.text) is not type(whole.text)
     start = torch.randn(3, 2, 32, generator=torch.Generator().manual_seed(1))
     weight = torch.randn(3, len(NAMES), 32, generator=torch.Generator().manual_seed(2))
     found = []
     for prompts in (fast, whole):
         contexts = start.clone().requires_grad_()
-        features = prompts(prompts.layout(NAMES), contexts)
+        features = prompts(prompts.sheet(NAMES, 3), contexts)
         (features * weight).sum().backward()
         found.append((features.detach(), contexts.grad))
     assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
@@ -87,11 +78,13 @@ def test_a_name_that_does_not_fit_loses_its_end(tiny_encoder):
     prompts = ContextPrompts(tiny_encoder, 3)
     long = " ".join(["very"] * 30)
     words = tiny_encoder.model.token_embedding.weight[tiny_encoder.tokenizer.encode("a photo of")]
-    found = prompts(prompts.layout([long]), words[None])[0]
+    found = prompts(prompts.sheet([long]), words[None])[0]
     expected = tiny_encoder.encode_text([f"a photo of {' '.join(['very'] * 11)}"])
     assert torch.allclose(found, expected, atol=1e-5)
     with pytest.raises(ValueError, match="empty"):
-        prompts.layout(["\t"])
+        prompts.sheet(["\t"])
+    with pytest.raises(ValueError, match="at most 13"):
+        ContextPrompts(tiny_encoder, 14)
 
 
 def test_coop_equals_a_plain_loop(tiny_encoder, captioned_images, image_views):
@@ -126,10 +119,13 @@ def test_a_heavy_distance_keeps_the_hand_made_prompt(tiny_encoder, captioned_ima
 
 
 def test_a_context_starts_as_the_words_of_a_template(tiny_encoder, captioned_images, image_views):
-    model = CoOp(tiny_encoder, ctx_init="template", templates="a photo of a {name}", lr=1e-12)
+    model = CoOp(
+        tiny_encoder, ctx_init="template", templates="a photo of a {name}", suffix=".", lr=1e-12
+    )
     model.fit(captioned_images, image_views)
-    expected = tiny_encoder.encode_text([f"a photo of a {name}" for name in captioned_images.names])
-    assert torch.allclose(model.classifier_, expected, atol=1e-5)
+    for names in (captioned_images.names, ("something else", "犬")):
+        expected = tiny_encoder.encode_text([f"a photo of a {name}." for name in names])
+        assert torch.allclose(model.classifier_for(names), expected, atol=1e-5)
     # Without words there is nothing to start from but chance.
     random = CoOp(tiny_encoder, ctx_init="template", templates="{name}", steps=2)
     assert random.fit(captioned_images, image_views).context_.shape == (4, 32)
@@ -143,7 +139,7 @@ def test_cocoop_gives_each_image_its_own_prompts(tiny_encoder, captioned_images,
     prompts = ContextPrompts(tiny_encoder, len(model.context_))
     for row, image in zip(model.other_logits(images, names), images, strict=True):
         shift = second @ torch.relu(first @ image + first_bias) + second_bias
-        texts = prompts(prompts.layout(names), (model.context_ + shift)[None])[0]
+        texts = prompts(prompts.sheet(names), (model.context_ + shift)[None])[0]
         assert torch.allclose(row, tiny_encoder.logit_scale * texts @ image, atol=1e-4)
     joint = model.joint_logits(images, ["zebra", "gnu"])
     assert torch.allclose(joint[:, 2:], model.logits(images), atol=1e-4)
@@ -160,32 +156,13 @@ def test_cocoop_without_a_network_is_one_context(tiny_encoder, captioned_images,
 
 
 @pytest.mark.parametrize("method", [CoOp, KgCoOp, CoCoOp])
-def test_training_is_deterministic_and_lowers_the_loss(
-    method, tiny_encoder, captioned_images, image_views
-):
+def test_training_lowers_the_loss(method, tiny_encoder, captioned_images, image_views):
     options = {"steps": 12, "lr": 0.01}
     if method is CoCoOp:
         options["batch_size"] = 15
-    models = [method(tiny_encoder, **options).fit(captioned_images, image_views) for _ in range(2)]
-    assert torch.equal(*(model.logits(image_views[0]) for model in models))
-    assert models[0].history_[-1] < models[0].history_[0]
+    history = method(tiny_encoder, **options).fit(captioned_images, image_views).history_
+    assert history[-1] < history[0]
     assert not any(p.requires_grad for p in tiny_encoder.model.parameters())
-
-
-@pytest.mark.parametrize("method", [CoOp, KgCoOp, CoCoOp])
-def test_one_class_is_refused(method, tiny_encoder, captioned_images, image_views):
-    split = dataclasses.replace(
-        captioned_images, labels=captioned_images.labels * 0, names=("okapi",)
-    )
-    with pytest.raises(ValueError, match="at least two"):
-        method(tiny_encoder).fit(split, image_views)
-
-
-def test_cocoop_is_silent_before_fit(tiny_encoder, image_views):
-    with pytest.raises(RuntimeError, match="call fit"):
-        CoCoOp(tiny_encoder).logits(image_views[0])
-    with pytest.raises(RuntimeError, match="call fit"):
-        CoCoOp(tiny_encoder).joint_logits(image_views[0], ["x"])
 
 
 def test_unfit_features_are_told_in_one_line(captioned_images, image_views):
@@ -193,7 +170,7 @@ def test_unfit_features_are_told_in_one_line(captioned_images, image_views):
     broken[1, 7, 3] = float("nan")
     cases = {
         "1 of 15 images are not finite (first: image 7)": broken,
-        "unit length, theirs is 3 to 3": 3 * image_views,
+        "row 0 has length 3": 3 * image_views,
         "expected (views, 15, D)": image_views[:, :4],
     }
     for message, features in cases.items():
@@ -214,24 +191,6 @@ def test_unfit_splits_are_told_in_one_line(captioned_images, image_views):
         split = dataclasses.replace(captioned_images, **changes)
         with pytest.raises(ValueError, match=message):
             check_training(split, image_views)
-
-
-def test_descent_stops_where_it_diverges_and_checks_its_options():
-    weight = torch.ones(1, requires_grad=True)
-    with pytest.raises(RuntimeError, match="at step 1: try lr below 1e"):
-        descend([weight], lambda: weight.square().sum(), optimizer="sgd", lr=1e30, steps=5)
-    with pytest.raises(ValueError, match="choose one of"):
-        descend([weight], lambda: weight.sum(), optimizer="lbfgs", lr=1.0, steps=5)
-    with pytest.raises(ValueError, match="at least 1"):
-        descend([weight], lambda: weight.sum(), lr=1.0, steps=0)
-    with pytest.raises(ValueError, match="at least two"):
-        two_classes(["one"])
-
-
-def test_rounds_take_everything_once():
-    drawn = list(itertools.islice(rounds(5, torch.Generator().manual_seed(0)), 15))
-    assert [sorted(drawn[i : i + 5]) for i in (0, 5, 10)] == [list(range(5))] * 3
-    assert drawn[:5] != drawn[5:10] or drawn[5:10] != drawn[10:]
 
 
 def test_text_features_are_kept_until_the_encoder_moves(make_encoder, monkeypatch):

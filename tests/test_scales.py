@@ -21,7 +21,7 @@ from lbutils.measure.scales import (
 )
 from lbutils.models.classifier import text_classifier
 from lbutils.models.features import image_features
-from lbutils.rivals.probes import RIVALS
+from lbutils.rivals import RIVALS
 
 SCALES = ("small", "medium", "large")
 

@@ -139,16 +139,19 @@ def broken(rows, value):
 
 BAD = {
     "NaN in the pool": (lambda g: {"pool": broken(g["pool"], np.nan)}, "pool .*without NaN"),
-    "infinite text": (lambda g: {"texts": broken(g["texts"], np.inf)}, "texts .*infinity"),
+    "infinite text": (
+        lambda g: {"texts": broken(g["texts"], np.inf)},
+        "texts must be of unit length",
+    ),
     "NaN in a word": (
         lambda g: {"vectors": (broken(g["vectors"][0], np.nan), g["vectors"][1])},
         "word",
     ),
     "empty pool": (lambda g: {"pool": g["pool"][:0]}, "the pool holds no image"),
-    "flat pool": (lambda g: {"pool": g["pool"][0]}, "two dimensions"),
+    "flat pool": (lambda g: {"pool": g["pool"][0]}, "pool are"),
     "long pool": (lambda g: {"pool": 2 * g["pool"]}, "pool must be of unit length"),
-    "narrow texts": (lambda g: {"texts": unit(g["texts"][:, :9])}, "beside features of width 16"),
-    "narrow known": (lambda g: {"known": unit(g["known"][:, :9])}, "known .*width 16"),
+    "narrow texts": (lambda g: {"texts": unit(g["texts"][:, :9])}, "texts are .*16"),
+    "narrow known": (lambda g: {"known": unit(g["known"][:, :9])}, "known are .*16"),
     "no labels": (lambda g: {"labels": None}, "give both or neither"),
     "few labels": (lambda g: {"labels": g["labels"][:-1]}, "one integer each"),
     "labels by halves": (lambda g: {"labels": g["labels"] / 2}, "one integer each"),
@@ -159,7 +162,7 @@ BAD = {
     "widths": (lambda g: {"vectors": (g["vectors"][0][:, :5], g["vectors"][1])}, "equally wide"),
     "zero vector": (
         lambda g: {"vectors": (0 * g["vectors"][0], g["vectors"][1])},
-        "name 0 is zero",
+        "word vectors .*row 0",
     ),
     "one name": (
         lambda g: {
@@ -186,7 +189,7 @@ def test_images_must_fit_and_come_after_fit(name):
     with pytest.raises(RuntimeError, match="call fit first"):
         fitted.logits(everything()["pool"])
     fitted.fit(**everything())
-    with pytest.raises(ValueError, match="width 16"):
+    with pytest.raises(ValueError, match="expected .N, 16"):
         fitted.logits(unit(np.eye(3)))
     with pytest.raises(ValueError, match="NaN"):
         fitted.logits(broken(everything()["pool"], np.nan))

@@ -11,7 +11,7 @@ from lbutils.data.benchmark import Domain, Split, Subset
 from lbutils.measure import tasks
 from lbutils.measure.joint import MEASURES, joint_scores, value
 from lbutils.models.classifier import text_classifier
-from lbutils.rivals.probes import RIVALS
+from lbutils.rivals import RIVALS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_names_that_are_read_alike_are_named(tiny_encoder):
 def test_names_cut_behind_a_learned_context_are_named(tiny_encoder):
     layout = context.ContextPrompts(tiny_encoder, 4)
     with pytest.warns(UserWarning, match="reads as the same text"):
-        layout.layout([f"{LONG}, red", f"{LONG}, blue"])
+        layout.sheet([f"{LONG}, red", f"{LONG}, blue"])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_names_cut_behind_a_learned_context_are_named(tiny_encoder):
         lambda e: zsnl._vocabulary(["fox"], (), "fox"),
         lambda e: laion_beyond.relabel(load_benchmark(), "fox", "medium"),
         lambda e: hub.download("Animals"),
-        lambda e: context.ContextPrompts(e, 4).layout("fox"),
+        lambda e: context.ContextPrompts(e, 4).sheet("fox"),
     ],
 )
 def test_one_text_is_no_list(call, tiny_encoder):
@@ -110,8 +110,26 @@ def test_logits_are_scaled_cosines_over_a_joint_vocabulary():
 
 
 def test_unfitted_classifier_says_so():
-    with pytest.raises(RuntimeError, match="call fit"):
-        classifier.FeatureClassifier().predict(torch.zeros(1, 8))
+    plain = classifier.FeatureClassifier()
+    with pytest.raises(classifier.NotFitted, match="call fit"):
+        plain.predict(torch.zeros(1, 8))
+    assert not hasattr(plain, "names_")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        plain.nothing  # noqa: B018
+
+
+def test_unit_rows_are_told_by_row():
+    rows = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = classifier.unit_rows(rows.numpy().astype(np.float64), "rows", 8)
+    assert found.dtype == torch.float32 and torch.allclose(found, rows)
+    for wrong in (0.0, 2.0, float("nan"), float("inf")):
+        broken = rows.clone()
+        broken[2] *= wrong
+        with pytest.raises(ValueError, match="texts must be of unit length.* row 2"):
+            classifier.unit_rows(broken, "texts")
+    for shape, width in (((8,), None), ((2, 3, 8), None), ((4, 8), 9)):
+        with pytest.raises(ValueError, match="expected"):
+            classifier.unit_rows(torch.ones(shape) / 8**0.5, "texts", width)
 
 
 def test_training_features_stack_clean_and_augmented_views(monkeypatch):

@@ -3,13 +3,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import load_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbutils import load_encoder
+from lbutils.data.benchmark import mini_file
 from lbutils.learn.knowledge import Knowledge, Lexicon
 from lbutils.models.classifier import text_features
 from lbutils.unlabelled import zsnl
@@ -378,14 +381,14 @@ def test_bad_input_is_told(encoder, kind, changes, word):
     ("options", "word"),
     [
         ({"matching": "hungry"}, "matching"),
-        ({"rounds": 0}, "at least 1"),
-        ({"prior": 0.0}, "above 0"),
-        ({"prior": float("nan")}, "above 0"),
-        ({"image_weight": -1.0}, "negative"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"prior": 0.0}, "prior=0.0"),
+        ({"prior": float("nan")}, "prior=nan"),
+        ({"image_weight": -1.0}, "image_weight=-1.0"),
         ({"gap": "men"}, "mean"),
         ({"discovery": "k-means"}, "kmeans"),
-        ({"image_weight": 0.0, "anchor_weight": 0.0}, "all 0"),
-        ({"concentration": 0.0}, "above 0"),
+        ({"image_weight": 0.0, "anchor_weight": 0.0}, "above 0"),
+        ({"concentration": 0.0}, "concentration=0.0"),
     ],
 )
 def test_options_are_checked(encoder, options, word):
@@ -415,3 +418,12 @@ def test_the_objective_never_falls_among_thousands_of_names():
     images, names = (F.normalize(torch.randn(n, 32, generator=draw), dim=1) for n in (40, 4000))
     found = joint_iteration(images, names, prior=2.0, iterations=40)
     assert np.diff(found.objective).min() > -5e-6
+
+
+def test_defaults_are_those_that_the_selection_table_was_made_with():
+    table = pd.read_csv(mini_file("selection_zsnl.csv"))
+    assert table["setting"][0] == load_script("choose_zsnl").defaults()
+    # The rule of the table's script: no setting that keeps IP images gains half a point.
+    kept = table[table["ip_change"] > -2]
+    gains = kept[["oop_oracles", "oop"]].mean(axis=1)
+    assert kept.index[0] == 0 and gains.max() < gains[0] + 0.5

@@ -429,12 +429,7 @@ def odd_names(
 ) -> Iterator[Finding]:
     """Findings on names: without a token, equal up to spelling, or with an underscore.
 
-    Parameters
-    ----------
-    tokenizer : object
-        The encoder's.
-    names, others : sequence of str
-        Names to be learned, and names that they will stand beside.
+    `others` are names that those to be learned will stand beside.
     """
     names, others = as_names(names), as_names(others, "other names")
     seen = {_spelling(name): name for name in others}
@@ -495,16 +490,9 @@ def odd_captions(split: Split) -> Iterator[Finding]:
 def copies(split: Split, features: Tensor) -> Iterator[Finding]:
     """Findings on images that repeat an earlier one: the same pixels, or nearly.
 
-    Near-duplicates have features of a cosine of `SAME_FEATURES` or more *and* thumbnails of a
-    correlation of `SAME_PIXELS` or more: features alone put different drawings of one thing
-    close together, thumbnails alone different things of one outline.
-
-    Parameters
-    ----------
-    split : Split
-        N images.
-    features : Tensor, shape (N, D)
-        Their features, unit length.
+    Near-duplicates have features ``(N, D)``, of unit length, of a cosine of `SAME_FEATURES` or more
+    *and* thumbnails of a correlation of `SAME_PIXELS` or more: features alone put different
+    drawings of one thing close together, thumbnails alone different things of one outline.
     """
     digests, thumbnails = _fingerprints(split)
     first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
@@ -543,14 +531,7 @@ def _fingerprint(image: Image.Image) -> tuple[str, np.ndarray]:
 def known_names(scores: Tensor, split: Split, n_others: int = 0) -> Iterator[Finding]:
     """Findings on names that half of a class's own images find before anything is learned.
 
-    Parameters
-    ----------
-    scores : Tensor, shape (N, K + C)
-        Similarity of the images to K other names and then the C names.
-    split : Split
-        N images.
-    n_others : int
-        K.
+    `scores` ``(N, K + C)`` are similarities of the images to K other names and then the C names.
     """
     said = scores.argmax(1).numpy() - n_others
     for label, name in enumerate(split.names):
@@ -567,13 +548,7 @@ def leave_one_out(features: Tensor, labels: np.ndarray, n_classes: int) -> Tenso
     """Cosines ``(N, C)`` of images with class means, each image left out of its own class's.
 
     NaN for the own class of an image that is alone in it, and for classes without an image.
-
-    Parameters
-    ----------
-    features : Tensor, shape (N, D)
-        Unit length.
-    labels : ndarray, shape (N,)
-    n_classes : int
+    Features ``(N, D)`` are of unit length.
     """
     own = torch.tensor(labels)
     sums = features.new_zeros(n_classes, features.shape[1]).index_add(0, own, features)
@@ -592,14 +567,8 @@ def odd_labels(features: Tensor, split: Split) -> Iterator[Finding]:
     An image is odd if the mean of another class is nearer than that of the other images of its
     own, by `ODD` of what usually separates own from other. Two findings stand for a whole class
     in place of its images: most of them lie with one other class, which swallows it, or with
-    several, so that they have no place of their own. Nothing is likened to such a scattered class.
-
-    Parameters
-    ----------
-    features : Tensor, shape (N, D)
-        Unit length.
-    split : Split
-        N images. Classes of one image are not judged.
+    several, so that they have no place of their own. No image is said to look like such a
+    scattered class. Features ``(N, D)`` are of unit length; classes of one image are not judged.
     """
     scores = leave_one_out(features, split.labels, len(split.names)).numpy()
     everyone = np.arange(len(split))
@@ -641,11 +610,8 @@ def swallowed(
 ) -> Iterator[Finding]:
     """Findings on classes that are given most of another class's images, two at least.
 
-    Parameters
-    ----------
-    labels, predictions : ndarray, shape (N,)
-        True and given classes, of held-out images or left-out ones.
-    names : sequence of str
+    `labels` and `predictions` ``(N,)`` are true and given classes, of held-out images or left-out
+    ones.
     """
     for (label, given), n in _swallowing(labels, predictions).items():
         finding = f"swallows {n} of {int((labels == label).sum())} images of {names[label]!r}"

@@ -47,12 +47,8 @@ def colour_shares(split: Any) -> np.ndarray:
     """Share of each image's visible pixels that is nearest to each basic colour, ``(N, 11)``.
 
     Rows sum to one; an image without a visible pixel gets equal shares. Images are looked at 32
-    pixels wide and high; pixels less than half opaque are not visible.
-
-    Parameters
-    ----------
-    split : Split
-        Errors about its images are those of `Split.image`.
+    pixels wide and high; pixels less than half opaque are not visible. Errors are those of
+    `Split.image`.
 
     Notes
     -----
@@ -84,21 +80,9 @@ def colour_evidence(shown: Any, told: Any, floor: float = 0.1) -> np.ndarray:
     """How well images' colours go with each name's words, ``(N, C)`` float64, in logarithms.
 
     How many times more of the colours that a name tells an image shows than images do on average,
-    with a floor for what no words can exclude. A name without colours is told by none: once.
-
-    Parameters
-    ----------
-    shown : array, shape (N, 11)
-        As from `colour_shares`.
-    told : array, shape (C, 11)
-        As from `told_colours`.
-    floor : float
-        Added to the ratio before its logarithm.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit, or there are no images.
+    plus a `floor` for what no words can exclude. A name without colours is told by none: once.
+    `shown` ``(N, 11)`` is as from `colour_shares`, `told` ``(C, 11)`` as from `told_colours`;
+    others raise ValueError.
     """
     seen, words = np.asarray(shown, dtype=np.float64), np.asarray(told, dtype=np.float64)
     if seen.ndim != 2 or words.ndim != 2 or seen.shape[1:] != words.shape[1:] or not len(seen):

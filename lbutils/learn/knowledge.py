@@ -74,16 +74,9 @@ def load_lexicon(folder: str | os.PathLike[str] | None = None) -> Lexicon:
     those of the pre-training pairs of scale small, whose captions the other scales hold as well;
     see ``data/mini/make/describe.py``, which shows how to make one.
 
-    Parameters
-    ----------
-    folder : path, optional
-        With ``language.parquet`` (columns text; pairs, 0 for what is no label; vector, as many
-        signed bytes as it is wide) and ``descriptions.csv`` (columns name, phrase).
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If a file is missing or has other columns.
+    A folder has ``language.parquet`` (columns text; pairs, 0 for what is no label; vector, as many
+    signed bytes as it is wide) and ``descriptions.csv`` (columns name, phrase); a missing file
+    raises FileNotFoundError, other columns ValueError.
     """
     files = ("language.parquet", "descriptions.csv")
     paths = [Path(folder) / file if folder else mini_file(file) for file in files]
@@ -214,12 +207,8 @@ class Knowledge:
     def prototypes(self, names: Sequence[str]) -> Tensor:
         """Unit rows ``(C, D)`` float32 for names.
 
-        Raises
-        ------
-        ValueError
-            If there are no names.
-        KeyError
-            If the lexicon lacks a vector or a description that a source needs.
+        Raises ValueError if there are none, KeyError if the lexicon lacks a vector or a
+        description.
         """
         names = as_names(names)
         if not names:

@@ -8,21 +8,26 @@ and the defaults are our own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from itertools import count
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lbutils.learn.descent import descend, frozen
 from lbutils.models.classifier import (
+    Estimator,
     FeatureClassifier,
     check_others,
     check_training,
     class_means,
     text_features,
     training_features,
+    unit_rows,
 )
 from lbutils.models.names import NameEmbeddings, Names, check_rows
 from lbutils.models.prompts import Slots, slots, take_out
@@ -31,15 +36,8 @@ from lbutils.models.prompts import Slots, slots, take_out
 def multi_positive_loss(logits: Tensor, positives: Tensor) -> Tensor:
     """Mean over rows of ``-log(sum_j softmax(logits)_ij positives_ij + 1e-10)``, a scalar.
 
-    Parameters
-    ----------
-    logits : Tensor, shape (N, M)
-    positives : bool Tensor, shape (N, M)
-        Which columns are right for a row; a row with none adds a constant.
-
-    Notes
-    -----
-    Source: the authors' released code.
+    `positives`, bool like the logits ``(N, M)``, says which columns are right for a row; a row with
+    none adds a constant. Source: the authors' released code.
     """
     share = (logits.softmax(dim=1) * positives).sum(dim=1)
     return -(share + 1e-10).log().mean()
@@ -54,17 +52,9 @@ def both_ways(logits: Tensor, positives: Tensor) -> Tensor:
 def swap_contexts(labels: Tensor, generator: torch.Generator) -> Tensor:
     """For each sample the index of a random sample of another class, ``(N,)``.
 
-    Its own index where the batch has one class only.
-
-    Parameters
-    ----------
-    labels : Tensor, shape (N,)
-    generator : torch.Generator
-        On the CPU.
-
-    Notes
-    -----
-    Source: the context swap of FSNL, section 4 of the paper and the authors' released code.
+    Its own index where the batch has one class only. `labels` are ``(N,)``, the generator is one of
+    the CPU. Source: the context swap of FSNL, section 4 of the paper and the authors' released
+    code.
     """
     labels = labels.cpu()
     draw = torch.rand(len(labels), len(labels), generator=generator)
@@ -73,67 +63,14 @@ def swap_contexts(labels: Tensor, generator: torch.Generator) -> Tensor:
     return draw.argmax(dim=1)
 
 
-def schedule(epoch: int, epochs: int, lr: float, warmup_epochs: int = 0) -> float:
-    """Learning rate of an epoch: 1e-5 while warming up, then a cosine from `lr` to 0."""
-    if epoch < warmup_epochs:
-        return 1e-5
-    return lr * (1 + np.cos(np.pi * epoch / epochs)) / 2
-
-
-def optimiser_for(rows: Tensor, kind: str, lr: float) -> torch.optim.Optimizer:
-    """Adam, or SGD with the authors' momentum 0.9 and weight decay 5e-4.
-
-    Raises
-    ------
-    ValueError
-        If `kind` is neither ``"adam"`` nor ``"sgd"``.
-    """
-    if kind == "adam":
-        return torch.optim.Adam([rows], lr=lr)
-    if kind == "sgd":
-        return torch.optim.SGD([rows], lr=lr, momentum=0.9, weight_decay=5e-4)
-    raise ValueError(f"optimizer={kind!r}: choose 'adam' or 'sgd'")
-
-
-class Frozen:
-    """Context in which no parameter of a model may change, or ask for a gradient.
-
-    Raises
-    ------
-    RuntimeError
-        On entering, if a parameter is trainable; on leaving, if one was written to.
-    """
-
-    def __init__(self, model: torch.nn.Module):
-        self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-    def __enter__(self) -> Frozen:
-        moving = [name for name, tensor in self.tensors.items() if tensor.requires_grad]
-        if moving:
-            raise RuntimeError(
-                f"the encoder must be frozen: {moving[0]} asks for a gradient; call "
-                "encoder.model.requires_grad_(False)"
-            )
-        self.versions = {name: tensor._version for name, tensor in self.tensors.items()}
-        return self
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        moved = [name for name, was in self.versions.items() if self.tensors[name]._version != was]
-        if moved and kind is None:
-            raise RuntimeError(f"the encoder moved while names were learned: {moved[0]}")
-
-
-class Alignment:
+@dataclass(eq=False, repr=False)
+class Alignment(Estimator):
     """Linear map from class means of image features to text features, fitted on known classes.
 
     Least squares over known classes between the mean of k images and the text feature, k being
     the shots that it is asked for: the scatter of images inside their classes counts as the noise
-    that the mean of k of them has. The penalty draws the map to the identity.
-
-    Parameters
-    ----------
-    penalty : float
-        Weight of the distance to the identity, in units of the features' mean square.
+    that the mean of k of them has. The penalty draws the map to the identity, in units of the
+    features' mean square.
 
     Attributes
     ----------
@@ -148,10 +85,9 @@ class Alignment:
     image of a class to be learned, or to be tested on, is among them.
     """
 
-    def __init__(self, penalty: float = 1.0):
-        if penalty <= 0:
-            raise ValueError("penalty must be above 0")
-        self.penalty = penalty
+    penalty: float = 1.0
+
+    _positive: ClassVar[tuple[str, ...]] = ("penalty",)
 
     def fit(self, features: Tensor, labels: Any, texts: Tensor) -> Alignment:
         """Self, with the moments of known classes.
@@ -171,8 +107,7 @@ class Alignment:
             If fewer than two classes have images, or no class has two.
         """
         labels = torch.as_tensor(np.asarray(labels))
-        if features.ndim != 2 or not ((features.norm(dim=1) - 1).abs() < 1e-2).all():
-            raise ValueError("an alignment needs features (N, D) of unit length, without NaN")
+        features = unit_rows(features, "features")
         means, number = class_means(features[None], labels, len(texts))
         if (number > 0).sum() < 2 or number.max() < 2:
             raise ValueError("an alignment needs images of two classes or more, and two of one")
@@ -186,8 +121,6 @@ class Alignment:
 
     def __call__(self, means: Tensor, shots: float) -> Tensor:
         """Class means ``(C, D)`` of `shots` images each, moved and of unit length; zeros stay."""
-        if not hasattr(self, "cross_"):
-            raise RuntimeError("this alignment has seen no class yet: call fit first")
         ridge = self.penalty / len(self.cross_) * torch.eye(len(self.cross_))
         matrix = torch.linalg.solve(
             self.between_ + self.within_ / shots + ridge, self.cross_ + ridge
@@ -214,6 +147,7 @@ _PAPER = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class NameLearner(FeatureClassifier):
     """Classifier whose class names are learned from a few images.
 
@@ -266,8 +200,8 @@ class NameLearner(FeatureClassifier):
         Whether captions exchange contexts; otherwise each sample keeps its own.
     info_nce : bool
         Whether in the caption term only a sample's own caption counts as right.
-    optimizer : "adam" or "sgd"
-        Adam, or SGD with momentum 0.9 and weight decay 5e-4.
+    optimizer, weight_decay
+        One of `descent.OPTIMIZERS`, and the decay of ``"sgd"``, the authors'.
     lr : float
         Learning rate at the start of the cosine.
     steps : int
@@ -307,65 +241,52 @@ class NameLearner(FeatureClassifier):
     play OOP (``data/mini/make/choose.py``).
     """
 
-    def __init__(
-        self,
-        encoder: Any,
-        *,
-        hint: str | None = None,
-        templates: str | Sequence[str] = "mini",
-        negatives: Tensor | Sequence[str] | None = None,
-        init: Any = "clip",
-        min_rows: int = 3,
-        name_weight: float = 0.2,
-        caption_weight: float = 0.0,
-        anchor_weight: float = 1.0,
-        stand_in_weight: float = 0.2,
-        alignment: Alignment | None = None,
-        temperature: float = 2.0,
-        margin: float = 0.0,
-        text_to_image: bool = False,
-        swap: bool = True,
-        info_nce: bool = False,
-        optimizer: str = "adam",
-        lr: float = 0.01,
-        steps: int = 30,
-        average: float = 0.0,
-        batch_size: int | None = None,
-        warmup_epochs: int = 0,
-        views: int = 4,
-        clean: bool = True,
-        seed: int = 0,
-    ):
-        weights = (name_weight, caption_weight, anchor_weight, stand_in_weight)
-        if min(weights) < 0 or sum(weights[:3]) <= 0:
-            raise ValueError("weights must not be negative, nor all of name, caption, anchor 0")
-        if steps < 1 or (batch_size is not None and batch_size < 1):
-            raise ValueError("steps and batch_size must be at least 1")
-        if temperature <= 0 or not 0 <= average <= 1:
-            raise ValueError("temperature must be above 0, and average a share of the steps")
-        self.encoder, self.hint, self.templates, self.init = encoder, hint, templates, init
-        self.min_rows = min_rows
-        self.negatives, self.alignment = negatives, alignment
-        self.name_weight, self.caption_weight = name_weight, caption_weight
-        self.anchor_weight, self.stand_in_weight = anchor_weight, stand_in_weight
-        self.temperature, self.margin = temperature, margin
-        self.text_to_image, self.swap, self.info_nce = text_to_image, swap, info_nce
-        self.optimizer, self.lr, self.steps, self.average = optimizer, lr, steps, average
-        self.batch_size, self.warmup_epochs = batch_size, warmup_epochs
-        self.views, self.clean, self.seed = views, clean, seed
+    encoder: Any
+    _: KW_ONLY
+    hint: str | None = None
+    templates: str | Sequence[str] = "mini"
+    negatives: Tensor | Sequence[str] | None = None
+    init: Any = "clip"
+    min_rows: int = 3
+    name_weight: float = 0.2
+    caption_weight: float = 0.0
+    anchor_weight: float = 1.0
+    stand_in_weight: float = 0.2
+    alignment: Alignment | None = None
+    temperature: float = 2.0
+    margin: float = 0.0
+    text_to_image: bool = False
+    swap: bool = True
+    info_nce: bool = False
+    optimizer: str = "adam"
+    weight_decay: float = 5e-4
+    lr: float = 0.01
+    steps: int = 30
+    average: float = 0.0
+    batch_size: int | None = None
+    warmup_epochs: int = 0
+    views: int = 4
+    clean: bool = True
+    seed: int = 0
+
+    _counts: ClassVar[tuple[str, ...]] = ("steps", "batch_size")
+    _positive: ClassVar[tuple[str, ...]] = ("temperature",)
+    _signed: ClassVar[tuple[str, ...]] = ("margin", "init")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name_weight + self.caption_weight + self.anchor_weight > 0:
+            raise ValueError("name_weight, caption_weight, anchor_weight: one must be above 0")
+        if self.average > 1:
+            raise ValueError(f"average={self.average}: give a share of the steps, 1 at most")
 
     @classmethod
     def fsnl(cls, encoder: Any, **changes: Any) -> NameLearner:
         """Learner with the paper's loss and nothing of ours: no anchors, no stand-ins.
 
         Half a name term plus half a caption term, by 40 steps of Adam over all images at once,
-        where the released code takes at least 200 of SGD (`released`).
-
-        Parameters
-        ----------
-        encoder : DualEncoder
-        **changes
-            Arguments of `NameLearner` to differ in.
+        where the released code takes at least 200 of SGD (`released`). `changes` are arguments of
+        `NameLearner` to differ in.
         """
         return cls(encoder, **{**_PAPER, "lr": 0.01, "steps": 40, **changes})
 
@@ -381,7 +302,6 @@ class NameLearner(FeatureClassifier):
 
         Parameters
         ----------
-        encoder : DualEncoder
         hint : str
             Superclass, such as ``"animal"``.
         shots, n_classes : int
@@ -440,12 +360,29 @@ class NameLearner(FeatureClassifier):
         if len(split.names) < 2 and known.negatives is None and not self.anchor_weight:
             raise ValueError("one class alone has nothing to be told from: pass negatives=")
         contexts = self._contexts(split, labels, names) if self.caption_weight else labels
-        with Frozen(self.encoder.model):
-            self.history_ = self._train(names, features, labels, contexts, known)
+        size = min(self.batch_size or len(labels), len(labels))
+        with frozen(self.encoder.model):
+            self.history_ = descend(
+                [names.rows],
+                self._losses(names, features, labels, contexts, known, size),
+                self.steps,
+                lr=self.lr,
+                optimizer=self.optimizer,
+                weight_decay=self.weight_decay,
+                per_epoch=-(-len(labels) // size),
+                warmup_epochs=self.warmup_epochs,
+                average=self.average,
+            )
             with torch.no_grad():
                 self.classifier_ = names().cpu()
         self.embeddings_ = names
         self.names_: Names = names.learned()
+        try:  # a loss is taken before its step: the last one has none after it
+            check_rows(self.names_)
+        except ValueError as error:
+            raise RuntimeError(
+                f"after the last of {self.steps} steps {error}, with a lower lr (now {self.lr})"
+            ) from error
         return self
 
     def _negatives(self, names: Sequence[str], features: Tensor) -> Tensor | None:
@@ -453,14 +390,7 @@ class NameLearner(FeatureClassifier):
         if self.negatives is None:
             return None
         if isinstance(self.negatives, Tensor):
-            found = self.negatives.to(features)
-            fits = found.ndim == 2 and found.shape[1] == features.shape[2]
-            if not fits or not ((found.norm(dim=1) - 1).abs() < 1e-2).all():
-                raise ValueError(
-                    f"negatives are {tuple(found.shape)}; expected (K, {features.shape[2]}) text "
-                    "features of unit length, without NaN"
-                )
-            return found
+            return unit_rows(self.negatives, "negatives", features.shape[2]).to(features)
         check_others(self.negatives, names)
         texts = text_features(self.encoder, self.negatives, self.templates, self.hint)
         return texts.to(features)
@@ -492,54 +422,25 @@ class NameLearner(FeatureClassifier):
             found.append(cut)
         return torch.tensor(names.add_contexts(found))
 
-    def _train(
+    def _losses(
         self,
         names: NameEmbeddings,
         features: Tensor,
         labels: Tensor,
         contexts: Tensor,
         known: Known,
-    ) -> list[float]:
+        size: int,
+    ) -> Iterator[Tensor]:
+        """Losses of batches of `size`, without end; each pass over the images shows one view."""
         generator = torch.Generator().manual_seed(self.seed)
-        optimiser = optimiser_for(names.rows, self.optimizer, self.lr)
-        size = min(self.batch_size or len(labels), len(labels))
-        per_epoch = -(-len(labels) // size)
-        history: list[float] = []
-        total, kept = torch.zeros_like(names.rows), 0
-        for step in range(self.steps):
-            epoch, place = divmod(step, per_epoch)
-            if place == 0:
-                order = torch.randperm(len(labels), generator=generator)
-                if epoch % len(features) == 0:
-                    turns = torch.randperm(len(features), generator=generator)
-            optimiser.param_groups[0]["lr"] = schedule(
-                epoch, -(-self.steps // per_epoch), self.lr, self.warmup_epochs
-            )
-            batch = order[place * size : (place + 1) * size]
+        for epoch in count():
+            order = torch.randperm(len(labels), generator=generator)
+            if epoch % len(features) == 0:
+                turns = torch.randperm(len(features), generator=generator)
             view = features[turns[epoch % len(features)]]
-            images = view.index_select(0, batch.to(view.device))
-            loss = self._loss(names, images, labels[batch], contexts[batch], known, generator)
-            history.append(float(loss.detach()))
-            if not np.isfinite(history[-1]):
-                raise RuntimeError(
-                    f"the loss became {history[-1]} at step {step} of {self.steps}: lower lr "
-                    f"(now {self.lr})"
-                )
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            if step >= self.steps * (1 - self.average):
-                total, kept = total + names.rows.detach(), kept + 1
-        if kept:
-            names.rows.data.copy_(total / kept)
-        # The loss is taken before each step: the last one has none after it.
-        try:
-            check_rows(names.learned())
-        except ValueError as error:
-            raise RuntimeError(
-                f"after the last of {self.steps} steps {error}, with a lower lr (now {self.lr})"
-            ) from error
-        return history
+            for batch in order.split(size):
+                images = view.index_select(0, batch.to(view.device))
+                yield self._loss(names, images, labels[batch], contexts[batch], known, generator)
 
     def _loss(
         self,

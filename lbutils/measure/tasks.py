@@ -199,7 +199,7 @@ def run(
     benchmark : mapping of str to Domain
     methods : mapping of str to factory
         ``factory(encoder, templates=, hint=, shots=, seed=, ip_names=)`` returns a method that is
-        not fitted, such as those of `lbutils.rivals.probes.RIVALS`.
+        not fitted, such as those of `lbutils.rivals.RIVALS`.
     shots, draws : iterable of int
         Images a class, and numbers of few-shot draws; all methods get the same. The environment
         variables ``LBUTILS_MAX_DRAWS`` and ``LBUTILS_MAX_DOMAINS`` make do with fewer draws, and

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,7 +29,6 @@ def text_classifier(
     Parameters
     ----------
     encoder : DualEncoder
-        The image-text model.
     names : sequence of str
         Class names, taken literally.
     templates : str or sequence of str
@@ -38,7 +37,6 @@ def text_classifier(
     hint : str, optional
         Superclass for templates with a ``{hint}``.
     batch_size : int
-        Prompts encoded at once.
 
     Raises
     ------
@@ -131,21 +129,49 @@ def state_of(encoder: Any) -> tuple[str, int]:
 def logits(features: Any, classifier: torch.Tensor, scale: float) -> torch.Tensor:
     """Scaled cosine similarities ``(N, C)`` of image features and a classifier, on the CPU.
 
-    Parameters
-    ----------
-    features : Tensor or array, shape (N, D)
-        Image features of unit length.
-    classifier : Tensor, shape (C, D)
-        One feature of unit length per class. The joint vocabulary is the classifiers of its
-        parts, one below the other.
-    scale : float
-        The model's ``logit_scale``.
+    Rows of the features ``(N, D)`` and of the classifier ``(C, D)`` are of unit length, the scale
+    is the model's ``logit_scale``. The joint vocabulary is the classifiers of its parts, one below
+    the other.
     """
     features = torch.as_tensor(np.asarray(features), dtype=torch.float32)
     return scale * features @ classifier.cpu().float().T
 
 
-class FeatureClassifier:
+class NotFitted(AttributeError, RuntimeError):
+    """A method is asked for what only its `fit` sets."""
+
+
+class Estimator:
+    """What has options and is fitted: checks its numbers, and says where `fit` was not called.
+
+    What is fitted ends in ``_``; to ask for it before `fit` raises `NotFitted`.
+    """
+
+    _counts: ClassVar[tuple[str, ...]] = ()  # options that are 1 or more
+    _positive: ClassVar[tuple[str, ...]] = ()
+    _signed: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number out of range: one below 0, if its class says nothing."""
+        for option, value in vars(self).items():
+            if isinstance(value, (int, float)) and option not in self._signed:
+                if option in self._positive:
+                    fits, wanted = value > 0, "a number above 0"
+                else:
+                    least = int(option in self._counts)
+                    fits, wanted = value >= least, f"{least} or more"
+                if not fits:
+                    raise ValueError(f"{option}={value}: give {wanted}")
+
+    if not TYPE_CHECKING:  # which would take every misspelt attribute for one
+
+        def __getattr__(self, name: str) -> Any:
+            if name.endswith("_") and not name.startswith("_"):
+                raise NotFitted(f"this {type(self).__name__} has no {name} yet: call fit first")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+class FeatureClassifier(Estimator):
     """Base of every method: `logits` and `predict` from a fitted ``classifier_`` ``(C, D)``.
 
     A method adds ``fit(split, features=None)``, which returns self and sets ``classifier_``
@@ -168,15 +194,9 @@ class FeatureClassifier:
         ----------
         images : Split, or Tensor of shape (N, D)
             Images, or their features.
-
-        Raises
-        ------
-        RuntimeError
-            If `fit` has not been called.
         """
-        if not hasattr(self, "classifier_"):
-            raise RuntimeError(f"this {type(self).__name__} has no classifier yet: call fit first")
-        return logits(self._features(images), self.classifier_, self.encoder.logit_scale)
+        classifier = self.classifier_
+        return logits(self._features(images), classifier, self.encoder.logit_scale)
 
     def classifier_for(self, names: Sequence[str]) -> torch.Tensor:
         """Text features ``(K, D)`` of names that were not learned, as this method sees them."""
@@ -208,25 +228,10 @@ class FeatureClassifier:
 def training_features(
     encoder: Any, split: Any, views: int = 4, seed: int = 0, clean: bool = True
 ) -> torch.Tensor:
-    """Features ``(V, N, D)`` to fit on: the images as they are, then augmented views.
+    """Features ``(V, N, D)`` to fit on: the images as they are, if `clean`, then augmented views.
 
-    Parameters
-    ----------
-    encoder : DualEncoder
-        The image-text model; ``encoder.augment`` draws the views.
-    split : Split
-        The N training images.
-    views : int
-        Augmented views per image; they are computed once and cached.
-    seed : int
-        Seed of the augmentation.
-    clean : bool
-        Whether the images as they are come first.
-
-    Raises
-    ------
-    ValueError
-        If neither clean images nor views are asked for.
+    The views are drawn by ``encoder.augment`` under `seed`, computed once and cached. Raises
+    ValueError if neither clean images nor views are asked for.
     """
     parts = [image_features(encoder, split)[None]] if clean else []
     if views:
@@ -237,16 +242,31 @@ def training_features(
 
 
 def check_others(others: Sequence[str], names: Iterable[str]) -> None:
-    """Nothing; raises unless `others` are names beside `names`.
-
-    Raises
-    ------
-    ValueError
-        If `others` is a single text, or shares a name with `names`.
-    """
+    """Raise ValueError if `others` is a single text, or shares a name with `names`."""
     both = set(as_names(others, "other names")) & set(names)
     if both:
         raise ValueError(f"{min(both)!r} is learned and stands among the other names: leave it out")
+
+
+def unit_rows(rows: Any, what: str, width: int | None = None) -> torch.Tensor:
+    """Rows ``(N, D)`` float32 on the CPU; raises ValueError unless all are of unit length.
+
+    `what` names the rows in the error; D must be the `width`, if that is given.
+    """
+    if not isinstance(rows, torch.Tensor):
+        rows = torch.from_numpy(np.array(rows, dtype=np.float32))
+    found = rows.detach().cpu().float()
+    if found.ndim != 2 or width not in (None, found.shape[1]):
+        wanted = f"(N, {'D' if width is None else width})"
+        raise ValueError(f"{what} are {tuple(found.shape)}; expected {wanted}")
+    norms = found.norm(dim=1)
+    wrong = (~((norms - 1).abs() < 1e-2)).nonzero()[:, 0]  # NaN is not below either
+    if len(wrong):
+        raise ValueError(
+            f"{what} must be of unit length, without NaN, but row {int(wrong[0])} has length "
+            f"{float(norms[wrong[0]]):.3g}: pass torch.nn.functional.normalize(rows, dim=-1)"
+        )
+    return found
 
 
 def check_training(
@@ -288,12 +308,8 @@ def check_training(
             f"features of {len(broken)} of {len(labels)} images are not finite (first: image "
             f"{broken[0]}): compute them anew, or leave these images out"
         )
-    norms = features.norm(dim=2)
-    if unit and bool((norms - 1).abs().max() > 1e-2):
-        raise ValueError(
-            f"features must be of unit length, theirs is {float(norms.min()):.3g} to "
-            f"{float(norms.max()):.3g}: pass torch.nn.functional.normalize(features, dim=-1)"
-        )
+    if unit:
+        unit_rows(features.flatten(0, 1), "features")
     return features, labels
 
 
@@ -302,12 +318,8 @@ def class_means(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Means ``(C, D)`` of the features of each class and numbers of images ``(C,)``.
 
-    Parameters
-    ----------
-    features : Tensor, shape (V, N, D)
-        Views of N images; the mean runs over all. A class without images gets zeros.
-    labels : Tensor, shape (N,)
-    n_classes : int
+    The mean runs over all views of features ``(V, N, D)``, labels are ``(N,)``; a class without
+    images gets zeros.
     """
     counts = torch.bincount(labels, minlength=n_classes)
     sums = torch.zeros(n_classes, features.shape[-1]).index_add_(0, labels, features.mean(dim=0))

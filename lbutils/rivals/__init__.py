@@ -11,7 +11,8 @@ __all__, __getattr__, __dir__ = lazy(
     __name__,
     {
         "context": ["CoCoOp", "CoOp", "KgCoOp"],
-        "probes": ["CONTROLS", "RIVALS", "SOURCES", "Control", "Prototypes", "ZeroShot"],
+        "probes": ["CONTROLS", "Control", "Prototypes", "ZeroShot"],
+        "table": ["RIVALS"],
         "transduction": ["TRANSDUCTIVE"],
     },
 )

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lbutils.models.classifier import check_training, class_means, training_features
+from lbutils.models.classifier import class_means
 from lbutils.models.features import image_features
-from lbutils.rivals.context import FewShotClassifier, descend, rounds, two_classes
+from lbutils.rivals.context import FewShotClassifier, TrainedClassifier
 
 
-class CLIPAdapter(FewShotClassifier):
+@dataclass(eq=False, repr=False)
+class CLIPAdapter(TrainedClassifier):
     """A bottleneck behind the image encoder, mixed with the feature that went in.
 
     The feature f becomes ``ratio * A(f) + (1 - ratio) * f``, normalised, where A is two layers
@@ -28,24 +30,17 @@ class CLIPAdapter(FewShotClassifier):
 
     Parameters
     ----------
-    encoder : DualEncoder
     ratio : float
         Share of the adapter; 0 is zero-shot. The authors' is 0.2.
     reduction : int
         How many times narrower the bottleneck is. The authors' is 4.
-    optimizer, lr, steps
-        See `descend`; all images in a step, in one view. The authors train 200 epochs of small
-        batches; the defaults are ours, not searched.
-    **common
-        ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`.
+    lr, steps
+        Not searched. The authors train 200 epochs of small batches.
 
     Attributes
     ----------
-    classifier_ : Tensor, shape (C, D)
-        Text features of the names, not changed.
     weights_ : tuple of Tensor
-        Of the layers, (D / reduction, D) and (D, D / reduction).
-    history_ : list of float
+        Of the layers, (D / reduction, D) and (D, D / reduction). ``classifier_`` is zero-shot's.
 
     Notes
     -----
@@ -53,27 +48,17 @@ class CLIPAdapter(FewShotClassifier):
     IJCV; the image adapter, as in the released code.
     """
 
-    def __init__(
-        self,
-        encoder: Any,
-        ratio: float = 0.2,
-        reduction: int = 4,
-        *,
-        optimizer: str = "adam",
-        lr: float = 0.01,
-        steps: int = 100,
-        **common: Any,
-    ):
-        super().__init__(encoder, **common)
-        if not 0 <= ratio <= 1 or reduction < 1:
-            raise ValueError("ratio must lie in 0 to 1, and reduction be at least 1")
-        self.ratio, self.reduction = ratio, reduction
-        self.optimizer, self.lr, self.steps = optimizer, lr, steps
+    ratio: float = 0.2
+    reduction: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ratio > 1:
+            raise ValueError(f"ratio={self.ratio}: give a share, 0 to 1")
 
     def fit(self, split: Any, features: Tensor | None = None) -> CLIPAdapter:
         """Self, with the adapter trained; arguments as in `CoOp.fit`."""
         images, labels = self._training(split, features)
-        two_classes(self.names_)
         texts = self.classifier_for(self.names_)
         generator = torch.Generator().manual_seed(self.seed)
         width = images.shape[-1]
@@ -82,21 +67,14 @@ class CLIPAdapter(FewShotClassifier):
             ((torch.rand(out, given, generator=generator) * 2 - 1) / given**0.5).requires_grad_()
             for out, given in ((inner, width), (width, inner))
         )
-        turns = rounds(len(images), generator)
 
-        def objective() -> Tensor:
-            changed = self._adapt(images[next(turns)], weights)
+        def loss_of(view: Tensor) -> Tensor:
+            changed = self._adapt(view, weights)
             return F.cross_entropy(self.encoder.logit_scale * changed @ texts.T, labels)
 
+        self.history_ = []
         if self.ratio:
-            descent: dict[str, Any] = {
-                "optimizer": self.optimizer,
-                "lr": self.lr,
-                "steps": self.steps,
-            }
-            self.history_ = descend(weights, objective, **descent)
-        else:
-            self.history_ = []
+            self._descend(weights, self._in_turn(images, loss_of, generator))
         self.weights_ = tuple(weight.detach() for weight in weights)
         self.classifier_ = texts
         return self
@@ -108,35 +86,29 @@ class CLIPAdapter(FewShotClassifier):
 
     def logits(self, images: Any) -> Tensor:
         """Logits ``(N, C)`` of the adapted image features."""
-        self._needs_fit("weights_")
-        return super().logits(self._adapt(self._features(images).float(), self.weights_))
+        weights = self.weights_
+        return super().logits(self._adapt(self._features(images), weights))
 
     def other_logits(self, images: Any, names: Sequence[str]) -> Tensor:
         """Logits ``(N, K)`` of other names: they, too, meet the adapted image features."""
-        self._needs_fit("weights_")
-        adapted = self._adapt(self._features(images).float(), self.weights_)
-        return super().other_logits(adapted, names)
+        weights = self.weights_
+        return super().other_logits(self._adapt(self._features(images), weights), names)
 
 
-class TaskRes(FewShotClassifier):
+@dataclass(eq=False, repr=False)
+class TaskRes(TrainedClassifier):
     """Text features with a learned residual each: ``t + alpha * r``, normalised.
 
     Parameters
     ----------
-    encoder : DualEncoder
     alpha : float
         Factor of the residuals; 0 is zero-shot. The authors' is 0.5 (1 on Flowers102).
-    optimizer, lr, steps
-        See `descend`; all images in a step, in one view. The authors train 100 to 200 epochs of
-        small batches by Adam at 0.002; the defaults are chosen on IP classes.
-    **common
-        ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`.
+    lr, steps
+        Chosen on IP classes. The authors train 100 to 200 epochs of small batches by Adam at 0.002.
 
     Attributes
     ----------
-    classifier_ : Tensor, shape (C, D)
     residuals_ : Tensor, shape (C, D)
-    history_ : list of float
 
     Notes
     -----
@@ -144,39 +116,28 @@ class TaskRes(FewShotClassifier):
     base. Names that were not learned have no residual.
     """
 
-    def __init__(
-        self,
-        encoder: Any,
-        alpha: float = 0.5,
-        *,
-        optimizer: str = "adam",
-        lr: float = 0.02,
-        steps: int = 50,
-        **common: Any,
-    ):
-        super().__init__(encoder, **common)
-        self.alpha, self.optimizer, self.lr, self.steps = alpha, optimizer, lr, steps
+    alpha: float = 0.5
+    _: KW_ONLY
+    lr: float = 0.02
+    steps: int = 50
 
     def fit(self, split: Any, features: Tensor | None = None) -> TaskRes:
         """Self, with the residuals learned; arguments as in `CoOp.fit`."""
         images, labels = self._training(split, features)
-        two_classes(self.names_)
         texts = self.classifier_for(self.names_)
         residuals = torch.zeros_like(texts, requires_grad=True)
-        turns = rounds(len(images), torch.Generator().manual_seed(self.seed))
 
-        def objective() -> Tensor:
+        def loss_of(view: Tensor) -> Tensor:
             classifier = F.normalize(texts + self.alpha * residuals, dim=-1)
-            scaled = self.encoder.logit_scale * images[next(turns)] @ classifier.T
-            return F.cross_entropy(scaled, labels)
+            return F.cross_entropy(self.encoder.logit_scale * view @ classifier.T, labels)
 
-        descent: dict[str, Any] = {"optimizer": self.optimizer, "lr": self.lr, "steps": self.steps}
-        self.history_ = descend([residuals], objective, **descent)
+        self._descend([residuals], self._in_turn(images, loss_of))
         self.residuals_ = residuals.detach()
         self.classifier_ = F.normalize(texts + self.alpha * self.residuals_, dim=-1)
         return self
 
 
+@dataclass(eq=False, repr=False)
 class TipAdapter(FewShotClassifier):
     """Zero-shot logits plus those of a cache of the training images; without training.
 
@@ -185,22 +146,14 @@ class TipAdapter(FewShotClassifier):
 
     Parameters
     ----------
-    encoder : DualEncoder
-    alpha : float
-        Weight of the cache; 0 is zero-shot.
-    beta : float
-        Sharpness of the cache. The authors start from alpha 1 and beta 5.5 and search both on
-        validation data; here both are as given.
-    **common
-        ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`.
+    alpha, beta : float
+        Weight of the cache (0 is zero-shot) and its sharpness. The authors start from 1 and 5.5
+        and search both on validation data; here both are as given.
 
     Attributes
     ----------
-    classifier_ : Tensor, shape (C, D)
-        Text features of the names, not changed.
-    keys_ : Tensor, shape (N, D)
-    values_ : Tensor, shape (N, C)
-        One-hot labels of the keys.
+    keys_, values_ : Tensor, shape (N, D) and (N, C)
+        Values are one-hot labels. ``classifier_`` is zero-shot's.
 
     Notes
     -----
@@ -209,11 +162,10 @@ class TipAdapter(FewShotClassifier):
     learned names get a cache term.
     """
 
-    def __init__(self, encoder: Any, alpha: float = 1.0, beta: float = 5.5, **common: Any):
-        super().__init__(encoder, **common)
-        if alpha < 0 or beta <= 0:
-            raise ValueError("alpha must not be negative, and beta must be positive")
-        self.alpha, self.beta = alpha, beta
+    alpha: float = 1.0
+    beta: float = 5.5
+
+    _positive: ClassVar[tuple[str, ...]] = ("beta",)
 
     def fit(self, split: Any, features: Tensor | None = None) -> TipAdapter:
         """Self, with the cache filled; arguments as in `CoOp.fit`."""
@@ -232,92 +184,61 @@ class TipAdapter(FewShotClassifier):
 
     def logits(self, images: Any) -> Tensor:
         """Logits ``(N, C)``: zero-shot's plus the cache's."""
-        self._needs_fit("keys_")
-        features = self._features(images).float()
-        return super().logits(features) + self._cache(features, self.keys_, self.values_)
+        keys, features = self.keys_, self._features(images)
+        return super().logits(features) + self._cache(features, keys, self.values_)
 
 
-class TipAdapterF(TipAdapter):
-    """Tip-Adapter whose keys are fine-tuned.
+@dataclass(eq=False, repr=False)
+class TipAdapterF(TrainedClassifier, TipAdapter):
+    """Tip-Adapter whose keys are fine-tuned; they do not stay of unit length.
 
-    Parameters
-    ----------
-    encoder : DualEncoder
-    alpha, beta
-        As in `TipAdapter`.
-    lr, steps
-        Of AdamW; all images in a step, in one view. The authors train 20 epochs at 0.001.
-    **common
-        As in `TipAdapter`.
-
-    Attributes
-    ----------
-    classifier_, keys_, values_
-        As in `TipAdapter`; keys are no longer of unit length.
-    history_ : list of float
+    The authors train 20 epochs at 0.001 and keep the best on test data; here the last step is the
+    result.
 
     Notes
     -----
-    Source: Zhang et al. 2022, as `TipAdapter`. The released code keeps the best epoch on test
-    data; here the last step is the result.
+    Source: Zhang et al. 2022, as `TipAdapter`.
     """
 
-    def __init__(
-        self,
-        encoder: Any,
-        alpha: float = 1.0,
-        beta: float = 5.5,
-        *,
-        lr: float = 0.001,
-        steps: int = 20,
-        **common: Any,
-    ):
-        super().__init__(encoder, alpha, beta, **common)
-        self.lr, self.steps = lr, steps
+    _: KW_ONLY
+    optimizer: str = "adamw"
+    lr: float = 0.001
+    steps: int = 20
 
     def _tune(self, keys: Tensor, values: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        two_classes(self.names_)
         moved = keys.clone().requires_grad_()
-        texts = [self.encoder.logit_scale * view @ self.classifier_.T for view in images]
-        turns = rounds(len(images), torch.Generator().manual_seed(self.seed))
 
-        def objective() -> Tensor:
-            turn = next(turns)
-            return F.cross_entropy(texts[turn] + self._cache(images[turn], moved, values), labels)
+        def loss_of(view: Tensor) -> Tensor:
+            plain = self.encoder.logit_scale * view @ self.classifier_.T
+            return F.cross_entropy(plain + self._cache(view, moved, values), labels)
 
         self.history_ = []
         if self.alpha:
-            options: dict[str, Any] = {"optimizer": "adamw", "lr": self.lr, "steps": self.steps}
-            self.history_ = descend([moved], objective, **options)
+            self._descend([moved], self._in_turn(images, loss_of))
         return moved.detach()
 
 
-class CLAP(FewShotClassifier):
+@dataclass(eq=False, repr=False)
+class CLAP(TrainedClassifier):
     """Class-adaptive linear probe: starts at the text features, and each class is held to its own.
 
     The loss is the cross-entropy of scaled cosines plus the mean over classes of
     ``m_c * |w_c - t_c|^2``. The multiplier m_c is the mean probability that zero-shot gives the
     class on its own training images, so names that work are held and others let go; nothing is
-    tuned on validation data.
+    tuned on validation data. All views of all images are samples of a step.
 
     Parameters
     ----------
-    encoder : DualEncoder
     constraint : float
         Factor of all multipliers: the authors' is 1; 0 is their plain probe (ZS-LP), and infinity
         leaves zero-shot.
-    lr, steps
-        Of SGD with momentum 0.9 down a cosine; all views of all images are samples of a step. The
-        authors take 0.1 and 300 epochs; on IP classes 100 steps do as well.
-    **common
-        ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`.
+    optimizer, lr, steps
+        The authors take SGD at 0.1 and 300 epochs; on IP classes 100 steps do as well.
 
     Attributes
     ----------
-    classifier_ : Tensor, shape (C, D)
     multipliers_ : Tensor, shape (C,)
         1 for a class without a training image, which keeps it at its text.
-    history_ : list of float
 
     Notes
     -----
@@ -325,24 +246,14 @@ class CLAP(FewShotClassifier):
     vision-language models", CVPR, and its released code (multipliers are set once).
     """
 
-    def __init__(
-        self,
-        encoder: Any,
-        constraint: float = 1.0,
-        *,
-        lr: float = 0.1,
-        steps: int = 100,
-        **common: Any,
-    ):
-        super().__init__(encoder, **common)
-        if not constraint >= 0:
-            raise ValueError(f"constraint={constraint} must not be negative")
-        self.constraint, self.lr, self.steps = constraint, lr, steps
+    constraint: float = 1.0
+    _: KW_ONLY
+    optimizer: str = "sgd"
+    lr: float = 0.1
 
     def fit(self, split: Any, features: Tensor | None = None) -> CLAP:
         """Self, with the probe trained; arguments as in `CoOp.fit`."""
         images, labels = self._training(split, features)
-        two_classes(self.names_)
         texts = self.classifier_for(self.names_)
         samples, owners = images.flatten(0, 1), labels.repeat(len(images))
         scale = self.encoder.logit_scale
@@ -350,15 +261,14 @@ class CLAP(FewShotClassifier):
         weights = texts.clone().requires_grad_()
         pull = self.constraint * self.multipliers_
 
-        def objective() -> Tensor:
-            scaled = scale * samples @ F.normalize(weights, dim=-1).T
+        def loss_of(view: Tensor) -> Tensor:
+            scaled = scale * view @ F.normalize(weights, dim=-1).T
             apart = (weights - texts).square().sum(dim=1)
             return F.cross_entropy(scaled, owners) + (pull * apart).mean()
 
         self.history_ = []
         if self.constraint < float("inf"):
-            options: dict[str, Any] = {"optimizer": "sgd", "lr": self.lr, "steps": self.steps}
-            self.history_ = descend([weights], objective, **options)
+            self._descend([weights], self._in_turn(samples[None], loss_of))
         self.classifier_ = F.normalize(weights.detach(), dim=-1)
         return self
 
@@ -366,10 +276,7 @@ class CLAP(FewShotClassifier):
 def own_probability(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean probability ``(C,)`` that the samples of a class give it; 1 where it has none.
 
-    Parameters
-    ----------
-    logits : Tensor, shape (N, C)
-    labels : Tensor, shape (N,)
+    Logits are ``(N, C)``, labels ``(N,)``.
     """
     own = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
     counts = torch.bincount(labels, minlength=logits.shape[1])
@@ -377,6 +284,7 @@ def own_probability(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(counts > 0, sums / counts.clamp(min=1), torch.ones(()))
 
 
+@dataclass(eq=False, repr=False)
 class LPPlusPlus(FewShotClassifier):
     """LP++: a linear probe whose weights are ``w_k + alpha_k t_k``, visual and text.
 
@@ -387,7 +295,6 @@ class LPPlusPlus(FewShotClassifier):
 
     Parameters
     ----------
-    encoder : DualEncoder
     start : float
         The authors' is 250.
     steps : int
@@ -395,16 +302,14 @@ class LPPlusPlus(FewShotClassifier):
         and on IP classes 100 do as well.
     every : int
         Steps of the prototypes to one of the multipliers. The authors' is 10.
-    **common
-        ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`.
 
     Attributes
     ----------
     classifier_ : Tensor, shape (C, D)
         ``w + alpha * t``; not of unit length.
-    bias_ : Tensor, shape (C,)
-    alpha_ : Tensor, shape (C,)
+    bias_, alpha_ : Tensor, shape (C,)
     history_ : list of float
+        Loss of each step.
 
     Notes
     -----
@@ -413,24 +318,17 @@ class LPPlusPlus(FewShotClassifier):
     model has its text alone: its logit is the mean multiplier times the similarity.
     """
 
-    def __init__(
-        self,
-        encoder: Any,
-        start: float = 250.0,
-        *,
-        steps: int = 100,
-        every: int = 10,
-        **common: Any,
-    ):
-        super().__init__(encoder, **common)
-        if steps < 1 or every < 1:
-            raise ValueError("steps and every must be at least 1")
-        self.start, self.steps, self.every = start, steps, every
+    start: float = 250.0
+    _: KW_ONLY
+    steps: int = 100
+    every: int = 10
+
+    _counts: ClassVar[tuple[str, ...]] = ("steps", "every")
+    _contrasts: ClassVar[bool] = True
 
     def fit(self, split: Any, features: Tensor | None = None) -> LPPlusPlus:
         """Self, with both blocks descended; all views of all images are samples."""
         images, labels = self._training(split, features)
-        two_classes(self.names_)
         texts = self.classifier_for(self.names_)
         means, counts = class_means(images, labels, len(self.names_))
         samples, owners = images.flatten(0, 1), labels.repeat(len(images))
@@ -450,11 +348,8 @@ class LPPlusPlus(FewShotClassifier):
         """Blocks after the descent. Steps in closed form: autograd would cost more than they."""
         wanted = F.one_hot(owners, similar.shape[1]).float()
         step, alpha_step = step_sizes(samples, similar)
-        bias, pace, bias_pace = (
-            torch.zeros(len(alpha)),
-            torch.zeros_like(weights),
-            torch.zeros(len(alpha)),
-        )
+        bias, bias_pace = torch.zeros_like(alpha), torch.zeros_like(alpha)
+        pace = torch.zeros_like(weights)
         self.history_ = []
         for turn in range(self.steps):
             log_shares = (samples @ weights.T + bias + alpha * similar).log_softmax(dim=1)
@@ -469,14 +364,13 @@ class LPPlusPlus(FewShotClassifier):
 
     def logits(self, images: Any) -> Tensor:
         """Logits ``(N, C)``, by the weights that the fit has scaled."""
-        self._needs_fit("alpha_")
-        return self._features(images).float() @ self.classifier_.T + self.bias_
+        bias = self.bias_
+        return self._features(images) @ self.classifier_.T + bias
 
     def other_logits(self, images: Any, names: Sequence[str]) -> Tensor:
         """Logits ``(N, K)`` of other names: the mean multiplier times their similarity."""
-        self._needs_fit("alpha_")
-        texts = self.classifier_for(names)
-        return self.alpha_.mean() * self._features(images).float() @ texts.T
+        scale = self.alpha_.mean()
+        return scale * self._features(images) @ self.classifier_for(names).T
 
 
 def step_sizes(samples: Tensor, similar: Tensor) -> tuple[float, float]:
@@ -487,13 +381,8 @@ def step_sizes(samples: Tensor, similar: Tensor) -> tuple[float, float]:
     being the largest eigenvalue of ``samples.T @ samples``, and ``m / (4 N)`` by the multipliers,
     m being the largest sum over samples of squared similarities to a name. The first step is the
     inverse, ``4 N / lambda``. The second is ``N / (4 m)``, a sixteenth of the inverse: the more
-    cautious step of the released code.
-
-    Parameters
-    ----------
-    samples : Tensor, shape (N, D)
-    similar : Tensor, shape (N, C)
-        Similarities of samples and text features.
+    cautious step of the released code. Samples are ``(N, D)``, their similarities to the text
+    features ``(N, C)``.
     """
     largest = float(torch.linalg.matrix_norm(samples, ord=2)) ** 2
     return 4 * len(samples) / largest, len(samples) / (4 * float(similar.square().sum(0).max()))
@@ -514,28 +403,18 @@ class BeforeProjection:
     """An encoder's image tower before its last projection, behind a `DualEncoder`'s interface.
 
     `image_features` and `training_features` take it in the place of an encoder, and cache what it
-    returns under a key of its own.
-
-    Parameters
-    ----------
-    encoder : DualEncoder
-        The frozen image-text model.
+    returns under a key of its own. The projection is the identity while the tower runs; the model
+    stays as it is.
 
     Attributes
     ----------
-    weight : Tensor, shape (D, P)
-        The projection: image features are ``weight @ before + bias``, normalised.
-    bias : Tensor, shape (D,)
-        Zeros where the projection has none.
+    weight, bias : Tensor, shape (D, P) and (D,)
+        Image features are ``weight @ before + bias``, normalised; zeros where there is no bias.
 
     Raises
     ------
     ValueError
         If the image tower does not end in a linear projection.
-
-    Notes
-    -----
-    The projection is replaced by the identity while the tower runs; the model stays as it is.
     """
 
     def __init__(self, encoder: Any):
@@ -582,7 +461,8 @@ class BeforeProjection:
 _HEADS = ("head.proj", "attnpool.c_proj", "head", "proj")
 
 
-class ProLIP(FewShotClassifier):
+@dataclass(eq=False, repr=False)
+class ProLIP(TrainedClassifier):
     """The last visual projection, fine-tuned with a penalty on how far it moves.
 
     The loss is the cross-entropy of scaled cosines plus ``penalty * |W - W_0|^2`` (Frobenius).
@@ -590,25 +470,20 @@ class ProLIP(FewShotClassifier):
     Parameters
     ----------
     encoder : DualEncoder
-        The frozen image-text model; its image tower must end in a linear projection.
+        Its image tower must end in a linear projection.
     penalty : float, optional
         By default one over the number of shots, the authors' validation-free setting. Infinity
         leaves zero-shot.
     lr, steps
-        Of Adam; all images in a step, in one view. The authors take 300 steps at 1e-5 to 1e-2.
-    **common
-        ``templates``, ``hint``, ``views``, ``clean`` and ``seed`` of `FewShotClassifier`.
+        The authors take 300 steps at 1e-5 to 1e-2.
 
     Attributes
     ----------
     images_from : BeforeProjection
         What computes the features that `fit` and `logits` take: ``image_features(
         prolip.images_from, split)``. Splits may be passed in their place.
-    classifier_ : Tensor, shape (C, D)
-        Text features of the names, not changed.
     weight_ : Tensor, shape (D, P)
-        The projection.
-    history_ : list of float
+        The projection. ``classifier_`` is zero-shot's.
 
     Notes
     -----
@@ -616,82 +491,57 @@ class ProLIP(FewShotClassifier):
     (ProLIP), arXiv:2410.05270, and its released code.
     """
 
-    def __init__(
-        self,
-        encoder: Any,
-        penalty: float | None = None,
-        *,
-        lr: float = 1e-3,
-        steps: int = 100,
-        **common: Any,
-    ):
-        super().__init__(encoder, **common)
-        if penalty is not None and not penalty >= 0:
-            raise ValueError(f"penalty={penalty} must not be negative")
-        self.images_from = BeforeProjection(encoder)
-        self.penalty, self.lr, self.steps = penalty, lr, steps
+    penalty: float | None = None
+    _: KW_ONLY
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.images_from = BeforeProjection(self.encoder)
 
     def fit(self, split: Any, features: Tensor | None = None) -> ProLIP:
         """Self, with the projection tuned.
 
-        Parameters
-        ----------
-        split : Split
-            Training images with labels and class names.
-        features : Tensor, shape (V, N, P), optional
-            Features before the projection; computed (and cached) if not given.
-
-        Raises
-        ------
-        ValueError
-            If the features are not those before the projection, or there is one class only.
+        Arguments are those of `CoOp.fit`, but for features ``(V, N, P)`` before the projection;
+        others raise ValueError.
         """
-        if features is None:
-            tower: Any = self.images_from
-            features = training_features(tower, split, self.views, self.seed, self.clean)
-        images, labels = check_training(split, self._before(features), unit=False)
-        self.names_ = tuple(split.names)
-        two_classes(self.names_)
-        texts = self.classifier_for(self.names_)
-        start, bias, scale = (
-            self.images_from.weight,
-            self.images_from.bias,
-            self.encoder.logit_scale,
-        )
+        if features is not None:
+            self._check_width(features)
+        images, labels = self._training(split, features, self.images_from, unit=False)
+        texts, scale = self.classifier_for(self.names_), self.encoder.logit_scale
+        start, bias = self.images_from.weight, self.images_from.bias
         weight = start.clone().requires_grad_()
         shots = len(labels) / len(labels.unique())
         penalty = 1 / shots if self.penalty is None else self.penalty
-        turns = rounds(len(images), torch.Generator().manual_seed(self.seed))
 
-        def objective() -> Tensor:
-            projected = F.normalize(F.linear(images[next(turns)], weight, bias), dim=-1)
+        def loss_of(view: Tensor) -> Tensor:
+            projected = F.normalize(F.linear(view, weight, bias), dim=-1)
             moved = (weight - start).square().sum()
             return F.cross_entropy(scale * projected @ texts.T, labels) + penalty * moved
 
         self.history_ = []
         if penalty < float("inf"):
-            self.history_ = descend([weight], objective, lr=self.lr, steps=self.steps)
+            self._descend([weight], self._in_turn(images, loss_of))
         self.weight_, self.classifier_ = weight.detach(), texts
         return self
 
-    def _before(self, features: Tensor) -> Tensor:
+    def _check_width(self, features: Tensor) -> None:
         if features.shape[-1] != self.images_from.dim:
             raise ValueError(
                 f"features are {features.shape[-1]} wide; ProLIP takes the {self.images_from.dim} "
                 "before the projection: image_features(prolip.images_from, split), or the split"
             )
-        return features
 
     def _features(self, images: Any) -> Tensor:
-        if isinstance(images, Tensor):
-            return self._before(images).cpu()
         tower: Any = self.images_from
-        return image_features(tower, images)
+        found = images if isinstance(images, Tensor) else image_features(tower, images)
+        self._check_width(found)
+        return super()._features(found)
 
     def _project(self, images: Any) -> Tensor:
-        self._needs_fit("weight_")
-        before = self._features(images).float()
-        return F.normalize(F.linear(before, self.weight_, self.images_from.bias), dim=-1)
+        weight = self.weight_
+        projected = F.linear(self._features(images), weight, self.images_from.bias)
+        return F.normalize(projected, dim=-1)
 
     def logits(self, images: Any) -> Tensor:
         """Logits ``(N, C)``; `images` is a split, or features ``(N, P)`` before the projection."""

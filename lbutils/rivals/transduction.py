@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,14 +18,16 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from lbutils.learn.descent import descend_in_epochs
+from lbutils.models.classifier import Estimator, unit_rows
 from lbutils.models.classifier import logits as cosine_logits
-from lbutils.unlabelled.discovery import discover, shuffled_batches, train_rows
+from lbutils.unlabelled.discovery import discover
 
 # Rows of images against all others at a time: 0.2 GB for 20,000 images.
 _BLOCK = 2500
 # A direction in which no image of a class differs has no variance to divide by.
 _LEAST_VARIANCE = 1e-8
-_L = TypeVar("_L", bound="Rival")
+_T = TypeVar("_T", bound="TransductiveClassifier")
 
 
 class _Given(NamedTuple):
@@ -41,7 +42,7 @@ class _Given(NamedTuple):
 
 
 @dataclass(eq=False)
-class Rival:
+class TransductiveClassifier(Estimator):
     """Base of all: checks what it is given, and asks a subclass for `_fit` and `_logits`.
 
     Parameters
@@ -60,26 +61,18 @@ class Rival:
     scale: float
     seed: int = 0
     pool_logits_: Tensor = field(init=False, repr=False)
-    _counts: ClassVar[tuple[str, ...]] = ()
+    _positive: ClassVar[tuple[str, ...]] = ("scale",)
     _by_words: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"scale={self.scale}: give the encoder's logit_scale, above 0")
-        for option, value in vars(self).items():
-            least = 1 if option in self._counts else 0
-            if isinstance(value, (int, float)) and not value >= least:
-                raise ValueError(f"{option}={value}: give {least} or more")
-
     def fit(
-        self: _L,
+        self: _T,
         pool: Any,
         texts: Any,
         known: Any = None,
         labelled: Any = None,
         labels: Any = None,
         vectors: tuple[Any, Any] | None = None,
-    ) -> _L:
+    ) -> _T:
         """Self, fitted.
 
         Parameters
@@ -107,29 +100,18 @@ class Rival:
                 f"{type(self).__name__} goes by known names and word vectors: pass known=, two or "
                 "more, and vectors=(theirs, those of candidates)"
             )
-        self._fit(given)
         self._width = given.pool.shape[1]
+        self._fit(given)
         self.pool_logits_ = self._pool_logits(given.pool)
         return self
 
     def logits(self, images: Any) -> Tensor:
         """Logits ``(N, A + C)`` float32 over the joint vocabulary, of images seen before or not.
 
-        Parameters
-        ----------
-        images : Tensor or array, shape (N, D)
-            Unit features.
-
-        Raises
-        ------
-        RuntimeError
-            If `fit` has not been called.
-        ValueError
-            If the features do not fit those that it was fitted on.
+        Images are unit features ``(N, D)`` as wide as those that it was fitted on.
         """
-        if not hasattr(self, "_width"):
-            raise RuntimeError(f"this {type(self).__name__} knows no names yet: call fit first")
-        return self._logits(_unit_rows(images, "images", self._width))
+        self.pool_logits_  # noqa: B018 - raises where nothing was fitted
+        return self._logits(unit_rows(images, "images", self._width))
 
     def predict(self, images: Any) -> np.ndarray:
         """Place in the joint vocabulary ``(N,)`` int64 of the highest logits, as in `logits`."""
@@ -146,12 +128,12 @@ class Rival:
 
 
 def _given(pool: Any, texts: Any, known: Any, labelled: Any, labels: Any, vectors: Any) -> _Given:
-    images = _unit_rows(pool, "pool")
+    images = unit_rows(pool, "pool")
     if not len(images):
         raise ValueError("the pool holds no image: transduction needs unlabelled images")
     width = images.shape[1]
-    candidates = _unit_rows(texts, "texts", width)
-    old = _unit_rows(np.empty((0, width)) if known is None else known, "known", width)
+    candidates = unit_rows(texts, "texts", width)
+    old = unit_rows(np.empty((0, width)) if known is None else known, "known", width)
     names = torch.cat([old, candidates])
     if len(names) < 2:
         raise ValueError(f"{len(names)} names in all: an image needs two or more to choose from")
@@ -159,7 +141,7 @@ def _given(pool: Any, texts: Any, known: Any, labelled: Any, labels: Any, vector
         raise ValueError("labelled images and their labels go together: give both or neither")
     shown = np.empty((0, width)) if labelled is None else labelled
     theirs = np.asarray([] if labels is None else labels)
-    seen = _unit_rows(shown, "labelled", width)
+    seen = unit_rows(shown, "labelled", width)
     if theirs.shape != (len(seen),) or (len(seen) and theirs.dtype.kind not in "iu"):
         raise ValueError(f"labels {theirs.shape} of {len(seen)} labelled images: one integer each")
     if len(seen) and not 0 <= theirs.min() <= theirs.max() < len(old):
@@ -168,56 +150,35 @@ def _given(pool: Any, texts: Any, known: Any, labelled: Any, labels: Any, vector
     return _Given(images, names, len(old), seen, torch.from_numpy(theirs.astype(np.int64)), words)
 
 
-def _rows(array: Any, what: str) -> Tensor:
-    rows = torch.as_tensor(array).detach().cpu().float()
-    if rows.ndim != 2 or not rows.isfinite().all():
-        raise ValueError(f"{what} {tuple(rows.shape)}: two dimensions, without NaN or infinity")
-    return rows
-
-
-def _unit_rows(array: Any, what: str, width: int | None = None) -> Tensor:
-    rows = _rows(array, what)
-    if width is not None and rows.shape[1] != width:
-        raise ValueError(f"{what} {tuple(rows.shape)} beside features of width {width}")
-    if ((rows.norm(dim=1) - 1).abs() > 1e-2).any():
-        raise ValueError(f"{what} must be of unit length: pass torch.nn.functional.normalize(...)")
-    return rows
-
-
 def _words(vectors: Any, n_known: int, n_candidates: int) -> Tensor:
+    """Word vectors of unit length, of known names and then of candidates."""
     if len(vectors) != 2:
         raise ValueError("vectors must be a pair: those of known names, those of candidates")
-    old, new = (_rows(part, "word vectors") for part in vectors)
-    if (len(old), len(new)) != (n_known, n_candidates) or old.shape[1] != new.shape[1]:
+    old, new = (np.array(part, dtype=np.float32) for part in vectors)
+    if old.ndim != 2 or (len(old), new.shape) != (n_known, (n_candidates, old.shape[1])):
         raise ValueError(
-            f"word vectors {tuple(old.shape)} of {n_known} known names and {tuple(new.shape)} of "
+            f"word vectors {old.shape} of {n_known} known names and {new.shape} of "
             f"{n_candidates} candidates: one each, equally wide"
         )
-    words = torch.cat([old, new])
-    if (lost := (words.norm(dim=1) == 0).nonzero()).numel():
-        raise ValueError(f"the word vector of name {int(lost[0])} is zero: leave the name out")
-    return F.normalize(words, dim=1)
+    words = F.normalize(torch.from_numpy(np.concatenate([old, new])), dim=1)
+    return unit_rows(words, "word vectors")
 
 
 # ---- TransCLIP
 
 
 @dataclass(eq=False)
-class TransCLIP(Rival):
+class TransCLIP(TransductiveClassifier):
     """Gaussian mixture of the pool that is held to the texts, and to agree among neighbours.
 
     Each class is a Gaussian about a unit mean, all with one diagonal covariance. An image's
     assignment z weighs its likelihood, the zero-shot probabilities, and the assignments of the
-    images nearest to it, in turn with means and variances.
+    images nearest to it, in turn with means and variances. Nothing is drawn.
 
     Parameters
     ----------
-    scale, seed
-        As in `Rival`; nothing is drawn.
-    text_weight : float
-        Lambda: weight of the divergence from zero-shot probabilities.
-    likelihood_weight : float
-        Of the log-likelihood, beside the other two terms.
+    text_weight, likelihood_weight : float
+        Of the divergence from zero-shot probabilities (lambda), and of the log-likelihood.
     neighbours : int
         Neighbours of an image; 0 leaves the term out.
     confident : int
@@ -229,8 +190,7 @@ class TransCLIP(Rival):
     ----------
     pool_logits_ : Tensor, shape (N, A + C)
         Logarithm of the final assignments: the transductive result.
-    means_ : Tensor, shape (A + C, D)
-    variances_ : Tensor, shape (D,)
+    means_, variances_ : Tensor, shape (A + C, D) and (D,)
 
     Notes
     -----
@@ -325,7 +285,7 @@ def _update_assignments(
 
 
 @dataclass(eq=False)
-class S3A(Rival):
+class S3A(TransductiveClassifier):
     """Classifier that starts at the texts and teaches itself by clusters and by sure images.
 
     Clusters of the pool vote for names, one name a cluster. A student learns the name of each
@@ -334,7 +294,7 @@ class S3A(Rival):
     Parameters
     ----------
     scale, seed
-        As in `Rival`.
+        As in `TransductiveClassifier`.
     k : int, optional
         Number of clusters; that of names, at most N, by default (see `discovery.estimate_k`).
     clustering : str
@@ -424,8 +384,15 @@ class S3A(Rival):
 
             return loss_of
 
-        batches = partial(shuffled_batches, len(pool), self.batch_size, generator)
-        self.history_ = train_rows(rows, batches, losses_of, self.lr, self.epochs, "adam")
+        self.history_ = descend_in_epochs(
+            rows,
+            len(pool),
+            losses_of,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            generator=generator,
+            lr=self.lr,
+        )
         self.classifier_ = F.normalize(teacher.lerp_(rows.detach(), 1 - decay), dim=1)
 
     def _said(self, images: Tensor, rows: Tensor) -> Tensor:
@@ -472,24 +439,17 @@ def _vote(parts: np.ndarray, choices: np.ndarray, n_names: int) -> np.ndarray:
 
 
 @dataclass(eq=False)
-class ConSE(Rival):
+class ConSE(TransductiveClassifier):
     """Mean of the word vectors of the likeliest known names, and the names nearest to it.
 
-    Logits are `scale` times cosines.
-
-    Parameters
-    ----------
-    scale, seed
-        As in `Rival`; nothing is drawn.
-    top : int
-        T, the number of known names, all of them at most.
+    Logits are `scale` times cosines; `top` is T, the number of known names, all at most. Nothing is
+    learned, neither from the pool nor from labelled images, and nothing is drawn.
 
     Notes
     -----
     Source: Norouzi et al. 2014, "Zero-shot learning by convex combination of semantic embeddings",
     ICLR, with their T of 10. Ours: probabilities are the encoder's zero-shot over known names, not
-    a trained classifier's; word vectors are brought to unit length. Nothing is learned, neither
-    from the pool nor from labelled images.
+    a trained classifier's; word vectors are brought to unit length.
     """
 
     top: int = 10
@@ -509,33 +469,19 @@ class ConSE(Rival):
 
 
 @dataclass(eq=False)
-class DeViSE(Rival):
+class DeViSE(TransductiveClassifier):
     """Linear map from image features to word vectors, trained on images of known classes.
 
-    Logits are `scale` times cosines of mapped features and word vectors.
-
-    Parameters
-    ----------
-    scale, seed
-        As in `Rival`; the map starts at zero, and batches are drawn.
-    margin : float
-        By which the true name's vector should beat each other known name's.
-    lr, epochs, batch_size
-        Of Adam down a cosine.
-
-    Attributes
-    ----------
-    map_ : Tensor, shape (W, D)
-    history_ : list of float
-        Mean loss of each epoch.
+    Logits are `scale` times cosines of mapped features and word vectors. The map ``map_`` ``(W,
+    D)`` starts at zero and descends by Adam down a cosine; the true name's vector should beat each
+    other known name's by `margin`. The pool is not looked at.
 
     Notes
     -----
     Source: Frome et al. 2013, "DeViSE: a deep visual-semantic embedding model", NIPS: hinge rank
     loss with margin 0.1 on unit word vectors, no bias. Ours: image features of unit length, a loss
     over all wrong names (theirs stops at the first that violates the margin, in random order),
-    Adam (theirs: Adagrad) and its settings; the image encoder stays frozen. The pool is not looked
-    at.
+    Adam (theirs: Adagrad) and its settings; the image encoder stays frozen.
     """
 
     margin: float = 0.1
@@ -557,10 +503,14 @@ class DeViSE(Rival):
             mapped = given.labelled[batch] @ matrix.T
             return _hinge_rank_loss(mapped, known, labels[batch], self.margin)
 
-        generator = torch.Generator().manual_seed(self.seed)
-        batches = partial(shuffled_batches, len(labels), self.batch_size, generator)
-        self.history_ = train_rows(
-            matrix, batches, lambda epoch: loss_of, self.lr, self.epochs, "adam"
+        self.history_ = descend_in_epochs(
+            matrix,
+            len(labels),
+            lambda epoch: loss_of,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            generator=torch.Generator().manual_seed(self.seed),
+            lr=self.lr,
         )
         self.map_ = matrix.detach()
 
@@ -580,7 +530,7 @@ def _hinge_rank_loss(mapped: Tensor, vectors: Tensor, labels: Tensor, margin: fl
     return (margin - own + products).relu().sum(dim=1).mean() - margin
 
 
-TRANSDUCTIVE: dict[str, type[Rival]] = {
+TRANSDUCTIVE: dict[str, type[TransductiveClassifier]] = {
     "transclip": TransCLIP,
     "s3a": S3A,
     "conse": ConSE,

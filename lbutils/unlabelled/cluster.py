@@ -19,19 +19,8 @@ from sklearn.metrics import (
 def kmeans(features: Any, k: int, seed: int = 0, n_init: int = 10) -> np.ndarray:
     """Cluster of each sample, ``(N,)`` int64, by k-means on features of unit length.
 
-    Parameters
-    ----------
-    features : array, shape (N, D)
-        Image features; rows are normalised first.
-    k : int
-        Number of clusters, at most N.
-    seed, n_init : int
-        Seed and number of k-means++ starts, of which the best is kept.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer samples than clusters.
+    Rows of the features ``(N, D)`` are normalised first; of `n_init` k-means++ starts the best is
+    kept. Raises ValueError if there are fewer samples than clusters.
     """
     unit = _unit(features)
     if not 1 <= k <= len(unit):
@@ -44,12 +33,7 @@ def clustering_accuracy(labels_true: Any, labels_pred: Any) -> float:
     """Share of samples, between 0 and 1, under the best one-to-one match of clusters to classes.
 
     The number of clusters may differ from the number of classes; samples of a cluster or a
-    class without partner count as wrong.
-
-    Parameters
-    ----------
-    labels_true, labels_pred : array, shape (N,)
-        Classes and clusters; any values.
+    class without partner count as wrong. Both are ``(N,)``, of any values.
 
     Raises
     ------
@@ -94,13 +78,11 @@ def equal_draws(
     ----------
     first, second : array, shape (N,), (M,)
         Classes of the samples of either side.
-    resamples, seed : int
-        Number of draws, and their seed.
 
     Returns
     -------
     list of (ndarray, ndarray)
-        Ascending indices into `first` and into `second`, one pair a draw.
+        Ascending indices into `first` and into `second`, one pair for each of the `resamples`.
     """
     rng = np.random.default_rng(seed)
     sides = [np.asarray(first), np.asarray(second)]
@@ -132,13 +114,9 @@ def class_hits(
     Parameters
     ----------
     labels : array, shape (N,)
-        Classes, integers below `classes`.
-    draws : sequence of ndarray
-        Indices into `labels` of the samples that were clustered together.
-    clusters : sequence of ndarray
-        Clusters of those samples, draw by draw.
-    classes : int
-        C, the number of classes.
+        Classes, integers below `classes`, which is C.
+    draws, clusters : sequence of ndarray
+        Indices into `labels` of the samples that were clustered together, and their clusters.
     """
     y = np.asarray(labels)
     hits, images = np.zeros(classes), np.zeros(classes)
@@ -153,12 +131,10 @@ def clustering_report(features: Any, labels: Any, seed: int = 0) -> dict[str, fl
 
     Parameters
     ----------
-    features : array, shape (N, D)
-        Image features.
-    labels : array, shape (N,)
-        Classes. k-means is given their number, as in the paper.
+    features, labels : array, shape (N, D) and (N,)
+        Image features and their classes. k-means is given their number, as in the paper.
     seed : int
-        Seed of k-means.
+        Of k-means.
 
     Returns
     -------
@@ -225,19 +201,8 @@ def separation_margin(features: Any, labels: Any) -> np.ndarray:
 
     Classes stand as the direction of their mean; the sample itself is left out of its own.
     Positive means that the nearest-centre rule gets the sample right. NaN where a class has
-    no other sample.
-
-    Parameters
-    ----------
-    features : array, shape (N, D)
-        Image features; rows are normalised first.
-    labels : array, shape (N,)
-        At least two classes.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two classes.
+    no other sample. Rows of the features ``(N, D)`` are normalised first; raises ValueError if
+    there are fewer than two classes.
     """
     unit = _unit(features)
     _, classes = np.unique(np.asarray(labels), return_inverse=True)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from lbutils._util import suggest
-from lbutils.learn.namelearner import optimiser_for, schedule
+from lbutils.learn.descent import descend_in_epochs
 from lbutils.unlabelled.cluster import _unit, clustering_accuracy, kmeans, matched_hits
 
 # A tree keeps the distances of all pairs: 0.4 GB for this many images.
@@ -71,20 +70,18 @@ class KEstimate(NamedTuple):
     table: pd.DataFrame
 
 
-class Trained(NamedTuple):
-    """What a head has learned, float32 `(D, D)` or `(K, D)`, and its mean loss in each epoch."""
-
-    rows: np.ndarray
-    losses: list[float]
-
-
 class _Problem(NamedTuple):
-    """Unit features of both kinds of images; `codes` number the labelled classes from 0."""
+    """Unit features of both kinds of images; `codes` number the labelled classes from 0.
+
+    `temperature` is that of the softmax over cosines to centres that gives the weights.
+    """
 
     features: np.ndarray
     labelled: np.ndarray
     codes: np.ndarray
     classes: np.ndarray
+    seed: int = 0
+    temperature: float | None = None
 
     @property
     def joint(self) -> np.ndarray:
@@ -122,8 +119,6 @@ def discover(
         one. ``"gaussian"`` and ``"parametric"`` start from such clusters, one for each class.
         ``"kmeans"`` and ``"spherical"`` do not look at labels; clusters are matched to classes
         afterwards, one to one, so that a class may be left without.
-    seed : int
-        The result is the same for the same seed.
     **options
         Of the method: keyword arguments of its function in `METHODS`. A `temperature` is that of
         the softmax over cosines to centres that gives the weights, fitted if None.
@@ -137,17 +132,21 @@ def discover(
     if method not in METHODS:
         raise ValueError(suggest(method, METHODS, "method"))
     run = METHODS[method]
-    known_options = list(inspect.signature(run).parameters)[3:]
+    known_options = list(inspect.signature(run).parameters)[2:]
+    if method != "parametric":
+        known_options.append("temperature")
     for option in options:
         if option not in known_options:
             raise ValueError(suggest(option, known_options, f"option of {method}"))
-    problem = _problem(features, labelled, labels)
+    problem = _problem(features, labelled, labels)._replace(
+        seed=seed, temperature=options.pop("temperature", None)
+    )
     if k is None and method not in _FIND_K:
         known = problem.classes[problem.codes]
         k = estimate_k(features, labelled=problem.labelled, labels=known, seed=seed).k
     if k is not None:
         _check_k(problem, k)
-    return run(problem, k, seed, **options)
+    return run(problem, k, **options)
 
 
 def _problem(features: Any, labelled: Any = None, labels: Any = None) -> _Problem:
@@ -195,9 +194,7 @@ def _check_k(problem: _Problem, k: int) -> None:
 # ---- from clusters to what is returned
 
 
-def _linked(
-    problem: _Problem, space: np.ndarray, clusters: np.ndarray, k: int, temperature: float | None
-) -> Discovery:
+def _linked(problem: _Problem, space: np.ndarray, clusters: np.ndarray, k: int) -> Discovery:
     """Discovery of clusters `(M + N,)` that keep each labelled class together, in a given space."""
     m = len(problem.codes)
     new = np.setdiff1d(np.arange(k), clusters[:m])
@@ -206,27 +203,21 @@ def _linked(
     order[clusters[:m]] = problem.codes
     known = np.full(k, -1, dtype=np.int64)
     known[: len(problem.classes)] = problem.classes
-    return _softened(problem, space, order[clusters], known, temperature)
+    return _softened(problem, space, order[clusters], known)
 
 
-def _matched(
-    problem: _Problem, clusters: np.ndarray, k: int, temperature: float | None
-) -> Discovery:
+def _matched(problem: _Problem, clusters: np.ndarray, k: int) -> Discovery:
     """Discovery of clusters `(M + N,)` that were found without a look at the labels."""
     m = len(problem.codes)
     known = np.full(k, -1, dtype=np.int64)
     if m:
         hits = matched_hits(problem.codes, clusters[:m])
         known[clusters[:m][hits]] = problem.classes[problem.codes[hits]]
-    return _softened(problem, problem.joint, clusters, known, temperature)
+    return _softened(problem, problem.joint, clusters, known)
 
 
 def _softened(
-    problem: _Problem,
-    space: np.ndarray,
-    clusters: np.ndarray,
-    known: np.ndarray,
-    temperature: float | None,
+    problem: _Problem, space: np.ndarray, clusters: np.ndarray, known: np.ndarray
 ) -> Discovery:
     """Discovery whose weights are a softmax of cosines to the centres of hard clusters.
 
@@ -238,8 +229,8 @@ def _softened(
     logits[:, np.bincount(clusters, minlength=k) == 0] = -np.inf
     rows, own = np.arange(len(logits)), clusters[m:]
     logits[rows, own] = logits.max(axis=1)
-    logits = (logits - logits[rows, own, None]) / (temperature or _fitted(space, clusters, k))
-    weights = np.exp(logits)
+    temperature = problem.temperature or _fitted(space, clusters, k)
+    weights = np.exp((logits - logits[rows, own, None]) / temperature)
     return _discovery(problem, weights, own, clusters[:m], known)
 
 
@@ -288,40 +279,33 @@ def _sums(clusters: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:
 # ---- k-means in its kinds
 
 
-def _kmeans(
-    problem: _Problem, k: int, seed: int, n_init: int = 10, temperature: float | None = None
-) -> Discovery:
+def _kmeans(problem: _Problem, k: int, n_init: int = 10) -> Discovery:
     """Discovery by plain k-means on unit features of all images; source: the paper's code."""
     with warnings.catch_warnings():
         # Equal images may be fewer than the clusters, some of which then stay empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        clusters = kmeans(problem.joint, k, seed, n_init)
-    return _matched(problem, clusters, k, temperature)
+        clusters = kmeans(problem.joint, k, problem.seed, n_init)
+    return _matched(problem, clusters, k)
 
 
-def _spherical(
-    problem: _Problem, k: int, seed: int, n_init: int = 10, temperature: float | None = None
-) -> Discovery:
+def _spherical(problem: _Problem, k: int, n_init: int = 10) -> Discovery:
     """Discovery by spherical k-means on all images; source: Dhillon and Modha 2001."""
-    plain = _problem(problem.joint)
-    return _matched(problem, _lloyd(plain, k, seed, n_init), k, temperature)
+    plain = _problem(problem.joint)._replace(seed=problem.seed)
+    return _matched(problem, _lloyd(plain, k, n_init), k)
 
 
-def _semi_kmeans(
-    problem: _Problem, k: int, seed: int, n_init: int = 10, temperature: float | None = None
-) -> Discovery:
+def _semi_kmeans(problem: _Problem, k: int, n_init: int = 10) -> Discovery:
     """Discovery by semi-supervised spherical k-means; source: Vaze et al., CVPR 2022 (GCD)."""
-    clusters = _lloyd(problem, k, seed, n_init)
-    return _linked(problem, problem.joint, clusters, k, temperature)
+    return _linked(problem, problem.joint, _lloyd(problem, k, n_init), k)
 
 
-def _lloyd(problem: _Problem, k: int, seed: int, n_init: int) -> np.ndarray:
+def _lloyd(problem: _Problem, k: int, n_init: int) -> np.ndarray:
     """Clusters of all images, ``(M + N,)``; that of a labelled image is its class's number.
 
     Each start runs ten steps; the best of them runs to its end, as in the short runs of
     Biernacki, Celeux and Govaert 2003. Ten steps are mostly enough for a few hundred images.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(problem.seed)
     features = problem.features.astype(np.float32)
     labelled = problem.labelled.astype(np.float32)
     starts = []
@@ -392,11 +376,9 @@ def _plus_plus(
 def _gaussian(
     problem: _Problem,
     k: int,
-    seed: int,
     dimensions: int = 32,
     covariance: Literal["tied", "spherical"] = "tied",
     n_init: int = 10,
-    temperature: float | None = None,
 ) -> Discovery:
     """Discovery by a mixture of Gaussians on principal components, started at semi-k-means.
 
@@ -404,11 +386,11 @@ def _gaussian(
     no part after that. ``"tied"`` is one covariance for all, ``"spherical"`` a variance for each.
     Weights are not the mixture's, which in many dimensions are all but hard.
     """
-    start = _lloyd(problem, k, seed, n_init)
+    start = _lloyd(problem, k, n_init)
     joint, m = problem.joint, len(problem.codes)
     # A mixture needs as many images as components, and images that differ.
     if len(joint) < max(2, k) or np.ptp(joint, axis=0).max() < 1e-9:
-        return _linked(problem, joint, start, k, temperature)
+        return _linked(problem, joint, start, k)
     space = PCA(min(dimensions, *joint.shape), svd_solver="full").fit_transform(joint)
     space /= np.sqrt(space.var(axis=0).sum())
     counts = np.bincount(start, minlength=k)
@@ -420,51 +402,40 @@ def _gaussian(
         reg_covar=1e-4,
         weights_init=(counts + 1) / (counts + 1).sum(),
         means_init=_sums(start, space, k) / np.maximum(counts, 1)[:, None],
-        random_state=seed,
+        random_state=problem.seed,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = model.fit(space).predict(space)[m:]
     clusters = np.concatenate([problem.codes, found])
-    return _softened(problem, joint, clusters, known, temperature)
+    return _softened(problem, joint, clusters, known)
 
 
 # ---- trees: agglomerative clustering and mean-shift
 
 
 def _agglomerative(
-    problem: _Problem,
-    k: int | None,
-    seed: int,
-    joining: Literal["ward", "average", "complete"] = "ward",
-    temperature: float | None = None,
+    problem: _Problem, k: int | None, joining: Literal["ward", "average", "complete"] = "ward"
 ) -> Discovery:
     """Discovery by agglomerative clustering of unit features with must and cannot links."""
-    return _cut(problem, problem.joint, problem.joint, k, seed, joining, temperature)
+    return _cut(problem, problem.joint, problem.joint, k, joining)
 
 
 def _mean_shift(
-    problem: _Problem,
-    k: int | None,
-    seed: int,
-    neighbours: int = 8,
-    alpha: float = 0.5,
-    temperature: float | None = None,
+    problem: _Problem, k: int | None, neighbours: int = 8, alpha: float = 0.5
 ) -> Discovery:
     """Discovery by mean-shift to nearest neighbours, then agglomerative clustering (Ward).
 
     Source: the inference of Choi, Kang and Cho, CVPR 2024, without their head.
     """
-    return _shift_and_cut(problem, problem.joint, k, seed, neighbours, alpha, temperature)
+    return _shift_and_cut(problem, problem.joint, k, neighbours, alpha)
 
 
 def _contrastive_mean_shift(
     problem: _Problem,
     k: int | None,
-    seed: int,
     neighbours: int = 8,
     alpha: float = 0.5,
-    temperature: float | None = None,
     lr: float = 0.05,
     sharpness: float = 0.25,
     supervised: float = 0.35,
@@ -475,38 +446,26 @@ def _contrastive_mean_shift(
 ) -> Discovery:
     """Discovery by contrastive mean-shift: a trained head, then mean-shift and Ward's tree.
 
-    Options are those of `shift_head`; `sharpness` is its temperature, and `temperature` that of
-    the weights. Source: Choi, Kang and Cho, CVPR 2024.
+    The head is a linear map of unit features less their mean, under which an image's views,
+    shifted by the share `alpha` to the mean of their neighbours, lie together. `lr` is of SGD down
+    a cosine; `sharpness` is the temperature of the contrast, as in the authors' code, and
+    `supervised` the weight of that of labelled images; `views`, `labelled_views` and `dropout` are
+    those of `_Images`.
+
+    Source: Choi, Kang and Cho, CVPR 2024. Theirs draws labelled and unlabelled images evenly and
+    looks for neighbours among augmented views; ours takes all images, in plain view.
     """
     _check_tree(problem)
-    own = problem.classes[problem.codes]
-    head = shift_head(
-        problem.features,
-        labelled=problem.labelled,
-        labels=own,
-        views=views,
-        labelled_views=labelled_views,
-        neighbours=neighbours,
-        alpha=alpha,
-        lr=lr,
-        temperature=sharpness,
-        supervised=supervised,
-        epochs=epochs,
-        dropout=dropout,
-        seed=seed,
+    images = _Images(problem, views, labelled_views, dropout)
+    head, _ = _shift_head(
+        images, min(neighbours, len(images.plain) - 1), alpha, sharpness, supervised, lr, epochs
     )
-    space = _unit(_centred(problem.joint) @ head.rows.T.astype(np.float64))
-    return _shift_and_cut(problem, space, k, seed, neighbours, alpha, temperature)
+    space = _unit(_centred(problem.joint) @ head.T.astype(np.float64))
+    return _shift_and_cut(problem, space, k, neighbours, alpha)
 
 
 def _shift_and_cut(
-    problem: _Problem,
-    space: np.ndarray,
-    k: int | None,
-    seed: int,
-    neighbours: int,
-    alpha: float,
-    temperature: float | None,
+    problem: _Problem, space: np.ndarray, k: int | None, neighbours: int, alpha: float
 ) -> Discovery:
     """Discovery from the cut of a tree over shifted features.
 
@@ -517,7 +476,7 @@ def _shift_and_cut(
     m, shifted, best, patience = len(problem.codes), space, -1.0, 0
     kept = _shifted(space, neighbours, alpha)
     if k is None:
-        k = _own_k(problem, kept, seed, "ward")
+        k = _own_k(problem, kept, "ward")
     for _ in range(20 if m else 0):
         clusters = fcluster(linkage(shifted, "ward"), k, "maxclust") if len(shifted) > 1 else [0]
         accuracy = clustering_accuracy(problem.codes, clusters[:m])
@@ -527,7 +486,7 @@ def _shift_and_cut(
         if patience == 2:
             break
         shifted = _shifted(shifted, neighbours, alpha)
-    return _cut(problem, kept, space, k, seed, "ward", temperature)
+    return _cut(problem, kept, space, k, "ward")
 
 
 def _shifted(space: np.ndarray, neighbours: int, alpha: float) -> np.ndarray:
@@ -550,13 +509,7 @@ def _check_tree(problem: _Problem) -> None:
 
 
 def _cut(
-    problem: _Problem,
-    joined: np.ndarray,
-    space: np.ndarray,
-    k: int | None,
-    seed: int,
-    joining: str,
-    temperature: float | None,
+    problem: _Problem, joined: np.ndarray, space: np.ndarray, k: int | None, joining: str
 ) -> Discovery:
     """Discovery from k clusters of a tree over the rows `joined`, softened in `space`.
 
@@ -565,10 +518,10 @@ def _cut(
     """
     _check_tree(problem)
     if k is None:
-        k = _own_k(problem, joined, seed, joining)
+        k = _own_k(problem, joined, joining)
     m, joined = len(problem.codes), joined.copy()
     if len(joined) == 1:
-        return _linked(problem, space, np.zeros(1, dtype=np.int64), k, temperature)
+        return _linked(problem, space, np.zeros(1, dtype=np.int64), k)
     means = _sums(problem.codes, joined[:m], len(problem.classes))
     means /= np.bincount(problem.codes, minlength=len(means))[:, None]
     joined[:m] = means[problem.codes]
@@ -579,10 +532,10 @@ def _cut(
     at = len(joined) * first - first * (first + 1) // 2 + second - first - 1
     distances[at] = np.where(same, 0, _APART)
     clusters = cut_tree(linkage(distances, joining), n_clusters=k)[:, 0]
-    return _linked(problem, space, clusters.astype(np.int64), k, temperature)
+    return _linked(problem, space, clusters.astype(np.int64), k)
 
 
-def _own_k(problem: _Problem, rows: np.ndarray, seed: int, joining: str) -> int:
+def _own_k(problem: _Problem, rows: np.ndarray, joining: str) -> int:
     """Where to cut a tree that knows no labels, by how well it keeps the labelled classes."""
     low, high = _range_of_k(problem, None)
     if high <= low:
@@ -590,7 +543,8 @@ def _own_k(problem: _Problem, rows: np.ndarray, seed: int, joining: str) -> int:
     tree, m = linkage(rows, joining), len(problem.codes)
 
     def score(k: int) -> float:
-        return _score(rows, fcluster(tree, k, "maxclust"), problem.codes, np.arange(m), seed)
+        clusters = fcluster(tree, k, "maxclust")
+        return _score(rows, clusters, problem.codes, np.arange(m), problem.seed)
 
     return _search(score, low, high).k
 
@@ -598,51 +552,20 @@ def _own_k(problem: _Problem, rows: np.ndarray, seed: int, joining: str) -> int:
 # ---- trained heads
 
 
-def shift_head(
-    features: Any,
-    *,
-    labelled: Any = None,
-    labels: Any = None,
-    views: Any = None,
-    labelled_views: Any = None,
-    neighbours: int = 8,
-    alpha: float = 0.5,
-    lr: float = 0.05,
-    temperature: float = 0.25,
-    supervised: float = 0.35,
-    epochs: int = 50,
-    dropout: float = 0.2,
-    batch_size: int = 128,
-    seed: int = 0,
-) -> Trained:
-    """Linear map `(D, D)` under which an image's views, shifted to its neighbours, lie together.
+def _shift_head(
+    images: _Images,
+    count: int,
+    alpha: float,
+    temperature: float,
+    supervised: float,
+    lr: float,
+    epochs: int,
+) -> tuple[np.ndarray, list[float]]:
+    """Map `(D, D)` float32, from the identity, and the mean loss of each epoch.
 
-    It is applied to unit features less their mean, and starts as the identity.
-
-    Parameters
-    ----------
-    features, labelled, labels
-        As in `discover`.
-    views, labelled_views : array, shape (V, N, D) and (V, M, D), optional
-        Features of augmented images. In each step an image shows two of these and its plain
-        features; without them, its features twice with a share of `dropout` set to zero.
-    neighbours, alpha
-        Number of neighbours, and how far features move to their mean.
-    lr, temperature : float
-        Of SGD down a cosine, and of the contrast between shifted views. As in the paper's code.
-    supervised : float
-        Weight of the supervised contrast of labelled images, at temperature 0.07.
-    epochs, batch_size, seed : int
-
-    Notes
-    -----
-    Source: Choi, Kang and Cho, CVPR 2024. Theirs draws labelled and unlabelled images evenly and
-    looks for neighbours among augmented views; ours takes all images, in plain view.
+    See `_contrastive_mean_shift`; without neighbours, `count` of 0, it stays the identity.
     """
-    problem = _problem(features, labelled, labels)
-    images = _Images(problem, views, labelled_views, dropout, seed)
     head = torch.eye(images.plain.shape[1], requires_grad=True)
-    count = min(neighbours, len(images.plain) - 1)
 
     def losses_of(epoch: int) -> Callable[[Tensor], Tensor]:
         with torch.no_grad():
@@ -660,42 +583,8 @@ def shift_head(
 
         return loss_of
 
-    batches = partial(shuffled_batches, len(images.plain), batch_size, images.generator)
-    losses = train_rows(head, batches, losses_of, lr, epochs if count > 0 else 0)
-    return Trained(head.detach().numpy(), losses)
-
-
-def train_rows(
-    rows: Tensor,
-    batches: Callable[[], Iterator[Tensor]],
-    losses_of: Callable[[int], Callable[[Tensor], Tensor]],
-    lr: float,
-    epochs: int,
-    optimizer: str = "sgd",
-) -> list[float]:
-    """Mean loss of each epoch of descent on `rows`, in place.
-
-    `batches()` gives the indices of an epoch's images, `losses_of(epoch)(batch)` the loss.
-    """
-    optimiser = optimiser_for(rows, optimizer, lr)
-    losses = []
-    for epoch in range(epochs):
-        optimiser.param_groups[0]["lr"] = schedule(epoch, epochs, lr)
-        loss_of, total, seen = losses_of(epoch), 0.0, 0
-        for batch in batches():
-            loss = loss_of(batch)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total, seen = total + float(loss.detach()) * len(batch), seen + len(batch)
-        losses.append(total / seen)
-    return losses
-
-
-def shuffled_batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of all images in random order, in even batches of `size` at most."""
-    order = torch.randperm(count, generator=generator)
-    return iter(order.tensor_split(-(-count // size)))
+    losses = images.descend(head, losses_of, epochs if count > 0 else 0, 128, lr)
+    return head.detach().numpy(), losses
 
 
 def _towards(rows: Tensor, memory: Tensor, batch: Tensor, count: int, alpha: float) -> Tensor:
@@ -728,7 +617,6 @@ def _contrast(rows: Tensor, groups: Tensor, temperature: float, alone: bool) -> 
 def _parametric(
     problem: _Problem,
     k: int,
-    seed: int,
     lr: float = 0.1,
     supervised: float = 0.35,
     entropy: float = 2.0,
@@ -738,79 +626,33 @@ def _parametric(
     views: Any = None,
     labelled_views: Any = None,
 ) -> Discovery:
-    """Discovery by a classifier of prototypes that teaches itself; options as in `prototypes`.
+    """Discovery by a classifier of prototypes that teaches itself.
 
-    Source: Wen, Zhao and Qi, ICCV 2023 (SimGCD).
+    Prototypes of unit features less their mean start at the centres of semi-supervised k-means
+    (the best of `n_init` starts). An image's sharpened prediction in one view is the target in
+    the other; the mean prediction is kept even, with the weight `entropy`, and labelled images
+    know theirs, with the weight `supervised`. `lr` is of SGD down a cosine; `views`,
+    `labelled_views` and `dropout` are those of `_Images`.
+
+    Source: Wen, Zhao and Qi, ICCV 2023 (SimGCD), whose temperatures and weights these are. Theirs
+    start at random and train the encoder's last block too, by contrasts that we need not have.
     """
     m, c = len(problem.codes), len(problem.classes)
-    trained = prototypes(
-        problem.features,
-        k,
-        labelled=problem.labelled,
-        labels=problem.classes[problem.codes],
-        views=views,
-        labelled_views=labelled_views,
-        lr=lr,
-        supervised=supervised,
-        entropy=entropy,
-        epochs=epochs,
-        dropout=dropout,
-        n_init=n_init,
-        seed=seed,
-    )
-    logits = _centred(problem.joint)[m:] @ trained.rows.T.astype(np.float64) / _STUDENT
+    images = _Images(problem, views, labelled_views, dropout)
+    start = _lloyd(problem, k, n_init)
+    first = _unit(_sums(start, images.plain.numpy(), k))
+    rows, _ = _prototypes(images, first, supervised, entropy, lr, epochs)
+    logits = _centred(problem.joint)[m:] @ rows.T.astype(np.float64) / _STUDENT
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     known = np.concatenate([problem.classes, np.full(k - c, -1)]).astype(np.int64)
     return _discovery(problem, weights, weights.argmax(axis=1), problem.codes, known)
 
 
-def prototypes(
-    features: Any,
-    k: int,
-    *,
-    labelled: Any = None,
-    labels: Any = None,
-    views: Any = None,
-    labelled_views: Any = None,
-    lr: float = 0.1,
-    supervised: float = 0.35,
-    entropy: float = 2.0,
-    epochs: int = 100,
-    dropout: float = 0.2,
-    batch_size: int = 1024,
-    n_init: int = 10,
-    seed: int = 0,
-) -> Trained:
-    """Unit prototypes `(K, D)`, those of labelled classes first, of unit features less their mean.
-
-    They start at the centres of semi-supervised k-means. An image's sharpened prediction in one
-    view is the target in the other; the mean prediction is kept even, and labelled images know
-    theirs.
-
-    Parameters
-    ----------
-    features, k, labelled, labels
-        As in `discover`.
-    views, labelled_views, dropout, batch_size, epochs, seed
-        As in `shift_head`.
-    lr : float
-        Of SGD down a cosine.
-    supervised, entropy : float
-        Weights of the labelled images' cross-entropy, and of the evenness of predictions.
-    n_init : int
-        Starts of k-means.
-
-    Notes
-    -----
-    Source: Wen, Zhao and Qi, ICCV 2023 (SimGCD), whose temperatures and weights these are. Theirs
-    start at random and train the encoder's last block too, by contrasts that we need not have.
-    """
-    problem = _problem(features, labelled, labels)
-    _check_k(problem, k)
-    images = _Images(problem, views, labelled_views, dropout, seed)
-    start = _lloyd(problem, k, seed, n_init)
-    rows = torch.from_numpy(_unit(_sums(start, images.plain.numpy(), k))).float()
-    rows.requires_grad_()
+def _prototypes(
+    images: _Images, start: np.ndarray, supervised: float, entropy: float, lr: float, epochs: int
+) -> tuple[np.ndarray, list[float]]:
+    """Unit prototypes `(K, D)` float32 and the mean loss of each epoch; see `_parametric`."""
+    rows = torch.from_numpy(start).float().requires_grad_()
 
     def losses_of(epoch: int) -> Callable[[Tensor], Tensor]:
         teacher = 0.07 - 0.03 * min(1.0, epoch / (0.15 * epochs))
@@ -826,9 +668,8 @@ def prototypes(
 
         return loss_of
 
-    batches = partial(shuffled_batches, len(images.plain), batch_size, images.generator)
-    losses = train_rows(rows, batches, losses_of, lr, epochs)
-    return Trained(F.normalize(rows.detach(), dim=1).numpy(), losses)
+    losses = images.descend(rows, losses_of, epochs, 1024, lr)
+    return F.normalize(rows.detach(), dim=1).numpy(), losses
 
 
 _STUDENT = 0.1
@@ -845,16 +686,19 @@ def _self_taught(cosines: list[Tensor], teacher: float, entropy: float) -> Tenso
 
 
 class _Images:
-    """All images for training, the labelled first: plain, and in two views."""
+    """All images for training, the labelled first: plain, and in two views.
 
-    def __init__(
-        self, problem: _Problem, views: Any, labelled_views: Any, dropout: float, seed: int
-    ):
+    `views` ``(V, N, D)`` and `labelled_views` ``(V, M, D)`` are features of augmented images: in
+    each step an image shows two of these and its plain features. Without them, it shows its
+    features twice with a share of `dropout` set to zero.
+    """
+
+    def __init__(self, problem: _Problem, views: Any, labelled_views: Any, dropout: float):
         joint = problem.joint
         self.plain = torch.from_numpy(_centred(joint)).float()
         self.codes = torch.from_numpy(problem.codes)
         self.dropout = dropout
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(problem.seed)
         self.views = None
         if views is not None:
             stack = _joint_views(problem, views, labelled_views)
@@ -863,6 +707,27 @@ class _Images:
             self.views = torch.stack([self.plain, *(torch.from_numpy(v).float() for v in shown)])
         elif labelled_views is not None:
             raise ValueError("labelled_views without views: give both or neither")
+
+    def descend(
+        self,
+        rows: Tensor,
+        losses_of: Callable[[int], Callable[[Tensor], Tensor]],
+        epochs: int,
+        batch_size: int,
+        lr: float,
+    ) -> list[float]:
+        """Mean loss of each epoch of the authors' SGD over all images."""
+        return descend_in_epochs(
+            rows,
+            len(self.plain),
+            losses_of,
+            epochs=epochs,
+            batch_size=batch_size,
+            generator=self.generator,
+            lr=lr,
+            optimizer="sgd",
+            weight_decay=5e-4,
+        )
 
     def labelled(self, batch: Tensor, seen_twice: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Of a batch's rows in two views those of labelled images, and their classes."""
@@ -953,7 +818,7 @@ def estimate_k(
     fallback = max(1, len(problem.classes))
     if high < low:
         return KEstimate(fallback, pd.DataFrame({"k": [], "score": []}))
-    rng = np.random.default_rng(seed)
+    problem, rng = problem._replace(seed=seed), np.random.default_rng(seed)
     if len(problem.features) > _LARGEST_SAMPLE:
         drawn = np.sort(rng.choice(len(problem.features), _LARGEST_SAMPLE, replace=False))
         problem = problem._replace(features=problem.features[drawn])
@@ -962,7 +827,7 @@ def estimate_k(
     options = {"n_init": 3} if "n_init" in inspect.signature(METHODS[method]).parameters else {}
 
     def score(k: int) -> float:
-        return float(np.mean([_hidden(problem, half, k, method, seed, options) for half in halves]))
+        return float(np.mean([_hidden(problem, half, k, method, options) for half in halves]))
 
     found = _search(score, low, min(high, len(problem.classes) + len(problem.features)))
     return found if found.table["score"].notna().any() else found._replace(k=fallback)
@@ -979,22 +844,17 @@ def _range_of_k(problem: _Problem, largest: int | None) -> tuple[int, int]:
 
 
 def _hidden(
-    problem: _Problem, half: np.ndarray, k: int, method: str, seed: int, options: dict[str, int]
+    problem: _Problem, half: np.ndarray, k: int, method: str, options: dict[str, int]
 ) -> float:
     """Score of a k when the labels of the classes in `half` are hidden."""
     hide = np.isin(problem.codes, half)
-    shown = problem.classes[problem.codes[~hide]]
+    told = {
+        "labelled": problem.labelled[~hide],
+        "labels": problem.classes[problem.codes[~hide]],
+    }
     mixed = np.concatenate([problem.labelled[hide], problem.features])
-    found = discover(
-        mixed,
-        k,
-        labelled=problem.labelled[~hide],
-        labels=shown,
-        method=method,
-        seed=seed,
-        **options,
-    ).clusters
-    return _score(mixed, found, problem.codes[hide], np.arange(hide.sum()), seed)
+    found = discover(mixed, k, **told, method=method, seed=problem.seed, **options).clusters
+    return _score(mixed, found, problem.codes[hide], np.arange(hide.sum()), problem.seed)
 
 
 def _score(
@@ -1039,12 +899,8 @@ def _search(score: Callable[[int], float], low: int, high: int) -> KEstimate:
 def gcd_accuracy(labels: Any, clusters: Any, new: Any) -> dict[str, float]:
     """Accuracies of all, old and new classes; each key names how clusters were matched to classes.
 
-    Parameters
-    ----------
-    labels, clusters : array, shape (N,)
-        True classes and clusters of the unlabelled images.
-    new : bool array, shape (N,)
-        Whether an image is of a new class.
+    Arguments are ``(N,)``: true classes and clusters of the unlabelled images, and whether an image
+    is of a new class.
 
     Returns
     -------

@@ -11,12 +11,12 @@ from scipy.special import logsumexp, softmax
 
 from lbutils._util import suggest
 
-METHODS = ("hungarian", "sinkhorn", "nearest")
+ASSIGNERS = ("hungarian", "sinkhorn", "nearest")
 GAPS = ("none", "mean")
 
 
 class Assignment(NamedTuple):
-    """Names of clusters.
+    """Names of K clusters.
 
     Attributes
     ----------
@@ -36,12 +36,10 @@ class Assignment(NamedTuple):
 def similarities(
     centres: Any, prototypes: Any, gap: str = "none", normalise: bool = True
 ) -> np.ndarray:
-    """Cosines ``(K, C)`` of clusters' centres and names' prototypes.
+    """Cosines ``(K, C)`` of clusters' centres ``(K, D)`` and names' prototypes ``(C, D)``.
 
     Parameters
     ----------
-    centres : array, shape (K, D)
-    prototypes : array, shape (C, D)
     gap : "none" or "mean"
         ``"mean"`` takes the mean of either side from it first, so that the modality gap between
         images and texts does not decide (Liang et al. 2022). Sides of one row are left as they are.
@@ -119,8 +117,8 @@ def assign(
     scores = np.asarray(similarity, dtype=np.float64)
     if scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():
         raise ValueError(f"similarities {scores.shape}: wanted is a finite matrix (K, C)")
-    if method not in METHODS:
-        raise ValueError(suggest(method, METHODS, "method"))
+    if method not in ASSIGNERS:
+        raise ValueError(suggest(method, ASSIGNERS, "method"))
     if not temperature > 0 or not slack >= 0:
         raise ValueError("temperature must be above 0, and slack not below")
     expected = np.full(scores.shape[1], 1.0) if shares is None else np.asarray(shares, float)
@@ -166,16 +164,9 @@ def _transport(scores: np.ndarray, expected: np.ndarray, slack: float, most: int
 def risk_coverage(confidence: Any, right: Any) -> pd.DataFrame:
     """Error among the answers that are given, over how many are given, the surest first.
 
-    Parameters
-    ----------
-    confidence : array, shape (N,)
-    right : bool array, shape (N,)
-
-    Returns
-    -------
-    DataFrame
-        ``threshold``, ``coverage``, ``risk`` by falling threshold: answers of at least this
-        confidence are given, so that equal confidences enter together.
+    Answers of at least a threshold's confidence are given, so that equal confidences enter
+    together: DataFrame of ``threshold``, ``coverage``, ``risk`` by falling threshold. Both
+    arguments are ``(N,)``.
 
     Raises
     ------

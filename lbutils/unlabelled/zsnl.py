@@ -8,9 +8,10 @@ the number of classes, which images are out of pre-training, and the exact vocab
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,21 +22,23 @@ from torch import Tensor
 from lbutils._util import suggest
 from lbutils.captions.text import as_names
 from lbutils.learn.colours import colour_evidence
+from lbutils.learn.descent import descend, frozen
 from lbutils.learn.knowledge import Knowledge, Lexicon
-from lbutils.learn.namelearner import Frozen, NameLearner, optimiser_for, schedule
+from lbutils.learn.namelearner import NameLearner
 from lbutils.models.classifier import (
     FeatureClassifier,
     check_others,
     class_means,
     state_of,
     text_features,
+    unit_rows,
 )
 from lbutils.models.names import NameEmbeddings, Names
 from lbutils.models.prompts import resolve
 from lbutils.unlabelled import match
 from lbutils.unlabelled.discovery import METHODS, Discovery, discover
 
-MATCHINGS = ("joint", *match.METHODS)
+MATCHINGS = ("joint", *match.ASSIGNERS)
 
 
 class Joint(NamedTuple):
@@ -78,21 +81,16 @@ def joint_iteration(
 
     Parameters
     ----------
-    images : Tensor, shape (N, D)
-        Unit features.
-    prototypes : Tensor, shape (C, D)
-        Unit rows for the candidate names, as from `Knowledge.prototypes`.
+    images, prototypes : Tensor, shape (N, D) and (C, D)
+        Unit features, and unit rows for the candidate names, as from `Knowledge.prototypes`.
     known : Tensor, shape (A, D), optional
         Unit centres of the known classes; without them all images are taken as new.
     shares : array, shape (C,), optional
         Share of the new images that each name may expect; all the same by default.
     evidence : Tensor, shape (N, A + C), optional
         Log-likelihood of something else that is seen of each image, in each class.
-    concentration : float
-        Of the directions of a class around its centre.
-    prior : float
-        Weight of a prototype, in images.
-    iterations : int
+    concentration, prior : float
+        Of the directions of a class around its centre; weight of a prototype, in images.
 
     Notes
     -----
@@ -148,6 +146,7 @@ class _Pool(NamedTuple):
     colours: tuple[np.ndarray, np.ndarray] | None  # shown (N, 11) and told (A + C, 11)
 
 
+@dataclass(eq=False, repr=False)
 class ZeroShotNameLearner(FeatureClassifier):
     """Classifier whose new names are learned from images that nobody has labelled.
 
@@ -206,12 +205,9 @@ class ZeroShotNameLearner(FeatureClassifier):
         Of Adam with a cosine.
     min_rows : int
         Rows that a name has at least.
-    seed : int
 
     Attributes
     ----------
-    classifier_ : Tensor, shape (C, D)
-        Text features of the candidate names, unit length.
     names_ : Names
         Learned rows by name.
     candidates_, known_ : tuple of str
@@ -239,58 +235,47 @@ class ZeroShotNameLearner(FeatureClassifier):
     that play OOP (``data/mini/make/choose_zsnl.py``).
     """
 
-    def __init__(
-        self,
-        encoder: Any,
-        knowledge: Knowledge,
-        *,
-        matching: str = "joint",
-        discovery: str = "semi_kmeans",
-        gap: str = "none",
-        prior: float = 2.0,
-        concentration: float = 20.0,
-        iterations: int = 15,
-        rounds: int = 1,
-        unit_centres: bool = True,
-        min_images: int = 0,
-        floor: float = 0.0,
-        learner: Callable[[int, int], NameLearner] | None = None,
-        hint: str | None = None,
-        templates: str | Sequence[str] = "mini",
-        image_weight: float = 0.1,
-        anchor_weight: float = 1.0,
-        least: float = 0.0,
-        margin: float = 2.5,
-        temperature: float = 2.0,
-        lr: float = 0.02,
-        steps: int = 15,
-        min_rows: int = 3,
-        seed: int = 0,
-    ):
-        if matching not in MATCHINGS:
-            raise ValueError(suggest(matching, MATCHINGS, "matching"))
+    encoder: Any
+    knowledge: Knowledge
+    _: KW_ONLY
+    matching: str = "joint"
+    discovery: str = "semi_kmeans"
+    gap: str = "none"
+    prior: float = 2.0
+    concentration: float = 20.0
+    iterations: int = 15
+    rounds: int = 1
+    unit_centres: bool = True
+    min_images: int = 0
+    floor: float = 0.0
+    learner: Callable[[int, int], NameLearner] | None = None
+    hint: str | None = None
+    templates: str | Sequence[str] = "mini"
+    image_weight: float = 0.1
+    anchor_weight: float = 1.0
+    least: float = 0.0
+    margin: float = 2.5
+    temperature: float = 2.0
+    lr: float = 0.02
+    steps: int = 15
+    min_rows: int = 3
+    seed: int = 0
+
+    _counts: ClassVar[tuple[str, ...]] = ("rounds", "iterations", "steps")
+    _positive: ClassVar[tuple[str, ...]] = ("concentration", "temperature", "prior")
+    _signed: ClassVar[tuple[str, ...]] = ("margin",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for value, valid, what in (
-            (discovery, METHODS, "method of discovery"),
-            (gap, match.GAPS, "correction of the modality gap"),
+            (self.matching, MATCHINGS, "matching"),
+            (self.discovery, METHODS, "method of discovery"),
+            (self.gap, match.GAPS, "correction of the modality gap"),
         ):
             if value not in valid:
                 raise ValueError(suggest(value, valid, what))
-        if min(rounds, iterations, steps) < 1:
-            raise ValueError("rounds, iterations and steps must be at least 1")
-        if not (image_weight >= 0 and anchor_weight >= 0 and image_weight + anchor_weight > 0):
-            raise ValueError("weights must not be negative, nor those of tuning all 0")
-        if not (concentration > 0 and temperature > 0 and prior > 0):
-            raise ValueError("concentration, prior and temperature must be above 0")
-        self.encoder, self.knowledge = encoder, knowledge
-        self.matching, self.discovery, self.gap = matching, discovery, gap
-        self.prior, self.concentration, self.iterations = prior, concentration, iterations
-        self.rounds, self.unit_centres, self.min_images = rounds, unit_centres, min_images
-        self.floor, self.learner = floor, learner
-        self.hint, self.templates = hint, templates
-        self.image_weight, self.anchor_weight = image_weight, anchor_weight
-        self.least, self.margin = least, margin
-        self.temperature, self.lr, self.steps = temperature, lr, steps
-        self.min_rows, self.seed = min_rows, seed
+        if not self.image_weight + self.anchor_weight > 0:
+            raise ValueError("image_weight, anchor_weight: one must be above 0")
 
     @classmethod
     def released(
@@ -306,7 +291,6 @@ class ZeroShotNameLearner(FeatureClassifier):
 
         Parameters
         ----------
-        encoder : DualEncoder
         lexicon : Lexicon
             Not asked, as pieces are the only source.
         hint : str
@@ -397,10 +381,7 @@ class ZeroShotNameLearner(FeatureClassifier):
         return self
 
     def columns(self, names: Sequence[str]) -> np.ndarray:
-        """Columns of the logits that belong to some of the candidate names, ``(len(names),)``.
-
-        Raises ValueError for a name that was not learned.
-        """
+        """Columns of the logits of some candidate names; raises ValueError for another name."""
         place = {name: column for column, name in enumerate(self.candidates_)}
         for name in as_names(names):
             if name not in place:
@@ -419,7 +400,9 @@ class ZeroShotNameLearner(FeatureClassifier):
         """What matching needs, checked."""
         if (labelled is None) != (labels is None):
             raise ValueError("labelled images and labels go together: give both or neither")
-        images = _unit_rows(images, "images")
+        images = unit_rows(images, "images")
+        if not len(images):
+            raise ValueError("there is no image to learn from: give one at least")
         used = images[_mask(len(images), membership)]
         if n_classes is not None and not 1 <= n_classes <= len(used):
             raise ValueError(f"n_classes={n_classes} for {len(used)} images: 1 for each at most")
@@ -428,7 +411,7 @@ class ZeroShotNameLearner(FeatureClassifier):
             texts = text_features(self.encoder, names.known, self.templates, self.hint)
         centres = texts
         if labelled is not None:
-            labelled = _unit_rows(labelled, "labelled images")
+            labelled = unit_rows(labelled, "labelled images")
             given = np.asarray(labels)
             if given.dtype.kind not in "iu":
                 raise ValueError("labels must be integers, places among the known names")
@@ -440,16 +423,14 @@ class ZeroShotNameLearner(FeatureClassifier):
             centres = F.normalize(texts + F.normalize(means, dim=1), dim=1)
         found, taught = None, None if labelled is None else (labelled, places)
         if self.matching != "joint":
+            told: dict[str, Any] = {"method": self.discovery, "seed": self.seed}
             k = n_classes
-            if membership is not None or not names.known:
-                found = discover(used, k, **self._discovery())
-            else:
+            if membership is None and names.known:
                 # Without images, a known class's text feature is its one labelled image.
-                shown, which = (
-                    (texts, torch.arange(len(texts))) if labelled is None else (labelled, places)
-                )
+                shown, which = taught or (texts, torch.arange(len(texts)))
                 k = None if k is None else k + len(torch.unique(which))
-                found = discover(used, k, labelled=shown, labels=which.numpy(), **self._discovery())
+                told |= {"labelled": shown, "labels": which.numpy()}
+            found = discover(used, k, **told)
         if membership is not None:
             centres = centres[:0]
         return _Pool(used, centres, texts, found, taught, None)
@@ -468,9 +449,6 @@ class ZeroShotNameLearner(FeatureClassifier):
                 "lbutils.learn.colours.colour_shares(split)"
             )
         return shown[_mask(n, membership).numpy()], told
-
-    def _discovery(self) -> dict[str, Any]:
-        return {"method": self.discovery, "seed": self.seed}
 
     def _match(self, pool: _Pool, prototypes: Tensor, shares: np.ndarray) -> Tensor:
         """Share of each image that a name has, ``(N, A + C)``; sets what `fit` documents."""
@@ -596,24 +574,18 @@ class ZeroShotNameLearner(FeatureClassifier):
             self.encoder, names, self.templates, self.hint, rows, self.seed, min_rows=self.min_rows
         )
 
-    def _descend(self, names: NameEmbeddings, objective: Callable[[Tensor], Tensor]) -> list[float]:
-        """Loss of each step of Adam on a function of the names' text features."""
-        optimiser = optimiser_for(names.rows, "adam", self.lr)
+    def _descend(self, names: NameEmbeddings, loss_of: Callable[[Tensor], Tensor]) -> list[float]:
+        """Loss of each step of a descent on a function of the names' text features."""
         generator = torch.Generator().manual_seed(self.seed)
-        history: list[float] = []
-        with Frozen(self.encoder.model):
-            for step in range(self.steps):
-                optimiser.param_groups[0]["lr"] = schedule(step, self.steps, self.lr)
+
+        def losses() -> Iterator[Tensor]:
+            while True:
                 drawn = torch.randint(len(names.template_contexts), (1,), generator=generator)
                 context = names.template_contexts[int(drawn)]
-                loss = objective(names.features([(context, i) for i in range(len(names.names))]))
-                history.append(float(loss.detach()))
-                if not np.isfinite(history[-1]):
-                    raise RuntimeError(f"the loss became {history[-1]}: lower lr ({self.lr})")
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-        return history
+                yield loss_of(names.features([(context, i) for i in range(len(names.names))]))
+
+        with frozen(self.encoder.model):
+            return descend([names.rows], losses(), self.steps, lr=self.lr)
 
     def _image_term(self, pool: _Pool, weights: Tensor, prompts: Tensor) -> Tensor:
         """Cross-entropy of images with what they were taken for, over known and new names."""
@@ -687,16 +659,3 @@ def _mask(n: int, membership: Any) -> Tensor:
             f"membership {tuple(mask.shape)}: a bool for each image, one True at least"
         )
     return mask
-
-
-def _unit_rows(features: Any, what: str) -> Tensor:
-    """Features as float32 on the CPU, checked."""
-    if not isinstance(features, Tensor):
-        features = torch.from_numpy(np.array(features, dtype=np.float32))
-    rows = features.detach().cpu().float()
-    if rows.ndim != 2 or not len(rows):
-        raise ValueError(f"{what} are {tuple(rows.shape)}: one row (D,) an image, one at least")
-    # The comparison is false for NaN, too.
-    if not bool(((rows.norm(dim=1) - 1).abs() < 1e-2).all()):
-        raise ValueError(f"{what} must be of unit length, without NaN: normalise them first")
-    return rows

@@ -13,7 +13,7 @@ import torch
 
 from lbutils import NameLearner, load_benchmark, load_encoder
 from lbutils.measure import tasks
-from lbutils.rivals.probes import RIVALS
+from lbutils.rivals import RIVALS
 
 DRAWS = int(os.environ.get("LBUTILS_BENCH_DRAWS", "3"))
 

@@ -19,13 +19,14 @@ zero-shot's ip_wide_before), the share of unlabelled OOP images that got their n
 accuracy of IP images on the joint vocabulary of the benchmark less that of zero-shot (ip_change;
 with all oracles ip_change_oracles), and of OOP images there (oop_joint). Settings are compared by
 the mean of the first two where ip_change is above -2; the default stays unless another gains half a
-point, as in `choose.py`. A table that was begun is gone on with: after a change of defaults or of
-code, delete it first. Run `checksums.py` afterwards.
+point, as in `choose.py`. The script continues a table that was begun: after a change of defaults
+or of code, delete it first. Run `checksums.py` afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,20 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     *({"quantile": 0.0}, {"quantile": 0.5}),
     *({"sharpness": 20.0}, {"least": 0.5}, {"anchor_weight": 2.0}, {"temperature": 1.0}),
 )
+# Which defaults of the learner and of its knowledge the first row names.
+HELD = (
+    *("matching", "prior", "concentration", "iterations", "rounds", "image_weight"),
+    *("anchor_weight", "least", "margin", "temperature", "lr", "steps", "min_rows"),
+    *("gamma", "alpha", "sharpness", "quantile"),
+)
+
+
+def defaults() -> str:
+    """Name of the first setting, with the values that are in force where the others say nothing."""
+    known = (
+        inspect.signature(Knowledge).parameters | inspect.signature(ZeroShotNameLearner).parameters
+    )
+    return f"defaults ({', '.join(f'{name}={known[name].default}' for name in HELD)})"
 
 
 def withheld_names() -> dict[str, list[str]]:
@@ -187,7 +202,7 @@ def choose(folder: Path, divisions: int, only: Sequence[str]) -> None:
     begun = pd.read_csv(TABLE) if TABLE.exists() and not only else pd.DataFrame({"setting": []})
     rows = begun.to_dict("records")
     for setting in tqdm(SETTINGS, desc="settings"):
-        name = ", ".join(f"{key}={value}" for key, value in setting.items()) or "defaults"
+        name = ", ".join(f"{key}={value}" for key, value in setting.items()) or defaults()
         if name in set(begun["setting"]) or (only and not any(part in name for part in only)):
             continue
         options = dict(setting)

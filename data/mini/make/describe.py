@@ -70,7 +70,7 @@ def frequent_labels(pairs: pd.DataFrame) -> Counter[str]:
 
 
 def check_phrases(phrases: pd.DataFrame, concepts: pd.DataFrame, pairs: pd.DataFrame) -> None:
-    """Nothing; raises SystemExit at the first phrase that says more than captions do."""
+    """Raise SystemExit at the first phrase that says more than captions do."""
     small = pairs.loc[pairs["scale"] == "small", "captions"].explode()
     words = {word for caption in small for word in canonical(caption).split()}
     screening = pd.read_csv(DATA / "screening.csv").set_index("concept_id")

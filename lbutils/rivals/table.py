@@ -1,0 +1,130 @@
+"""The rivals that take labels, as rows of one table: `RIVALS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lbutils.rivals.adapters import (
+    CLAP,
+    CLIPAdapter,
+    LPPlusPlus,
+    ProLIP,
+    TaskRes,
+    TipAdapter,
+    TipAdapterF,
+)
+from lbutils.rivals.context import CoCoOp, CoOp, KgCoOp
+from lbutils.rivals.probes import CONTROLS, GDA, Control, LinearProbe, Prototypes, SiM, ZeroShot
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A row of `RIVALS`; called, it makes the method, not fitted, with the options `chosen`.
+
+    Parameters
+    ----------
+    method : callable
+        Its class.
+    source : str
+        The publication, or "negative control".
+    chosen, authors : mapping
+        Options that are no defaults: as chosen on IP classes (``data/mini/selection.csv``), and
+        the authors' own where they can be given here. A function is called with ``shots`` and
+        ``ip_names`` of the task.
+    control : str
+        Which of `CONTROLS` its class names are replaced by, if any.
+    """
+
+    method: Callable[..., Any]
+    source: str
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    authors: Mapping[str, Any] = field(default_factory=dict)
+    control: str = ""
+
+    def __call__(
+        self,
+        encoder: Any,
+        templates: str | Sequence[str] = "mini",
+        hint: str | None = None,
+        shots: int = 4,
+        seed: int = 0,
+        ip_names: Sequence[str] = (),
+    ) -> Any:
+        """Method for a task: `shots` and `ip_names` are looked at where an option needs them."""
+        options: dict[str, Any] = {"templates": templates, "hint": hint}
+        if self.method is not ZeroShot:
+            options["seed"] = seed
+        for option, value in self.chosen.items():
+            options[option] = value(shots, ip_names) if callable(value) else value
+        made = self.method(encoder, **options)
+        return Control(made, self.control, seed) if self.control else made
+
+    def as_published(self) -> Rival:
+        """The same row with the authors' options in place of the chosen ones."""
+        return replace(self, chosen=self.authors)
+
+
+def _ip_names(shots: int, ip_names: Sequence[str]) -> Sequence[str]:
+    return ip_names
+
+
+# Variants of name learning are for the caller to add.
+RIVALS: dict[str, Rival] = {
+    "zero-shot": Rival(ZeroShot, "Radford et al., ICML 2021"),
+    "CoOp": Rival(
+        CoOp,
+        "Zhou et al., IJCV 2022",
+        authors={"suffix": ".", "optimizer": "sgd", "lr": 0.002},
+    ),
+    "CoCoOp": Rival(
+        CoCoOp,
+        "Zhou et al., CVPR 2022",
+        authors={"optimizer": "sgd", "lr": 0.002, "batch_size": 1},
+    ),
+    "KgCoOp": Rival(
+        KgCoOp,
+        "Yao et al., CVPR 2023",
+        chosen={"lr": 0.01, "steps": 40},
+        authors={"optimizer": "sgd", "lr": 0.002},
+    ),
+    "CLIP-Adapter": Rival(CLIPAdapter, "Gao et al., IJCV 2024"),
+    "TaskRes": Rival(
+        TaskRes,
+        "Yu et al., CVPR 2023",
+        chosen={"alpha": 1.0},  # the authors' on one data set
+        authors={"alpha": 0.5, "lr": 0.002},
+    ),
+    # The authors search alpha up to 50 for each data set.
+    "Tip-Adapter": Rival(TipAdapter, "Zhang et al., ECCV 2022", chosen={"alpha": 100.0}),
+    "Tip-Adapter-F": Rival(TipAdapterF, "Zhang et al., ECCV 2022", chosen={"alpha": 100.0}),
+    "linear probe": Rival(LinearProbe, "Radford et al., ICML 2021; C fixed"),
+    "linear probe, C searched": Rival(
+        LinearProbe,
+        "Radford et al., ICML 2021; search of CoOp's lpclip",
+        chosen={"C": "search"},
+        authors={"C": "search"},
+    ),
+    "LP++": Rival(LPPlusPlus, "Huang et al., CVPR 2024", authors={"steps": 300}),
+    "CLAP": Rival(CLAP, "Silva-Rodriguez et al., CVPR 2024", authors={"steps": 300}),
+    "GDA": Rival(GDA, "Wang et al., ICLR 2024"),
+    # The authors' one over the shots, which hardly lets the projection move, times 0.1.
+    "ProLIP": Rival(
+        ProLIP,
+        "Fahes et al., arXiv:2410.05270",
+        chosen={"penalty": lambda shots, _: 0.1 / shots},
+        authors={"steps": 300},
+    ),
+    "prototypes": Rival(Prototypes, "Snell et al., NeurIPS 2017"),
+    "SiM": Rival(
+        SiM,
+        "Zanella et al., CVPR workshops 2025",
+        chosen={"prompts": _ip_names, "ridge": 10.0},
+        authors={"prompts": _ip_names},
+    ),
+    **{
+        f"zero-shot, {kind} names": Rival(ZeroShot, "negative control", control=kind)
+        for kind in CONTROLS
+    },
+}
