@@ -70,6 +70,7 @@ def visible(root, pattern="*"):
     }
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_what_runs_and_nothing_else(wheel):
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -82,6 +83,7 @@ def test_a_wheel_holds_what_runs_and_nothing_else(wheel):
     assert len(data) > 50 and wheel.stat().st_size < MOST_BYTES
 
 
+@pytest.mark.slow
 def test_a_wheel_works_in_an_empty_folder(wheel, tmp_path):
     # An environment often lies in the repository of another project.
     git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(tmp_path)]
