@@ -375,7 +375,7 @@ def test_over_dask(tmp_path):
 
 def test_a_worker_of_another_version(tmp_path):
     with pytest.raises(RuntimeError, match="install the same"):
-        notebooks._grid_run(notebook(tmp_path), {}, tmp_path / "run", False, "0.0.9+abc")
+        notebooks._grid_run(notebook(tmp_path), {}, tmp_path / "run", False, "0.0.9+abc", None)
     assert not (tmp_path / "run").exists()
 
 

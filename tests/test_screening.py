@@ -715,7 +715,7 @@ def test_the_query_of_a_url_is_not_where_its_suffix_is_looked_for():
         ("https://host/a.csv#b.parquet", "CSV"),
         ("/data/what?.parquet", "Parquet"),
     ]:
-        assert corpora._kind(url) == kind
+        assert corpora.kind_of(url)[0] == kind
     assert corpora.File("https://me:x@host/a.csv?Signature=x", "c", None).name == "a.csv"
 
 

@@ -471,6 +471,8 @@ def test_compounds_are_a_level_of_their_own():
 SECRETS = st.text(st.sampled_from("abcXYZ019%-._~!$*+,;:@/?=&"), min_size=4, max_size=12).map(
     lambda text: f"q{text}Q"
 )
+# What looks like the next part of a chain of fsspec is one.
+SECRETS = SECRETS.filter(lambda text: not re.search("::[A-Za-z][A-Za-z0-9+.-]*(://|::)", text))
 
 
 @settings(deadline=None)

@@ -93,7 +93,9 @@ def as_names(names: Iterable[str], what: str = "names") -> list[str]:
     return found
 
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://((?:(?!::)[^\s'\"<>`])+)")
+# "::" links the parts of a chain of fsspec, if another scheme follows; else it may be a password's.
+_LINK = r"::[A-Za-z][A-Za-z0-9+.-]*(?:://|::)"
+_URL = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*)://((?:(?!{_LINK})[^\s'\"<>`])+)")
 # With a slash in the password, which should not be there, but a port is none.
 _USER = re.compile(r"[^/?#]*@|[^/@:]*:(?!\d+(?:[/?#]|$)).*@")
 _QUERIED = re.compile("https?://", re.IGNORECASE)

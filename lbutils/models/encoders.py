@@ -177,6 +177,10 @@ class DualEncoder:
         features = self.model.encode_text(self.tokenize(texts).to(self.device))
         return F.normalize(features.float(), dim=-1)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A hash that is not finished cannot go to another process, which makes its own.
+        return {**self.__dict__, "_weights": None}
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 over weights, architecture, preprocessing and tokenizer, as they are now.
