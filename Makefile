@@ -19,6 +19,8 @@ CHECKED ?= $(filter-out notebooks/06_%,$(NOTEBOOKS))
 # The longest first; a notebook's cells stay in one process.
 CHECKED := $(filter notebooks/04_%,$(CHECKED)) $(filter-out notebooks/04_%,$(CHECKED))
 PROCESSES ?= -n 2 --dist loadfile --no-loadscope-reorder
+# Tests of more than ten seconds run in the workflow, and by `make test SLOW=`.
+SLOW ?= -m "not slow"
 NBVAL = --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 # Threads that wait by spinning starve whatever else runs on a laptop's cores.
@@ -45,7 +47,7 @@ test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy lbutils
-	$(BIN)/python -m pytest $(CHECKED) tests $(if $(CHECKED),$(NBVAL)) $(PROCESSES) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(CHECKED) tests $(if $(CHECKED),$(NBVAL)) $(SLOW) $(PROCESSES) $(PYTEST_ARGS)
 
 # The files are not called test_*, so that `make test` leaves them out.
 bench: env ## speed: name tuning beside the plain procedure, the table of rivals, extraction, sweeps, screening of 20 million captions (some fifteen minutes)

@@ -369,6 +369,7 @@ def corpus_of(name):
     return name.removesuffix("-half").removesuffix("-tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corpus", sorted(set(map(corpus_of, COMMITTED))))
 def test_committed_encoders_saw_the_committed_corpora(
     pretrain, dose, monkeypatch, tmp_path, corpus
