@@ -16,6 +16,13 @@ import pytest
 NAMES = ("red panda", "axolotl", "hot dog", "okapi", "sea otter")
 
 
+@pytest.fixture
+def full_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variables by which `make test` shortens runs: they count as settings."""
+    for name in ("LBUTILS_MAX_DRAWS", "LBUTILS_MAX_DOMAINS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @dataclass
 class CaptionedImages:
     """What learners ask of a split, with features passed beside it."""

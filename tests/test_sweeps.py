@@ -10,6 +10,7 @@ from lbutils.measure import published, records
 from lbutils.run import notebooks as sweeps
 from lbutils.run import parameters
 
+pytestmark = pytest.mark.usefixtures("full_runs")
 DATA = Path(__file__).resolve().parents[1] / "data"
 PARAMETERS = """
 seed = 0

@@ -126,6 +126,7 @@ def installed(tmp_path, monkeypatch):
     return package
 
 
+@pytest.mark.usefixtures("full_runs")
 def test_a_run_writes_nothing_into_the_package(installed):
     notebook = nbformat.v4.new_notebook()
     parameters = nbformat.v4.new_code_cell("out = ''", metadata={"tags": ["parameters"]})

@@ -297,6 +297,9 @@ def _read_table(
     try:
         rows = list(csv.DictReader(io.StringIO(_text(file, root, MAX_BYTES), newline="")))
         pairs = [(row["file"], row["caption"]) for row in rows]
+        # The csv module has a limit too, but one for all code in the process, which may raise it.
+        if any(len(cell or "") > MAX_CAPTION_BYTES for pair in pairs for cell in pair):
+            raise ValueError(f"field larger than {MAX_CAPTION_BYTES:,} signs")
     except (OSError, ValueError, KeyError, csv.Error) as error:
         reason = f"{where} not read: {first_line(error)}"
         found.append(Finding("warning", "", "", reason, advice))
