@@ -182,6 +182,7 @@ def test_size_of_the_miniature():
     assert sum(path.stat().st_size for path in own) <= 45 * MEGABYTE
     for place in {path.parent for path in encoders}:
         assert sum(path.stat().st_size for path in place.iterdir()) <= 12 * MEGABYTE
+    assert sum(path.stat().st_size for path in tracked) <= 90 * MEGABYTE
 
 
 def test_checksums_list_every_file_of_data():
