@@ -15,6 +15,7 @@ import sys
 import tarfile
 import threading
 import time
+import traceback
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -434,6 +435,19 @@ def test_offline_with_half_of_it_names_what_lacks(fake, monkeypatch):
 
 
 # --- cut short, altered --------------------------------------------------------------------
+
+
+def test_a_failure_tells_no_secret_of_an_address(monkeypatch, tmp_path):
+    """HF_ENDPOINT may hold a password, and addresses of large files are signed."""
+
+    def failing(place, asked):
+        raise OSError("GET https://me:s3cret@hub.example/x.7z?Signature=s3cret failed")
+
+    monkeypatch.setattr(downloads, "_resolve", failing)
+    with pytest.raises(downloads.Unreachable) as caught:
+        downloads.download(["Food"], to=tmp_path / "there")
+    told = "".join(traceback.format_exception(caught.value))
+    assert "hub.example/x.7z" in told and "s3cret" not in told and "me:" not in told
 
 
 @pytest.mark.parametrize(

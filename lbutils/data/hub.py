@@ -33,7 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 
 from lbutils._util import suggest, write_text
-from lbutils.captions.text import as_names
+from lbutils.captions.text import as_names, redacted
 from lbutils.data import folder as layout
 
 NAME = "laion-beyond"
@@ -316,7 +316,9 @@ def _told(place: _Place, wanted: Sequence[str]) -> Iterator[None]:
         if getattr(error, "errno", None) in _LOCAL:
             raise
         lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:400]
+        # The hub's address may hold a password, that of a file is signed.
+        reason = redacted(lines[0]) if lines else "no reason given"
+        reason = f"{type(error).__name__}: {reason}"[:400]
         advice = "what has arrived is kept, so run it again with a connection, or"
         if hub.constants.HF_HUB_OFFLINE:
             advice = "HF_HUB_OFFLINE is set and not all of it is in the cache; unset it once, or"
@@ -326,7 +328,7 @@ def _told(place: _Place, wanted: Sequence[str]) -> Iterator[None]:
         raise Unreachable(
             f"{names} of {place.source.name} could not be downloaded ({reason}): {advice} give "
             'load_benchmark a folder copied from elsewhere; load_benchmark("mini") needs none'
-        ) from error
+        ) from (error if redacted(str(error)) == str(error) else None)
 
 
 def _status(error: BaseException | None) -> int | None:
