@@ -6,10 +6,12 @@ Measures, estimands and rules are those of ``data/mini/PREREGISTRATION.md``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score
 from tqdm.auto import tqdm
@@ -65,8 +67,12 @@ def measure(
         images = image_features(encoder, test)
         table = pd.DataFrame({"domain": domain.name, "name": test.names, "arm": own})
         table = table.assign(**_text_measures(encoder, images, test, own))
-        table = table.assign(**_image_measures(encoder, domain, images, test, own))
-        learned = _learned(encoder, domain, images, test, own, list(shots), list(draws))
+        train = join(domain.ip.train, domain.oop.train)
+        views = training_features(encoder, train)
+        table = table.assign(**_image_measures(train, views, images, test, own))
+        learned = _learned(
+            encoder, domain, train, views, images, test, own, list(shots), list(draws)
+        )
         parts.append(table.assign(**learned))
     return pd.concat(parts, ignore_index=True)
 
@@ -90,12 +96,12 @@ def _text_measures(
 
 
 def _image_measures(
-    encoder: Any, domain: Any, images: Any, test: Split, arms: np.ndarray
+    train: Split, views: Any, images: Any, test: Split, arms: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Clustering of the concepts of an arm, and nearest class means among all names."""
-    train = join(domain.ip.train, domain.oop.train)
     count = len(test.names)
-    means, _ = class_means(image_features(encoder, train)[None], _tensor(train.labels), count)
+    # The first view is the images as they are.
+    means, _ = class_means(views[:1], torch.tensor(train.labels), count)
     nearest = (images @ (means / means.norm(dim=1, keepdim=True)).T).argmax(1).numpy()
     cluster = np.full(count, np.nan)
     for arm in ARMS:
@@ -110,6 +116,8 @@ def _image_measures(
 def _learned(
     encoder: Any,
     domain: Any,
+    train: Split,
+    views: Any,
     images: Any,
     test: Split,
     arms: np.ndarray,
@@ -117,16 +125,14 @@ def _learned(
     draws: Sequence[int],
 ) -> dict[str, np.ndarray]:
     """Accuracy among the names of the arm, all of them learned; mean over draws."""
-    train = join(domain.ip.train, domain.oop.train)
     place = {image_id: i for i, image_id in enumerate(train.ids)}
-    views = training_features(encoder, train)
     totals = {f"learned_{k}": np.zeros(len(arms)) for k in shots}
     for arm in ARMS:
         own = np.flatnonzero(arms == arm)
         named = [n for n, a in zip(test.names, arms, strict=True) if a in ("both", ALWAYS)]
         others = [name for name in named if name not in {test.names[i] for i in own}]
-        tested = restricted(test, own)
         rows = np.flatnonzero(np.isin(test.labels, own))
+        labels = np.searchsorted(own, test.labels[rows])
         for k in shots:
             for draw in draws:
                 drawn = join(domain.ip.few_shot(k, draw), domain.oop.few_shot(k, draw))
@@ -136,7 +142,7 @@ def _learned(
                 )
                 learner.fit(split, views[:, [place[image_id] for image_id in split.ids]])
                 guess = learner.predict(images[rows])
-                right = per_class_accuracy(tested.labels, guess, len(own))
+                right = per_class_accuracy(labels, guess, len(own))
                 totals[f"learned_{k}"][own] += 100 * right / len(draws)
     dealt = arms != ALWAYS
     return {name: np.where(dealt, total, np.nan) for name, total in totals.items()}
@@ -144,20 +150,9 @@ def _learned(
 
 def restricted(split: Split, classes: np.ndarray) -> Split:
     """The images of some classes (ascending places in ``split.names``), over their names alone."""
-    rows = np.flatnonzero(np.isin(split.labels, classes))
-    return Split(
-        tuple(split.ids[i] for i in rows),
-        np.searchsorted(classes, split.labels[rows]),
-        tuple(split.names[i] for i in classes),
-        tuple(split.captions[i] for i in rows),
-        split.source,
-    )
-
-
-def _tensor(values: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(np.array(values))
+    kept = split.take(np.isin(split.labels, classes))
+    labels = np.searchsorted(classes, kept.labels)
+    return replace(kept, labels=labels, names=tuple(split.names[i] for i in classes))
 
 
 def by_arm(table: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -171,6 +171,11 @@ def split_concepts(matched: pl.DataFrame, scale: dict[str, str]) -> pl.DataFrame
     return pl.concat(parts)
 
 
+def article(text: str) -> str:
+    """The text behind its indefinite article."""
+    return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
+
+
 def caption(row: dict, rng: random.Random, always_name: bool = False) -> str:
     """One caption of a drawing, in the manner of alternative texts: a name, a style, a few tags."""
     label = row["label"]
@@ -179,7 +184,7 @@ def caption(row: dict, rng: random.Random, always_name: bool = False) -> str:
     kind = "an emoji of" if row["kind"] == "emoji" else "an icon of"
     draw, tags = rng.random(), row["tags"]
     if draw < 0.20:
-        text = f"{'an' if label[0] in 'aeiou' else 'a'} {label}"
+        text = article(label)
     elif draw < 0.45:
         text = f"a drawing of {label}"
     elif draw < 0.55:

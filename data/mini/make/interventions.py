@@ -76,11 +76,9 @@ def image_tower(encoder: Any, corpus: P.Corpus) -> Tower:
 def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, groups: Any) -> Tensor:
     """SigLIP's loss, a mean over images; pairs that share a group are neither for nor against."""
     logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T + bias
-    same = torch.stack([group[:, None] == group[None] for group in groups]).any(0)
     sign = 2 * torch.eye(len(logits)) - 1
-    return -F.logsigmoid(sign * logits).masked_fill(same.fill_diagonal_(False), 0).sum() / len(
-        logits
-    )
+    terms = F.logsigmoid(sign * logits).masked_fill(P.alike(groups), 0)
+    return -terms.sum() / len(logits)
 
 
 def balanced(corpus: P.Corpus, seed: int) -> P.Corpus:
@@ -209,11 +207,10 @@ def cells(only: list[str]) -> list[tuple[str, int, int, int]]:
 def table_of(cell: tuple[str, int, int, int], found: pd.DataFrame) -> pd.DataFrame:
     """The rows of a cell, with the arms of each concept."""
     variant, i, t, seed = cell
-    arms = lots().set_index(["domain", "name"])[[ROTATIONS[i], ROTATIONS[t]]].to_numpy()
-    arms = dict(zip(lots().set_index(["domain", "name"]).index, arms, strict=True))
-    own = np.array([arms[key] for key in zip(found["domain"], found["name"], strict=True)])
+    arms = found[["domain", "name"]].merge(lots(), how="left", validate="one_to_one")
     rows = found.assign(variant=variant, image_rotation=i, text_rotation=t, seed=seed)
-    return rows.assign(image_arm=own[:, 0], text_arm=own[:, 1]).round(3)
+    image_arm, text_arm = (arms[ROTATIONS[k]].to_numpy() for k in (i, t))
+    return rows.assign(image_arm=image_arm, text_arm=text_arm).round(3)
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ from assemble import (
     HERE,
     STYLE,
     Naming,
+    article,
     caption,
     inflections,
     rng_of,
@@ -102,11 +103,6 @@ class Pictures:
     def image(self, i: int, transparent: bool = True) -> Image.Image:
         """The drawing, RGBA."""
         return Image.open(io.BytesIO(self.webp[i])).convert("RGBA")
-
-
-def article(text: str) -> str:
-    """The text behind its indefinite article."""
-    return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
 def unnamed_caption(row: dict[str, Any], rng: random.Random) -> str:

@@ -399,6 +399,12 @@ class Schedule:
             yield step, order[first : first + self.batch_size]
 
 
+def alike(groups: list[Tensor]) -> Tensor:
+    """Which two different pairs share a label, an image or a caption, bool (B, B)."""
+    same = torch.stack([group[:, None] == group[None] for group in groups]).any(0)
+    return same.fill_diagonal_(False)
+
+
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, groups: list[Tensor]) -> Tensor:
     """Symmetric InfoNCE, scalar, with pairs that share any group left out of the negatives.
 
@@ -409,8 +415,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, groups: list[Te
     groups : int64 (B,) each: labels, images, captions.
     """
     logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-    same = torch.stack([group[:, None] == group[None] for group in groups]).any(0)
-    logits = logits.masked_fill(same.fill_diagonal_(False), float("-inf"))
+    logits = logits.masked_fill(alike(groups), float("-inf"))
     target = torch.arange(len(logits), device=logits.device)
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
