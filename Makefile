@@ -2,6 +2,7 @@
 VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CHECK := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 15))
 # The first interpreter that will do; `make env PYTHON=/path/to/python` overrides it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python3.14; do \
@@ -64,13 +65,19 @@ clean: ## remove the miniature's results, caches and build files
 distclean: clean ## remove the environment as well
 	rm -rf $(VENV)
 
-# Touched last, so that an installation cut short is taken up again.
+# Touched last, so that an installation cut short is taken up again. uv, itself one of the pinned packages,
+# installs the others at once and without a copy of what its cache holds. It knows no settings of pip's, such
+# as a company's index; pip then does it.
 $(READY): requirements.lock pyproject.toml
 	@"$(PYTHON)" -c '$(CHECK)' 2>/dev/null || { echo 'Python 3.10 to 3.14 is needed; name one with: make env PYTHON=python3.12' >&2; exit 1; }
 	@test -x $(BIN)/python && $(BIN)/python -c '$(CHECK)' && $(BIN)/python -m pip --version >/dev/null 2>&1 \
 		|| { rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV); } \
 		|| { rm -rf $(VENV); echo 'python -m venv failed; on Debian and Ubuntu: sudo apt install python3-venv' >&2; exit 1; }
 	@echo 'installing the pinned packages into $(VENV) (about 5 GB on Linux, once)'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock >$(VENV)/uv.txt
+	@$(PIP) --no-deps --require-hashes -r $(VENV)/uv.txt
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock \
+		|| { echo 'uv did not install the packages; trying pip' >&2; \
+		$(PIP) --no-deps --require-hashes -r requirements.lock; }
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(READY)

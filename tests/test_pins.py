@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
@@ -111,9 +112,23 @@ def test_every_pin_has_the_hashes_of_its_files():
         for given in hashes:
             assert re.fullmatch("--hash=sha256:[0-9a-f]{64}", given), (pin, given)
     makefile = (ROOT / "Makefile").read_text()
-    assert (
-        "pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r" in makefile
+    installs = re.findall(r"(?:\$\(PIP\)|uv pip sync) .*", makefile)
+    locked = [line for line in installs if not line.endswith("-e .")]
+    assert len(locked) == 3 and all("--require-hashes" in line for line in locked)
+
+
+def test_make_env_takes_from_the_lock_the_pin_of_uv_alone():
+    (script,) = re.findall(
+        r"sed -n '(/\^uv==.*?)' requirements.lock", (ROOT / "Makefile").read_text()
     )
+    taken = subprocess.run(
+        ["sed", "-n", script.replace("$$", "$"), "requirements.lock"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    first, *rest = taken.replace("\\\n", " ").splitlines()
+    name, version = first.split()[0].split("==")
+    assert name == "uv" and not rest and first.count("--hash=sha256:") > 3
+    assert Version(version) == versions(environment_of("3.12"))["uv"]
 
 
 def test_actions_and_packages_of_others_are_pinned_by_content():
