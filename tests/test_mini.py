@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lbutils.models import mini
 from lbutils.models.encoders import load_encoder
@@ -192,3 +192,56 @@ def test_words_without_kept_pieces_are_spelt():
 def test_unusable_pieces_are_refused(pieces):
     with pytest.raises(ValueError, match="kept BPE pieces must be"):
         mini.PieceTokenizer(pieces)
+
+
+def test_eight_bits_are_within_half_a_step_of_the_weights():
+    draw = torch.Generator().manual_seed(0)
+    weights = {
+        "matrix": torch.randn(7, 5, generator=draw).half(),
+        "zero": torch.zeros(2, 3).half(),
+        "filter": torch.randn(4, 3, 2, 2, generator=draw).half(),
+        "gain": torch.randn(6, generator=draw).half(),
+        "count": torch.tensor(3),
+    }
+    weights["matrix"][2] *= 1000
+    packed = mini.to_eight_bits(weights)
+    found = mini.from_eight_bits(packed)
+    assert packed["matrix"].dtype == packed["zero"].dtype == torch.int8
+    assert found.keys() == weights.keys()
+    for name in ("filter", "gain", "count"):
+        assert torch.equal(found[name], weights[name])
+    largest = weights["matrix"].float().abs().amax(1, keepdim=True)
+    error = (found["matrix"] - weights["matrix"].float()).abs()
+    assert (error <= largest / 254 * (1 + 1e-5)).all()
+    assert torch.equal(found["zero"], torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("change", ["missing", "short", "nan", "orphan", "flat"])
+def test_eight_bits_without_their_steps_are_refused(change):
+    packed = mini.to_eight_bits({"matrix": torch.ones(3, 2)})
+    if change == "missing":
+        del packed["matrix.step"]
+    elif change == "short":
+        packed["matrix.step"] = packed["matrix.step"][:2]
+    elif change == "nan":
+        packed["matrix.step"][1] = float("nan")
+    elif change == "orphan":
+        del packed["matrix"]
+    else:
+        packed["matrix"] = packed["matrix"].flatten()
+    with pytest.raises(ValueError, match="matrix"):
+        mini.from_eight_bits(packed)
+
+
+def test_an_encoder_in_eight_bits_loads_as_its_rounded_weights(encoder_folder, caplog):
+    whole = encoder_folder / "open_clip_model.safetensors"
+    rounded = mini.from_eight_bits(mini.to_eight_bits(load_file(whole)))
+    save_file(mini.to_eight_bits(load_file(whole)), encoder_folder / mini.EIGHT_BIT_FILE)
+    whole.unlink()
+    model = load_encoder(f"local-dir:{encoder_folder}", device="cpu").model
+    assert not caplog.records
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, rounded[name].to(tensor.dtype)), name
+    (encoder_folder / mini.EIGHT_BIT_FILE).write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="download it again"):
+        load_encoder(f"local-dir:{encoder_folder}", device="cpu")

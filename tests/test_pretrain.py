@@ -409,3 +409,15 @@ def test_committed_encoders_differ_in_their_corpus_or_tower_alone():
             other, like = {*corpus, "seed"}, like | recipe
         for key in set(record) - other - set(found):
             assert record[key] == like[key], f"{name}: {key}"
+
+
+def test_what_eight_bits_cost_is_on_record_for_every_encoder_in_eight_bits():
+    table = pd.read_csv(DATA.parent / "results" / "eight_bits.csv").set_index("encoder")
+    packed = {path.parent.name for path in DATA.glob(f"encoder/*/{mini.EIGHT_BIT_FILE}")}
+    assert packed == set(table.index)
+    for name, row in table.iterrows():
+        record = json.loads((DATA / "encoder" / name / "training.json").read_text())
+        # Pre-training evaluated the average of weights before it was rounded to float16.
+        assert row["val_zero_shot_float16"] == pytest.approx(
+            100 * record["val_zero_shot_ip"], abs=1
+        )

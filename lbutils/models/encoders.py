@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import warnings
 import zlib
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from open_clip import pretrained as registry
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import transforms
 
@@ -259,7 +261,8 @@ def load_encoder(
     pretrained : str or path, optional
         For ``"mini"`` the corpus that it was pre-trained on, ``"small"`` (default), ``"medium"`` or
         ``"large"``; ``"small-half"`` and ``"small-tiny"`` have image towers of half and a quarter
-        of the widths, and ``"large-dosed"`` met names as often as lots decided (`scales.doses`).
+        of the widths, ``"large-dosed"`` met names as often as lots decided (`scales.doses`), and
+        ``"lots-0-seed-0"`` and its like are those of the lots (`lbutils.data.lots`).
         For an architecture one of open_clip's tags, such as ``"laion400m_e32"``, or a file of
         weights. For a name in the table, the file or folder in which its weights lie. The others
         bring their own.
@@ -332,7 +335,10 @@ def _mini(scale: str) -> tuple[nn.Module, Any, str]:
     # Asked for before the folder is looked at, "small" gets the advice on how to restore it.
     if scale not in available and scale != "small":
         raise ValueError(suggest(scale, available, "scale of the miniature's encoder"))
-    for file in ("open_clip_config.json", "open_clip_model.safetensors", "pieces.json"):
+    weights = "open_clip_model.safetensors"
+    if (folder / scale / mini.EIGHT_BIT_FILE).is_file():
+        weights = mini.EIGHT_BIT_FILE
+    for file in ("open_clip_config.json", weights, "pieces.json"):
         mini_file(f"encoder/{scale}/{file}")
     model, tokenizer, _ = _bundled(f"{LOCAL}{folder / scale}")
     return model, tokenizer, scale
@@ -364,8 +370,18 @@ def _bundled(name: str) -> tuple[nn.Module, Any, None]:
     foreign.check_folder(folder)
     described = foreign.read_object(file)
     settings = foreign.open_clip_settings(described, str(file), folder)
+    packed = folder / mini.EIGHT_BIT_FILE
     with _loading(name, folder):
-        model = open_clip.create_model(name, require_pretrained=True, **settings)
+        if packed.is_file():
+            # It would warn that no weights are loaded: they follow.
+            logging.disable(logging.WARNING)
+            try:
+                model = open_clip.create_model(name, load_weights=False, **settings)
+            finally:
+                logging.disable(logging.NOTSET)
+            model.load_state_dict(mini.from_eight_bits(load_file(packed)))
+        else:
+            model = open_clip.create_model(name, require_pretrained=True, **settings)
     _check_described(folder, described.get("preprocess_cfg", {}), model)
     pieces = folder / "pieces.json"
     with _loading(name, pieces if pieces.is_file() else folder, what="a tokenizer"):

@@ -6,7 +6,7 @@ whole model from the JSON configuration in `data/mini/encoder/<scale>/`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -21,8 +21,10 @@ __all__ = [
     "ResidualTower",
     "always_kept",
     "encode_text",
+    "from_eight_bits",
     "model_config",
     "preprocess_config",
+    "to_eight_bits",
 ]
 
 CONTEXT_LENGTH = 16
@@ -337,3 +339,52 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
     x = x[rows, end] + last.ls_1(attended[:, 0])
     x = x + last.ls_2(last.mlp(last.ln_2(x)))
     return model.ln_final(x) @ model.text_projection
+
+
+# --------------------------------------------------------------------------- weights in eight bits
+
+# An encoder's folder holds this file in the place of open_clip's own.
+EIGHT_BIT_FILE = "open_clip_model_int8.safetensors"
+_STEP = ".step"
+
+
+def to_eight_bits(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with every matrix as int8 and one float32 step a row, the rest as it is.
+
+    The step of a row of ``name``, ``(R,)`` under ``name.step``, is its largest magnitude over 127.
+    Filters of convolutions stay: they are few, and image features feel it most.
+    """
+    packed = {}
+    for name, tensor in weights.items():
+        if tensor.ndim != 2:
+            packed[name] = tensor
+            continue
+        rows = tensor.float()
+        step = (rows.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        packed[name] = (rows / step[:, None]).round().to(torch.int8)
+        packed[name + _STEP] = step
+    return packed
+
+
+def from_eight_bits(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, float32 where they were packed, of `to_eight_bits`; within half a step.
+
+    Raises
+    ------
+    ValueError
+        If an int8 tensor has no finite steps, one a row, or a step has no tensor.
+    """
+    weights = {}
+    for name, tensor in packed.items():
+        if name.endswith(_STEP):
+            if name.removesuffix(_STEP) not in packed:
+                raise ValueError(f"{name} belongs to no tensor")
+            continue
+        if tensor.dtype == torch.int8:
+            step = packed.get(name + _STEP)
+            rows = tensor.shape[:1] if tensor.ndim == 2 else None
+            if step is None or step.shape != rows or not step.isfinite().all():
+                raise ValueError(f"{name} needs finite steps, one for each of its rows")
+            tensor = tensor.float() * step.float()[:, None]
+        weights[name] = tensor
+    return weights
