@@ -118,8 +118,16 @@ SWEPT = frame([(f"m{i}", x, i + x, i, i + 2 * x, "h") for i in range(3) for x in
               "method set_shots value low high metric")
 CAPTIONS = frame([(s, c) for s, cs in (("s", (3, 0, 9)), ("l", (4, 1, 9))) for c in cs],
                  "scale captions")
+TILES = frame([("named", "met", 44, 40, 48), ("named", "not met", 43, 39, 47),
+               ("unnamed", "met", 12, 10, 14), ("unnamed", "not met", 11, 9, 13)],
+              "row column value low high")
+EFFECTS = frame([("of captions", 32, 28, 36), ("of images", 1, -2, 4)], "label value low high")
+ARMS = frame([("zero-shot", "both", 50, 45, 55), ("zero-shot", "image", 12, 10, 15),
+              ("clusters", "image", 60, 55, 66), ("clusters", "both", 61, 56, 67)],
+             "measure arm value low high")
 # fmt: on
 DRAWN = {
+    "arm_intervals": lambda f: f(ARMS),
     "benchmark_statistics": lambda f: f(SUMMARY),
     "caption_counts": lambda f: f(COUNTS),
     "example_grid": lambda f: f(PICTURES, columns=3),
@@ -137,6 +145,7 @@ DRAWN = {
     "subset_bars": lambda f: f(BARS, published=BARS),
     "sweep_lines": lambda f: f(SWEPT),
     "tsne_scatter": lambda f: f(POINTS),
+    "two_by_two": lambda f: f(TILES, EFFECTS),
 }
 
 
@@ -465,6 +474,28 @@ def test_dots_stand_at_the_counts_and_absent_names_are_counted():
     assert beside == {"bee": (20, 1), r"\$cat_1\$": (30, 2), "dog": (300, 2)}
     none = figures.caption_counts(COUNTS.query("captions == 0")).axes[0]
     assert words(t for t in none.texts) == ["1", "1"]
+
+
+def test_tiles_stand_in_their_rows_and_columns_beside_the_effects():
+    figure = figures.two_by_two(TILES, EFFECTS, margin=5)
+    tiles, points = figure.axes
+    assert tiles.images[0].get_array().tolist() == [[44, 43], [12, 11]]
+    told = {(t.get_position()[0], round(t.get_position()[1])): t.get_text() for t in tiles.texts}
+    assert told[1, 0] == "[39.0, 47.0]" and words(tiles.get_xticklabels()) == ["met", "not met"]
+    assert words(tiles.get_yticklabels()) == ["named", "unnamed"]
+    assert intervals(points) == [[32, 0, 28, 36], [1, 1, -2, 4]]
+    band = points.patches[0]
+    assert (band.get_x(), band.get_width()) == (-5, 10)
+    assert "unnamed, met: 12.0" in figure.alt and "of captions: +32.0" in figure.alt
+
+
+def test_arms_stand_in_one_order_in_every_panel():
+    figure = figures.arm_intervals(ARMS)
+    first, second = figure.axes
+    assert intervals(first) == [[0, 50, 45, 55], [1, 12, 10, 15]]
+    assert intervals(second) == [[1, 60, 55, 66], [0, 61, 56, 67]]
+    assert words(first.get_xticklabels()) == words(second.get_xticklabels()) == ["both", "image"]
+    assert first.get_title(loc="left") == "zero-shot" and "both 61.0" in figure.alt
 
 
 def test_every_figure_says_what_it_shows_and_refuses_a_wrong_table():

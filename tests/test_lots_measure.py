@@ -177,6 +177,69 @@ def test_learned_names_are_ahead_of_names_as_they_are(insects):
 # --------------------------------------------------------------------------- interventions
 
 
+def crossed(captions, tower, seeds=(0, 1, 2), noise=3.0, concepts=60):
+    """Planted accuracies: so much more with the captions, so much more with the image tower."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in seeds:
+        for image_arm in measured.ARMS:
+            for text_arm in measured.ARMS:
+                level = 12 + captions * (text_arm == "both") + tower * (image_arm == "both")
+                for i in range(concepts):
+                    value = level + noise * rng.standard_normal()
+                    rows.append(("infonce", image_arm, text_arm, seed, "d", str(i), value))
+    for variant in ("sigmoid",):
+        own = [(variant, *row[1:]) for row in rows if row[1] == row[2]]
+        rows = rows + own
+    columns = ["variant", "image_arm", "text_arm", "seed", "domain", "name", "zero_shot_all"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_cells_are_means_over_seeds_and_all_are_needed():
+    table = crossed(30, 1)
+    cells = measured.text_cells(table)
+    own = table.query("variant == 'infonce' and image_arm == 'image' and text_arm == 'both'")
+    expected = own.groupby("name")["zero_shot_all"].mean()
+    assert cells["image", "both"].droplevel(0).sort_index().tolist() == pytest.approx(
+        expected.sort_index().tolist()
+    )
+    lacking = table[(table["image_arm"] != "image") | (table["text_arm"] != "both")]
+    with pytest.raises(ValueError, match="all 9 cells"):
+        measured.text_cells(lacking)
+
+
+@pytest.mark.parametrize(
+    ("captions", "tower", "parts", "whole"),
+    [
+        (30, 1, ["reproduced", "reproduced"], "reproduced"),
+        (30, 9, ["reproduced", "contradicted"], "contradicted"),
+        (3, 0, ["contradicted", "reproduced"], "contradicted"),
+        (30, 5, ["reproduced", "not shown"], "not shown"),
+    ],
+)
+def test_the_claim_on_the_text_side_is_judged_as_registered(captions, tower, parts, whole):
+    found = measured.text_verdict(crossed(captions, tower, noise=2.0))
+    assert found["verdict"].tolist() == [*parts, whole]
+    assert found["mean"][0] == pytest.approx(captions, abs=1)
+    assert found["mean"][1] == pytest.approx(tower, abs=1)
+
+
+def test_effects_of_variants_are_read_where_both_arms_agree():
+    found = measured.variant_effects(crossed(30, 2)).set_index(["variant", "quantity"])
+    for variant in ("infonce", "sigmoid"):
+        assert found.loc[(variant, "name"), "mean"] == pytest.approx(32, abs=1.5)
+        assert found.loc[(variant, "image"), "mean"] == pytest.approx(0, abs=1.5)
+
+
+def test_results_that_are_not_there_name_their_script(monkeypatch, tmp_path):
+    monkeypatch.setattr(measured, "data_dir", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match="make/measure_lots.py"):
+        measured.results("lots")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "lots.csv").write_text("a,b\n1,2\n")
+    assert measured.results("lots").to_dict("list") == {"a": [1], "b": [2]}
+
+
 @pytest.fixture(scope="module")
 def script():
     return load_script("interventions")

@@ -11,12 +11,14 @@ __all__, __getattr__, __dir__ = lazy(
     __name__,
     {
         "bars": [
+            "arm_intervals",
             "benchmark_statistics",
             "gap_intervals",
             "reliability_diagrams",
             "screening_levels",
             "share_bars",
             "subset_bars",
+            "two_by_two",
         ],
         "lines": [
             "frequency_curve",

@@ -320,3 +320,96 @@ def reliability_diagrams(table: pd.DataFrame, columns: int = 4) -> Figure:
     errors = table.drop_duplicates("panel")["ece"] if "ece" in table else [None] * len(names)
     told = [n if e is None else f"{n} (ECE {e:.1f} %)" for n, e in zip(names, errors, strict=True)]
     return st.described(figure, f"Accuracy against confidence, a panel each: {st.listed(told)}.")
+
+
+@st.styled
+def two_by_two(cells: pd.DataFrame, effects: pd.DataFrame, margin: float = 5.0) -> Figure:
+    """Four accuracies as shaded tiles, and beside them the effects of rows and of columns.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        ``row``, ``column``, ``value``, ``low``, ``high``, in per cent.
+    effects : DataFrame
+        ``label``, ``value``, ``low``, ``high``, in points.
+    margin : float
+        Half of the band about 0 within which an effect counts as none.
+    """
+    st.require(cells, "row", "column", "value", "low", "high")
+    st.require(effects, "label", "value", "low", "high")
+    rows, columns = st.unique(cells["row"]), st.unique(cells["column"])
+    figure, (tiles, points) = st.panels(
+        ["zero-shot accuracy (%)", "effects (points)"], 7.2, 2.5, width_ratios=[1.25, 1]
+    )
+    shades = sns.light_palette(st.BLUE, as_cmap=True)
+    wide = cells.pivot(index="row", columns="column", values="value").loc[rows, columns]
+    tiles.imshow(wide, cmap=shades, vmin=0, vmax=100, aspect="auto")
+    for cell in cells.itertuples():
+        at = columns.index(cell.column), rows.index(cell.row)
+        colour = "white" if cell.value > 55 else st.INK
+        options = {"ha": "center", "va": "center", "color": colour}
+        tiles.text(at[0], at[1] - 0.08, f"{cell.value:.1f}", fontsize=17, weight="bold", **options)
+        tiles.text(at[0], at[1] + 0.24, f"[{cell.low:.1f}, {cell.high:.1f}]", fontsize=8, **options)
+    tiles.set_xticks(range(len(columns)), [st.wrapped(c, 18) for c in columns])
+    tiles.set_yticks(range(len(rows)), [st.wrapped(r, 16) for r in rows])
+    tiles.tick_params(length=0)
+    tiles.spines[:].set_visible(False)
+    tiles.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+    tiles.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+    tiles.grid(which="minor", color="white", lw=3)
+    tiles.tick_params(which="minor", length=0)
+    _about_zero(points, effects, margin)
+    told = "; ".join(f"{c.row}, {c.column}: {c.value:.1f}" for c in cells.itertuples())
+    last = "; ".join(f"{e.label}: {e.value:+.1f}" for e in effects.itertuples())
+    return st.described(figure, f"Tiles of zero-shot accuracy. {told}. Effects. {last}.")
+
+
+def _about_zero(axis: Axes, rows: pd.DataFrame, margin: float) -> None:
+    """Draw values with their intervals about zero, the margin as a band."""
+    places = np.arange(len(rows))
+    axis.axvspan(-margin, margin, color=st.RULE, lw=0, zorder=0)
+    axis.axvline(0, color=st.GREY, lw=0.8)
+    options = {"ls": "", "color": st.INK, "marker": "o", "ms": 5, "elinewidth": 1.4}
+    axis.errorbar(rows["value"], places, xerr=st.reach(rows), **options)
+    for place, row in zip(places, rows.itertuples(), strict=True):
+        told = f"{row.value:+.1f} [{row.low:.1f}, {row.high:.1f}]"
+        options = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5}
+        axis.annotate(told, (row.value, place), (0, 7), **options)
+    axis.set_yticks(places, [st.wrapped(label, 22) for label in rows["label"]])
+    axis.set_ylim(len(rows) - 0.4, -0.7)
+    axis.margins(x=0.3)
+    st.bare(axis)
+
+
+@st.styled
+def arm_intervals(table: pd.DataFrame, ylabel: str = "mean over concepts (%)") -> Figure:
+    """Means of the same concepts in each arm of an experiment, a panel a measure.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``measure``, ``arm``, ``value``, ``low``, ``high``; optionally ``chance``. Arms stand from
+        left to right in their order.
+    """
+    st.require(table, "measure", "arm", "value", "low", "high")
+    measures, arms = st.unique(table["measure"]), st.unique(table["arm"])
+    figure, axes = st.panels(measures, 7.2, 2.5, sharey=True)
+    for axis, measure in zip(axes, measures, strict=True):
+        rows = table[table["measure"] == measure]
+        places = [arms.index(arm) for arm in rows["arm"]]
+        axis.plot(places, rows["value"], color=st.PALE, lw=1, zorder=1)
+        options = {"ls": "", "color": st.INK, "marker": "o", "ms": 5, "elinewidth": 1.4}
+        axis.errorbar(places, rows["value"], st.reach(rows), **options)
+        for place, value in zip(places, rows["value"], strict=True):
+            options = {"textcoords": "offset points", "fontsize": 8}
+            axis.annotate(f"{value:.1f}", (place, value), (5, 4), **options)
+        axis.set_xticks(range(len(arms)), [st.wrapped(arm, 9) for arm in arms])
+        axis.set_xlim(-0.4, len(arms) - 0.35)
+        axis.tick_params(axis="x", length=0, labelsize=7.5)
+        axis.grid(axis="y")
+    axes[0].set(ylabel=ylabel, ylim=(0, 1.06 * float(table["high"].max())))
+    told = "; ".join(
+        f"{measure}: " + ", ".join(f"{r.arm} {r.value:.1f}" for r in rows.itertuples())
+        for measure, rows in table.groupby("measure", sort=False)
+    )
+    return st.described(figure, f"Points with intervals. {told}.")

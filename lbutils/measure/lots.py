@@ -16,7 +16,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score
 from tqdm.auto import tqdm
 
-from lbutils.data.benchmark import Split, join
+from lbutils.data.benchmark import Split, data_dir, join
 from lbutils.data.lots import ALWAYS, ARMS, lots
 from lbutils.learn.namelearner import NameLearner
 from lbutils.measure.metrics import per_class_accuracy
@@ -24,12 +24,30 @@ from lbutils.models.classifier import class_means, text_classifier, training_fea
 from lbutils.models.features import image_features
 from lbutils.unlabelled.cluster import class_hits, kmeans
 
+# Arms of an image tower, or of captions, that bring no name.
+UNNAMED = ("image", "neither")
 STARTS = 20
 SHOTS = (1, 2, 4)
 TEMPLATES = ("{name}", "a drawing of {name}")
 EFFECTS = {"name": ("both", "image"), "image": ("image", "neither"), "gap": ("both", "neither")}
 MARGIN = 5.0
+BOUND = 10.0  # points that an effect of the name must exceed
 RESAMPLES = 10_000
+
+
+def results(name: str) -> pd.DataFrame:
+    """A committed table of ``data/results``: "lots" or "interventions", a row a concept and run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it was not made: the script that makes it.
+    """
+    path = data_dir() / "results" / f"{name}.csv"
+    if not path.is_file():
+        script = {"lots": "measure_lots.py"}.get(name, f"{name}.py")
+        raise FileNotFoundError(f"{path} is missing: make it by data/mini/make/{script}")
+    return pd.read_csv(path)
 
 
 def measure(
@@ -256,7 +274,7 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
             "the missing name is why zero-shot fails",
             "effect of the name on zero-shot accuracy",
             *name,
-            both(above(name, 10), above(interval(ahead), 0)),
+            both(above(name, BOUND), above(interval(ahead), 0)),
         ),
         (
             "the image side does not need the name",
@@ -290,3 +308,75 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
         ),
     ]
     return pd.DataFrame(rows, columns=["claim", "figure", "mean", "low", "high", "verdict"])
+
+
+def text_cells(table: pd.DataFrame, variant: str = "infonce") -> pd.DataFrame:
+    """Zero-shot accuracy of each dealt concept by what image tower and captions hold of it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of ``data/results/interventions.csv``: text towers trained anew on frozen image towers.
+    variant : str
+        One of its variants; all but "infonce" have the cells alone in which both arms agree.
+
+    Returns
+    -------
+    DataFrame
+        One row a concept, a column for each pair (arm of the image tower, arm of the captions),
+        in per cent, mean over seeds.
+
+    Raises
+    ------
+    ValueError
+        If a concept lacks a cell.
+    """
+    own = table[(table["variant"] == variant) & (table["text_arm"] != ALWAYS)]
+    wide = own.pivot_table(
+        "zero_shot_all", ["domain", "name"], ["image_arm", "text_arm"], aggfunc="mean", sort=False
+    )
+    pairs = [(i, t) for i in ARMS for t in ARMS if variant == "infonce" or i == t]
+    if set(wide.columns) != set(pairs) or wide.isna().any(axis=None):
+        raise ValueError(f"{variant}: every concept needs all {len(pairs)} cells of arms")
+    return wide[pairs]
+
+
+def text_verdict(table: pd.DataFrame) -> pd.DataFrame:
+    """The pre-registered claim 7, what captions and what image towers do, with its verdict.
+
+    Returns
+    -------
+    DataFrame
+        Two rows with the columns of `verdicts`, each with the verdict on its own part, and one
+        on the claim as a whole, whose figures are NaN.
+    """
+    cells = text_cells(table)
+    captions = cells.xs("both", axis=1, level=1) - cells.xs("image", axis=1, level=1)
+    towers = cells["both"] - cells["neither"]
+    name = interval(captions.mean(axis=1))
+    image = interval(towers[list(UNNAMED)].mean(axis=1))
+    parts = above(name, BOUND), equivalent(image)
+    claim = "zero-shot accuracy comes with the captions, not with the image tower"
+    rows = [
+        (claim, "effect of captions that name the concept", *name, parts[0]),
+        (claim, "effect of an image tower that met it, captions not naming it", *image, parts[1]),
+        (claim, "both", *[np.nan] * 3, both(*parts)),
+    ]
+    return pd.DataFrame(rows, columns=["claim", "figure", "mean", "low", "high", "verdict"])
+
+
+def variant_effects(table: pd.DataFrame) -> pd.DataFrame:
+    """Effects of name and image under each variant, image tower and captions of one rotation.
+
+    Returns
+    -------
+    DataFrame
+        ``variant``, ``quantity``, ``mean``, ``low``, ``high``; no verdict was registered.
+    """
+    rows = []
+    for variant in dict.fromkeys(table["variant"]):
+        cells = text_cells(table, variant)
+        for quantity, (one, other) in EFFECTS.items():
+            effect = interval(cells[one, one] - cells[other, other])
+            rows.append((variant, quantity, *effect))
+    return pd.DataFrame(rows, columns=["variant", "quantity", "mean", "low", "high"])
