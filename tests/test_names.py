@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from lbutils.models.classifier import text_classifier
 from lbutils.models.names import NameEmbeddings, Names
 from lbutils.models.prompts import fill, pieces
 from lbutils.models.text import CausalText, SubstitutedText, text_forward
@@ -58,6 +59,29 @@ def test_start_equals_encode_text(encoder):
     names = NameEmbeddings(encoder, NAMES, TEMPLATES, "animal")
     expected = F.normalize(sum(plain_features(encoder, t) for t in TEMPLATES), dim=-1)
     assert torch.allclose(names(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [256, 3])
+def test_a_text_classifier_equals_encode_text(encoder, batch_size):
+    """Whatever is computed once or left out, with prompts that end at the context's end too."""
+    wordy = [*TEMPLATES, "{name}, seen" + " again" * 20, "seen" + " again" * 20 + " as {name}"]
+    expected = F.normalize(sum(plain_features(encoder, t) for t in wordy), dim=-1)
+    found = text_classifier(encoder, NAMES, wordy, "animal", batch_size)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_prompts_by_class_equal_encode_text(encoder):
+    """As many prompts a name as there are, with and without its name, some shared by several."""
+    own = {
+        name: ["a photo", "a {name}, or so", "a {name}", "a {hint}: {name} and {name}"][: 1 + i]
+        for i, name in enumerate(NAMES[:4])
+    }
+    own["axolotl"] = own["axolotl"][1:]
+    found = text_classifier(encoder, NAMES[:4], {**own, "never asked": []}, "animal")
+    for row, name in zip(found, NAMES, strict=False):
+        texts = [one.replace("{name}", name).replace("{hint}", "animal") for one in own[name]]
+        plain = F.normalize(encoder.model.encode_text(encoder.tokenize(texts)), dim=-1)
+        assert torch.allclose(row, F.normalize(plain.sum(0), dim=0), atol=1e-5)
 
 
 def test_gradients_equal_those_of_the_embedding(encoder):

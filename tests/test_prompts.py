@@ -49,12 +49,61 @@ def test_every_template_set_is_well_formed():
         (lambda: prompts.fill("{name} {name}", "x"), "exactly one"),
         (lambda: prompts.fill("{name} {hint}", "x"), "pass hint="),
         (lambda: prompts.hint("mini", "Animal"), "'Animals'"),
+        (lambda: prompts.resolve({"fox": ["a fox"]}), "share, not in prompts by class"),
+        (
+            lambda: by_class({"fox": ["a fox"]}, ["fox", "fex"]),
+            "'fex' the first.*Did you mean 'fox'",
+        ),
+        (lambda: by_class({"fox": ["a {nam}"]}, ["fox"]), "class 'fox'.*Did you mean '{name}'"),
+        (lambda: by_class({"fox": ["a {hint}"]}, ["fox"]), "class 'fox'.*pass hint="),
+        (lambda: by_class({"fox": []}, ["fox"]), "class 'fox': there is none"),
+        (lambda: by_class({"fox": ["a", " "]}, ["fox"]), "class 'fox': a prompt is empty"),
+        (lambda: by_class({"fox": "a fox"}, ["fox"]), "class 'fox': prompts must be a list"),
+        (lambda: by_class({"fox": [1]}, ["fox"]), "class 'fox': prompts must be texts"),
         (lambda: prompts.encode_slots(TOKENIZER, "a ", " ", ""), "empty"),
     ],
 )
 def test_errors_say_what_to_do(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def by_class(own, names):
+    return prompts.prompts_by_class(own, names)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "by class"),
+        ("{}", "by class"),
+        ("{", "by class"),
+        ('{"fox": "a fox"}', "'fox' has no list of prompts: 'a fox'"),
+        ('{"fox": []}', "'fox' has no list"),
+        ('{"fox": ["a fox", 1]}', "'fox' has no list"),
+        ('{"fox": ["a"], "owl": ["b"], "fox": ["c"]}', "'fox' stands in it twice"),
+    ],
+)
+def test_a_file_of_prompts_is_refused_with_its_entry(tmp_path, content, words):
+    (tmp_path / "prompts.json").write_text(content)
+    with pytest.raises(ValueError, match=words):
+        prompts.read_prompts(tmp_path / "prompts.json")
+
+
+def test_a_file_of_prompts_is_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"prompts.json"):
+        prompts.read_prompts(tmp_path / "prompts.json")
+    (tmp_path / "prompts.json").write_text('{"Füchse": ["a {name}", "a fox"]}', encoding="utf-8")
+    found = prompts.read_prompts(tmp_path / "prompts.json")
+    assert found == {"Füchse": ["a {name}", "a fox"]}
+    assert by_class(found, ["Füchse"]) == ((("a ", "Füchse"), ("", "a fox")),)
+
+
+def test_open_clip_s_templates_are_its_own():
+    """Beside the 80, which all notebooks of CLIP list, none is a copy in a table of ours."""
+    found = prompts.resolve("openai80")
+    assert len(set(found)) == 80 and "a origami {name}." in found
+    assert found == tuple(t("{name}") for t in open_clip.OPENAI_IMAGENET_TEMPLATES)
 
 
 def test_hint_of_a_domain():

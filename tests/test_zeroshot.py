@@ -3,9 +3,12 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import build_tiny
+from torch.utils.flop_counter import FlopCounterMode
 
 from lbutils import load_benchmark
 from lbutils.data import hub, laion_beyond
@@ -14,6 +17,7 @@ from lbutils.learn.colours import told_colours
 from lbutils.learn.knowledge import Knowledge, load_lexicon, without_names
 from lbutils.models import classifier
 from lbutils.models.classifier import text_classifier, text_features
+from lbutils.models.encoders import DualEncoder
 from lbutils.models.names import NameEmbeddings
 from lbutils.rivals import context, probes
 from lbutils.unlabelled import zsnl
@@ -30,6 +34,42 @@ def test_classifier_is_the_normalised_mean_over_templates(tiny_encoder):
     assert torch.allclose(found, expected, atol=1e-6)
     assert found.dtype == torch.float32
     assert torch.allclose(found.norm(dim=-1), torch.ones(3), atol=1e-6)
+
+
+def test_classifier_is_open_clip_s(tiny_encoder):
+    names = ["red panda", "axolotl", "C++", "jack-o'-lantern"]
+    expected = open_clip.build_zero_shot_classifier(
+        tiny_encoder.model, tiny_encoder.tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES
+    ).T
+    found = text_classifier(tiny_encoder, names, "openai80")
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_eighty_templates_cost_at_most_five_times_one(monkeypatch):
+    """In operations, beside open_clip's builder; `bench_prompts` measures the time."""
+    encoder = DualEncoder(
+        build_tiny(context_length=77, width=64),
+        open_clip.SimpleTokenizer(),
+        preprocess={"size": 32},
+    )
+    names, templates = open_clip.IMAGENET_CLASSNAMES[::50], open_clip.OPENAI_IMAGENET_TEMPLATES
+    # The fused attention of inference hides its matrix products from the counter.
+    monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)
+    with FlopCounterMode(display=False) as one:
+        open_clip.build_zero_shot_classifier(encoder.model, encoder.tokenizer, names, templates[:1])
+    with FlopCounterMode(display=False) as all_of_them:
+        text_classifier(encoder, names, "openai80")
+    assert 0 < all_of_them.get_total_flops() <= 5 * one.get_total_flops()
+
+
+def test_kept_text_features_are_those_of_the_prompts(tiny_encoder):
+    own = {"fox": ["a fox"], "owl": ["an {name}", "owls"]}
+    found = text_features(tiny_encoder, ["owl", "fox"], own)
+    assert torch.equal(found, text_classifier(tiny_encoder, ["owl", "fox"], own))
+    other = text_features(tiny_encoder, ["owl", "fox"], {**own, "fox": ["foxes"]})
+    assert torch.equal(found[0], other[0]) and not torch.allclose(found[1], other[1])
+    method = probes.ZeroShot(tiny_encoder, own)
+    assert torch.equal(method.classifier_for(["owl", "fox"]), found)
 
 
 def test_classifier_needs_names(tiny_encoder):

@@ -35,7 +35,7 @@ from lbutils.data.folder import leads_out
 from lbutils.data.images import MAX_BYTES, SUFFIXES, Files, decode, first_line, suffix_of
 from lbutils.models.classifier import text_classifier
 from lbutils.models.features import image_features
-from lbutils.models.prompts import pieces, take_out
+from lbutils.models.prompts import Templates, pieces, take_out
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -386,7 +386,7 @@ def check(
     split: Split,
     others: Sequence[str] = (),
     *,
-    templates: str | Sequence[str] = "mini",
+    templates: Templates = "mini",
     hint: str | None = None,
     features: Tensor | None = None,
 ) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from lbutils.captions.survey import screen
 from lbutils.data.benchmark import mini_file
 from lbutils.measure import tasks
 from lbutils.measure.metrics import per_class_accuracy
+from lbutils.models.prompts import Templates
 
 NEVER = "never"
 # Drawings that `data/mini/make/dose.py` gives back to a concept by lot.
@@ -137,7 +138,7 @@ def class_table(
     *,
     shots: int = 4,
     draws: Iterable[int] = (0,),
-    templates: str | Sequence[str] = "mini",
+    templates: Templates = "mini",
     views: int = 4,
     seed: int = 0,
     progress: bool = True,

@@ -23,6 +23,7 @@ from lbutils.data.benchmark import join
 from lbutils.measure.joint import JointScores, joint_scores
 from lbutils.models.classifier import training_features
 from lbutils.models.features import image_features
+from lbutils.models.prompts import Templates
 from lbutils.rivals.adapters import BeforeProjection
 
 # factory(encoder, templates=, hint=, shots=, seed=, ip_names=) of a method that is not fitted
@@ -47,7 +48,7 @@ class Task:
     before: tuple[Tensor, Tensor] | None = None  # both, before the last projection (ProLIP)
 
     def fit(
-        self, factory: Factory, encoder: Any, templates: str | Sequence[str] = "mini", seed: int = 0
+        self, factory: Factory, encoder: Any, templates: Templates = "mini", seed: int = 0
     ) -> Any:
         """The method that `factory` makes, fitted; its seed is `seed` plus the draw.
 
@@ -183,7 +184,7 @@ def run(
     *,
     shots: Iterable[int] = (1, 2, 4),
     draws: Iterable[int] = range(10),
-    templates: str | Sequence[str] = "mini",
+    templates: Templates = "mini",
     views: int = 4,
     seed: int = 0,
     workers: int = 1,

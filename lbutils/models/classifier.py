@@ -14,13 +14,14 @@ import torch.nn.functional as F
 
 from lbutils.captions.text import as_names
 from lbutils.models.features import image_features
-from lbutils.models.prompts import fill, resolve
+from lbutils.models.prompts import Templates, prompts_by_class
+from lbutils.models.text import encode_prompts
 
 
 def text_classifier(
     encoder: Any,
     names: Sequence[str],
-    templates: str | Sequence[str] = "mini",
+    templates: Templates = "mini",
     hint: str | None = None,
     batch_size: int = 256,
 ) -> torch.Tensor:
@@ -31,9 +32,10 @@ def text_classifier(
     encoder : DualEncoder
     names : sequence of str
         Class names, taken literally.
-    templates : str or sequence of str
-        A template set (see `prompts.templates`), one template, or several. The normalised
-        features of several are averaged and normalised again.
+    templates : str, sequence of str, or mapping of str to sequence of str
+        A template set (see `prompts.templates`), one template, or several; or prompts of their
+        own for each name (`prompts.prompts_by_class`). The normalised features of a name's
+        prompts are averaged and normalised again.
     hint : str, optional
         Superclass for templates with a ``{hint}``.
     batch_size : int
@@ -41,7 +43,8 @@ def text_classifier(
     Raises
     ------
     ValueError
-        If there are no names, or one text in place of a list, or a template does not fit.
+        If there are no names, or one text in place of a list, or a template does not fit, or a
+        name has no prompt.
 
     Warns
     -----
@@ -56,19 +59,27 @@ def text_classifier(
     names = as_names(names, "class names")
     if not names:
         raise ValueError("no class names given: pass at least one")
-    mean = torch.zeros(())
+    lists = prompts_by_class(templates, names, hint)
+    # The first prompt of each name, then the second: those of one template lie side by side.
+    owned = [
+        (owner, own[place])
+        for place in range(max(map(len, lists)))
+        for owner, own in enumerate(lists)
+        if place < len(own)
+    ]
+    prompts = [prompt for _, prompt in owned]
+    owners = [owner for owner, _ in owned]
+    sums = torch.zeros(len(names), 1)
     read = [b""] * len(names)
-    for template in resolve(templates):
-        prompts = [fill(template, name, hint) for name in names]
-        blocks = [
-            encoder.encode_text(prompts[start : start + batch_size]).cpu()
-            for start in range(0, len(prompts), batch_size)
-        ]
-        mean = mean + F.normalize(torch.cat(blocks).float(), dim=-1)
-        tokens = encoder.tokenize(prompts).numpy()
-        read = [ids + row.tobytes() for ids, row in zip(read, tokens, strict=True)]
-    warn_of_twins(names, read, tokens.shape[1])
-    return F.normalize(mean, dim=-1)
+    done = 0
+    for features, ids in encode_prompts(encoder, prompts, batch_size):
+        own = owners[done : done + len(ids)]
+        sums = sums.expand(-1, features.shape[1]).index_add(0, torch.tensor(own), features)
+        for owner, row in zip(own, ids, strict=True):
+            read[owner] += row
+        done += len(ids)
+    warn_of_twins(names, read, encoder.context_length)
+    return F.normalize(sums, dim=-1)
 
 
 def warn_of_twins(names: Sequence[str], read: Sequence[Hashable], length: int) -> None:
@@ -103,7 +114,7 @@ _KEPT = 64
 def text_features(
     encoder: Any,
     names: Sequence[str],
-    templates: str | Sequence[str] = "mini",
+    templates: Templates = "mini",
     hint: str | None = None,
 ) -> torch.Tensor:
     """What `text_classifier` returns ``(C, D)``; the latest answers of an encoder are kept.
@@ -111,7 +122,7 @@ def text_features(
     An answer is given again only while the encoder's weights and tokenizer are what they were.
     """
     names = as_names(names, "class names")
-    key = (tuple(names), resolve(templates), hint, state_of(encoder))
+    key = (tuple(names), prompts_by_class(templates, names, hint), state_of(encoder))
     known = _TEXTS.setdefault(encoder, OrderedDict())
     found = known.get(key)
     if found is None:
@@ -184,7 +195,7 @@ class FeatureClassifier(Estimator):
 
     encoder: Any
     classifier_: torch.Tensor
-    templates: str | Sequence[str] = "mini"
+    templates: Templates = "mini"
     hint: str | None = None
 
     def logits(self, images: Any) -> torch.Tensor:

@@ -7,16 +7,23 @@ parts (before, name, after) stay apart down to the token ids.
 from __future__ import annotations
 
 import csv
+import json
+import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from lbutils._util import suggest
+from lbutils._util import short, suggest
 from lbutils.captions.text import as_names, canonical, cleaned
 from lbutils.data.folder import data_dir, how_to_restore, read_hints
+
+# The name of a set, one template, several, or prompts of their own for each class name.
+Templates: TypeAlias = str | Sequence[str] | Mapping[str, Sequence[str]]
+# Sets that open_clip's package holds, as functions of a name.
+_OPEN_CLIP = {"openai80": "OPENAI_IMAGENET_TEMPLATES"}
 
 
 class Slots(NamedTuple):
@@ -27,35 +34,52 @@ class Slots(NamedTuple):
 
 
 def templates(name: str) -> tuple[str, ...]:
-    """Templates of a set in ``data/prompts/templates.csv``, in the order of the file.
+    """Templates of a set, in its order.
 
     Parameters
     ----------
     name : str
-        ``"mini"`` (the forms of the miniature's captions), ``"paper"`` (the paper's prompt),
-        ``"released"`` (the prompt of the authors' code, with a hint) or ``"openai7"`` (the
-        seven best ImageNet templates of CLIP, Radford et al. 2021).
+        Of ``data/prompts/templates.csv``: ``"mini"`` (the forms of the miniature's captions),
+        ``"paper"`` (the paper's prompt), ``"released"`` (the prompt of the authors' code, with a
+        hint) or ``"openai7"`` (the seven best ImageNet templates of CLIP, Radford et al. 2021).
+        Of open_clip's package: ``"openai80"`` (CLIP's 80 ImageNet templates, the same source).
+        Of ``data/prompts/class_templates.json``: those published for one public data set, such as
+        ``"flowers"`` (the same source, as in CLIP_benchmark).
 
     Raises
     ------
     ValueError
         If there is no such set.
     """
+    if name in _OPEN_CLIP:
+        from open_clip import zero_shot_metadata
+
+        return tuple(make("{name}") for make in getattr(zero_shot_metadata, _OPEN_CLIP[name]))
     rows = _table("templates.csv")
     found = tuple(row["template"] for row in rows if row["set"] == name)
     if not found:
-        raise ValueError(suggest(name, dict.fromkeys(row["set"] for row in rows), "template set"))
+        published = json.loads(_file("class_templates.json").read_text("utf-8"))["templates"]
+        known = dict.fromkeys([*(row["set"] for row in rows), *_OPEN_CLIP, *published])
+        if name not in published:
+            raise ValueError(suggest(name, known, "template set"))
+        found = tuple(published[name])
     return found
 
 
-def resolve(spec: str | Sequence[str]) -> tuple[str, ...]:
+def resolve(spec: Templates) -> tuple[str, ...]:
     """Templates from the name of a set, from one template, or from a sequence of templates.
 
     Raises
     ------
     ValueError
-        If `spec` is empty, names no set, or a template lacks its one ``{name}``.
+        If `spec` is empty, names no set, or a template lacks its one ``{name}``; if it is prompts
+        by class, where templates that all names share are wanted.
     """
+    if isinstance(spec, Mapping):
+        raise ValueError(
+            "names are learned in templates that all of them share, not in prompts by class: "
+            "pass a template set or a list of templates"
+        )
     if isinstance(spec, str):
         # The name of a set has neither: what has is a template, perhaps a wrong one.
         return resolve([spec]) if set(spec) & {"{", " "} else templates(spec)
@@ -63,7 +87,94 @@ def resolve(spec: str | Sequence[str]) -> tuple[str, ...]:
     if not found:
         raise ValueError("no template given: pass a template set or a list of templates")
     for template in found:
-        _parts(template)
+        slots(template, hint="")
+    return found
+
+
+def prompts_by_class(
+    spec: Templates, names: Sequence[str], hint: str | None = None
+) -> tuple[tuple[Slots, ...], ...]:
+    """The prompts of each name, in the order of `names`, cut behind what stands before the name.
+
+    ``before + after`` is a prompt as the encoder reads it; the name is the beginning of ``after``.
+
+    Parameters
+    ----------
+    spec : str, sequence of str, or mapping of str to sequence of str
+        Templates, as `resolve` takes them; or the prompts of each name, in which ``{name}`` and
+        ``{hint}`` are filled where they stand. Other classes in it are passed over.
+    names : sequence of str
+    hint : str, optional
+
+    Raises
+    ------
+    ValueError
+        If a name has no prompt, or a prompt has a slot that is neither name nor hint, or a hint
+        and none is given: the name and the prompt are told.
+    """
+    if not isinstance(spec, Mapping):
+        cuts = [slots(template, hint) for template in resolve(spec)]
+        return tuple(tuple(Slots(cut.before, name + cut.after) for cut in cuts) for name in names)
+    if missing := [name for name in names if name not in spec]:
+        raise ValueError(
+            f"no prompts for {len(missing)} of {len(names)} classes, {short(missing[0])} the first "
+            f"of them: {suggest(missing[0], spec, 'class')}"
+        )
+    return tuple(_own_prompts(name, spec[name], hint) for name in names)
+
+
+def _own_prompts(name: str, given: Sequence[str], hint: str | None) -> tuple[Slots, ...]:
+    """The prompts of one class, filled; see `prompts_by_class`."""
+    try:
+        found = as_names(given, "prompts")
+        if not all(prompt.strip() for prompt in found) or not found:
+            raise ValueError("a prompt is empty" if found else "there is none")
+        parts = [_parts(prompt, hint) for prompt in found]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the prompts of class {short(name)}: {error}") from None
+    cuts = []
+    for own in parts:
+        cut = own.index("{name}") if "{name}" in own else 0
+        rest = [name if part == "{name}" else part for part in own[cut:]]
+        cuts.append(Slots("".join(own[:cut]), "".join(rest)))
+    return tuple(cuts)
+
+
+def read_prompts(path: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """Prompts by class of a JSON file, ``{"name": ["a prompt", ...], ...}``.
+
+    This is the form in which CuPL and DCLIP release theirs. What is in the prompts is checked
+    where they meet names, by `prompts_by_class`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not of this form, or names a class twice: which entry.
+    """
+    place = Path(path)
+    if not place.is_file():
+        raise FileNotFoundError(f"no file of prompts at {place}")
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is no JSON of prompts by class: {error}") from error
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f'{place} is no JSON of prompts by class: {{"name": ["a prompt", ...]}}')
+    for name, own in found.items():
+        if not isinstance(own, list) or not own or not all(isinstance(one, str) for one in own):
+            raise ValueError(f"{place}: class {short(name)} has no list of prompts: {short(own)}")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose later entries must not take the place of earlier ones."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{short(twice)} stands in it twice")
     return found
 
 
@@ -94,12 +205,14 @@ def slots(template: str, hint: str | None = None) -> Slots:
         If there is not exactly one ``{name}``, if a slot is neither name nor hint, or if the
         template wants a hint and none is given.
     """
-    parts = _parts(template)
-    if hint is None and "{hint}" in parts:
-        raise ValueError(f"the template {template!r} has a {{hint}}: pass hint=, such as 'animal'")
-    filled = [str(hint) if part == "{hint}" else part for part in parts]
+    parts = _parts(template, hint)
+    if parts.count("{name}") != 1:
+        raise ValueError(
+            f"the template {template!r} must have exactly one {{name}}, where the class name goes, "
+            "as in 'a photo of a {name}'; template sets are listed by `lbutils.prompts.templates`"
+        )
     cut = parts.index("{name}")
-    return Slots("".join(filled[:cut]), "".join(filled[cut + 1 :]))
+    return Slots("".join(parts[:cut]), "".join(parts[cut + 1 :]))
 
 
 def fill(template: str, name: str, hint: str | None = None) -> str:
@@ -234,7 +347,8 @@ def _separates(character: str) -> bool:
     return " " in canonical(f"a{character}a")
 
 
-def _parts(template: str) -> list[str]:
+def _parts(template: str, hint: str | None) -> list[str]:
+    """What stands between and in the slots; that of the hint is filled, that of the name is not."""
     parts = re.split(r"(\{\w*\})", template)
     for slot in parts[1::2]:
         if slot not in ("{name}", "{hint}"):
@@ -242,17 +356,19 @@ def _parts(template: str) -> list[str]:
                 f"the template {template!r} needs {{name}} where the class name goes, and may have "
                 f"{{hint}}: {suggest(slot, ['{name}', '{hint}'], 'slot')}"
             )
-    if parts.count("{name}") != 1:
-        raise ValueError(
-            f"the template {template!r} must have exactly one {{name}}, where the class name goes, "
-            "as in 'a photo of a {name}'; template sets are listed by `lbutils.prompts.templates`"
-        )
+    if hint is None and "{hint}" in parts:
+        raise ValueError(f"the template {template!r} has a {{hint}}: pass hint=, such as 'animal'")
+    parts[1::2] = [str(hint) if slot == "{hint}" else slot for slot in parts[1::2]]
     return parts
 
 
 def _table(file: str) -> list[dict[str, str]]:
-    path = Path(data_dir()) / "prompts" / file
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {how_to_restore(f'prompts/{file}')}")
-    with path.open(encoding="utf-8", newline="") as lines:
+    with _file(file).open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines))
+
+
+def _file(name: str) -> Path:
+    path = Path(data_dir()) / "prompts" / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {how_to_restore(f'prompts/{name}')}")
+    return path

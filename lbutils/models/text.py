@@ -14,16 +14,18 @@ Both equal the model's `encode_text` where the rows are the token embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from lbutils.models.prompts import pieces
+from lbutils.models.prompts import Slots, pieces
 
 Codes = list[int]
 
@@ -75,6 +77,56 @@ def text_forward(encoder: Any) -> CausalText | SubstitutedText:
     """Cheapest exact text forward that the encoder's text tower allows."""
     frame = Frame.of(encoder)
     return (CausalText if is_causal(encoder.model, frame) else SubstitutedText)(encoder)
+
+
+def encode_prompts(
+    encoder: Any, prompts: Sequence[Slots], batch_size: int = 256
+) -> Iterator[tuple[Tensor, list[bytes]]]:
+    """Features ``(B, D)`` of one batch of prompts after the other, and the ids of each prompt.
+
+    Features are of unit length, float32, on the CPU; ids, as bytes, are what the encoder reads and
+    tell prompts apart. Nothing is trainable here. A causal tower computes what several prompts
+    begin with once, and no token behind the end of text: equal to the encoder's `encode_text` up
+    to rounding. Any other tower runs that.
+
+    Parameters
+    ----------
+    encoder : DualEncoder
+    prompts : sequence of Slots
+        Texts, ``before + after``.
+    batch_size : int
+        Prompts in one call of the tower.
+    """
+    frame = _frame(encoder)
+    causal = frame is not None and is_causal(encoder.model, frame)
+    forward = CausalText(encoder) if causal else None
+    often = [before for before, n in Counter(prompt.before for prompt in prompts).items() if n > 1]
+    heads = {before: len(pieces(encoder.tokenizer, before)) for before in often} if causal else {}
+    for start in range(0, len(prompts), batch_size):
+        some = prompts[start : start + batch_size]
+        texts = ["".join(prompt) for prompt in some]
+        ids = encoder.tokenize(texts)
+        if frame is None or forward is None:
+            yield encoder.encode_text(texts).cpu(), [row.tobytes() for row in ids.numpy()]
+            continue
+        ends = (ids == frame.tail[0]).int().argmax(dim=1).tolist()
+        codes = [row[: end + 1] for row, end in zip(ids.tolist(), ends, strict=True)]
+        read = [np.array(row).tobytes() for row in codes]
+        for row, prompt in zip(codes, some, strict=True):
+            # The rows put in are the tower's own: the first of them ends what is computed once.
+            cut = min(len(frame.lead) + heads.get(prompt.before, 0), len(row) - 1)
+            row[cut] = -1 - row[cut]
+        with torch.no_grad():
+            found = forward(forward.sheet(codes), forward.tower.token_embedding.weight)
+        yield found.cpu(), read
+
+
+def _frame(encoder: Any) -> Frame | None:
+    """The frame of an encoder's tokenizer, if it has one."""
+    try:
+        return Frame.of(encoder)
+    except (TypeError, ValueError):
+        return None
 
 
 def is_causal(model: nn.Module, frame: Frame) -> bool:

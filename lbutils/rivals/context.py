@@ -23,7 +23,7 @@ from lbutils.models.classifier import (
     training_features,
     warn_of_twins,
 )
-from lbutils.models.prompts import encode_slots, pieces, resolve, slots
+from lbutils.models.prompts import Templates, encode_slots, pieces, resolve, slots
 from lbutils.models.text import Codes, Frame, Sheet, text_forward, token_embedding
 
 # Pairs of image and name that go through the text tower at once when CoCoOp classifies.
@@ -52,7 +52,7 @@ class FewShotClassifier(FeatureClassifier):
 
     encoder: Any
     _: KW_ONLY
-    templates: str | Sequence[str] = "mini"
+    templates: Templates = "mini"
     hint: str | None = None
     views: int = 4
     clean: bool = True

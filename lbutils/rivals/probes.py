@@ -19,7 +19,7 @@ from lbutils._util import suggest
 from lbutils.captions.text import as_names
 from lbutils.learn.namelearner import Alignment
 from lbutils.models.classifier import FeatureClassifier, class_means
-from lbutils.models.prompts import take_out
+from lbutils.models.prompts import Templates, take_out
 from lbutils.rivals.context import FewShotClassifier
 
 CONTROLS = ("random", "permuted", "swapped")
@@ -36,7 +36,7 @@ class ZeroShot(FeatureClassifier):
     """
 
     encoder: Any
-    templates: str | Sequence[str] = "mini"
+    templates: Templates = "mini"
     hint: str | None = None
 
     def fit(self, split: Any, features: Tensor | None = None) -> ZeroShot:

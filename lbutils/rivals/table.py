@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lbutils.models.prompts import Templates
 from lbutils.rivals.adapters import (
     CLAP,
     CLIPAdapter,
@@ -46,7 +47,7 @@ class Rival:
     def __call__(
         self,
         encoder: Any,
-        templates: str | Sequence[str] = "mini",
+        templates: Templates = "mini",
         hint: str | None = None,
         shots: int = 4,
         seed: int = 0,
