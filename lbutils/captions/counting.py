@@ -77,10 +77,7 @@ def make_query(
 ) -> Query:
     """The query of `lbutils.captions.survey.survey`'s arguments, with every form of every name.
 
-    Raises
-    ------
-    ValueError
-        If a concept or synonym has no letter or digit, or an option is unknown.
+    Raises ValueError if a concept or synonym has no letter or digit, or an option is unknown.
     """
     names = tuple(as_names(concepts, "concepts"))
     phrases = tuple(_phrase(name) for name in names)
@@ -201,10 +198,7 @@ class Tally:
     def from_json(cls, stored: Mapping[str, Any], query: Query) -> Tally:
         """The counts that `to_json` stored.
 
-        Raises
-        ------
-        ValueError, KeyError, TypeError
-            If they are not counts of this query.
+        Raises ValueError, KeyError, TypeError if they are not counts of this query.
         """
         whole = cls.empty(query)
         counts, rows, captions = stored["counts"], stored["rows"], stored["captions"]
@@ -233,7 +227,6 @@ class CaptionCounter:
 
     Parameters
     ----------
-    query : Query
     on_mentions : callable, optional
         Called for every batch with the rows (M,) and the concepts (M,) that they name.
     """

@@ -78,6 +78,10 @@ def decode(
 ) -> Image.Image:
     """The image of a file, RGB; by the rules at the head of this module.
 
+    Raises ImageError if it is no such file, is damaged or larger than images are, or would take
+    more memory than it may. The message continues a sentence that begins with the image's name.
+    Raises FileNotFoundError if there is no file at a path.
+
     Parameters
     ----------
     source : bytes or path
@@ -86,14 +90,6 @@ def decode(
         RGBA instead, as the file has it.
     short_side : int, optional
         Shrink an image whose shorter side has more pixels, so that it has these.
-
-    Raises
-    ------
-    ImageError
-        If it is no such file, is damaged or larger than images are, or would take more memory
-        than it may. The message continues a sentence that begins with the image's name.
-    FileNotFoundError
-        If there is no file at a path.
     """
     content = source if isinstance(source, bytes) else read_file(Path(source))
     try:
@@ -308,12 +304,8 @@ class Files:
     def read(self, image_id: str) -> bytes:
         """The bytes of an image file.
 
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If it lies outside of the root, links followed, or is larger than images are.
+        Raises FileNotFoundError if there is no such file. Raises ValueError if it lies outside of
+        the root, links followed, or is larger than images are.
         """
         path = self.path(image_id)
         try:

@@ -115,22 +115,14 @@ def read_folder(root: str | os.PathLike[str]) -> ImageFolder:
     or ``captions.csv`` with the columns ``file`` and ``caption``, in the root (``fox/1.png``) or
     in a class's folder (``1.png``); the text file wins. Hidden files are not looked at.
 
+    Returns an ImageFolder: ``split``, whose images have all been decoded once, and ``report``.
+    Raises FileNotFoundError if there is no such folder. Raises ValueError if it is not a folder, or
+    no sub-folder has an image that can be used.
+
     Parameters
     ----------
     root : path
         The folder. Links in it that lead out of it are refused.
-
-    Returns
-    -------
-    ImageFolder
-        ``split``, whose images have all been decoded once, and ``report``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder.
-    ValueError
-        If it is not a folder, or no sub-folder has an image that can be used.
     """
     place = Path(root).expanduser()
     if not place.exists():
@@ -323,12 +315,8 @@ def write_folder(split: Split, root: str | os.PathLike[str]) -> Path:
     A folder that an earlier call has written is replaced as a whole: what was left of it would be
     learned from too.
 
-    Raises
-    ------
-    ValueError
-        If a class name cannot be the name of a folder.
-    FileExistsError
-        If there is something in the folder that no earlier call has written.
+    Raises ValueError if a class name cannot be the name of a folder. Raises FileExistsError if
+    there is something in the folder that no earlier call has written.
     """
     place = Path(root)
     for name in split.names:
@@ -361,10 +349,7 @@ def folds(split: Split, n: int = 3, seed: int = 0) -> Iterator[tuple[np.ndarray,
     Every image is held out once, and every class gives up one image in n of its own; a class of
     fewer than n images is whole in some rounds.
 
-    Raises
-    ------
-    ValueError
-        If n is below 2, or above the number of images of the largest class.
+    Raises ValueError if n is below 2, or above the number of images of the largest class.
     """
     most = int(np.bincount(split.labels).max(initial=0))
     if not 2 <= n <= most:
@@ -392,6 +377,9 @@ def check(
 ) -> pd.DataFrame:
     """Report on classes and images before their names are learned; see `report` for its columns.
 
+    Copies are looked for first: labels are judged without the second of two copies, which would
+    bear the first one out.
+
     Parameters
     ----------
     encoder : DualEncoder
@@ -404,11 +392,6 @@ def check(
         As `NameLearner` takes them.
     features : Tensor, shape (N, D), optional
         Image features of unit length; computed if not given.
-
-    Notes
-    -----
-    Copies are looked for first: labels are judged without the second of two copies, which would
-    bear the first one out.
     """
     others = as_names(others, "other names")
     if features is None:

@@ -50,8 +50,6 @@ def colour_shares(split: Any) -> np.ndarray:
     pixels wide and high; pixels less than half opaque are not visible. Errors are those of
     `Split.image`.
 
-    Notes
-    -----
     Source: the focal colours are the XKCD colour survey's (Munroe 2010, public domain), as in
     matplotlib; nearness is Euclidean in CIELAB.
     """

@@ -75,6 +75,8 @@ def joint_scores(
 ) -> JointScores:
     """The scores of one run, from which every measure of `MEASURES` follows.
 
+    Raises ValueError as `metrics.joint_margins`, or if `bias` is not a finite number.
+
     Parameters
     ----------
     logits : array-like
@@ -89,11 +91,6 @@ def joint_scores(
         (`best_bias`), never on test images.
     bins : int
         Bins of confidence for the calibration error.
-
-    Raises
-    ------
-    ValueError
-        As `metrics.joint_margins`, or if `bias` is not a finite number.
     """
     of = joint_margins(logits, labels, n_ip)
     if not np.isfinite(bias):
@@ -111,11 +108,9 @@ def joint_scores(
 def ausuc(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> float:
     """Area under OOP accuracy over IP accuracy as the bias runs, in 0..1, exact.
 
-    Notes
-    -----
-    It is the mean over pairs of an IP and an OOP image of "both are right among their own
-    names, and the IP image has the larger margin", ties counting half; so no classifier has a
-    larger area than the product of its accuracies over separate vocabularies.
+    It is the mean over pairs of an IP and an OOP image of "both are right among their own names,
+    and the IP image has the larger margin", ties counting half; so no classifier has a larger area
+    than the product of its accuracies over separate vocabularies.
 
     Source: Chao et al., ECCV 2016 (the area under the seen-unseen curve).
     """
@@ -145,22 +140,16 @@ def mean_curve(runs: AnyRuns) -> Curve:
     Between two neighbouring margins of images nothing changes, so one bias between each two,
     one beyond either end and the two infinities are the whole curve: no grid is involved.
 
+    Returns a Curve: ``bias`` ascending, added to the logits of OOP names; ``ip`` falls from the
+    accuracy over IP names alone to 0 while ``oop`` rises from 0 to that over OOP names alone.
+    Source: Chao et al., An Empirical Study and Analysis of Generalized Zero-Shot Learning for
+    Object Recognition in the Wild, ECCV 2016 (calibrated stacking, section 4).
+
     Parameters
     ----------
     runs : mapping or iterable
         {domain: runs} as in `interval`, or any runs: `JointScores` or `metrics.Margins`, or
         one of these.
-
-    Returns
-    -------
-    Curve
-        ``bias`` ascending, added to the logits of OOP names; ``ip`` falls from the accuracy
-        over IP names alone to 0 while ``oop`` rises from 0 to that over OOP names alone.
-
-    Notes
-    -----
-    Source: Chao et al., An Empirical Study and Analysis of Generalized Zero-Shot Learning for
-    Object Recognition in the Wild, ECCV 2016 (calibrated stacking, section 4).
     """
     many = _flat(runs)
     edges = np.unique(np.concatenate([run.margin for run in many]))
@@ -221,6 +210,10 @@ def best_bias(
     are learned from a few images; a bias chosen on test images makes every result after it
     void. The bias that is found belongs into `joint_scores` of the test runs.
 
+    Returns a Point: accuracies change at thresholds only: of 0 and the middles between neighbouring
+    thresholds, the best, and of equally good ones the nearest to 0. All NaN if none keeps the
+    floor. Raises ValueError if `measure` is unknown, or is "oop" without a floor.
+
     Parameters
     ----------
     runs : mapping or iterable
@@ -231,17 +224,6 @@ def best_bias(
         "balance", which makes the two differ least.
     floor : float, optional
         The mean over runs of the IP accuracy must not fall below it, in 0..1.
-
-    Returns
-    -------
-    Point
-        Accuracies change at thresholds only: of 0 and the middles between neighbouring thresholds,
-        the best, and of equally good ones the nearest to 0. All NaN if none keeps the floor.
-
-    Raises
-    ------
-    ValueError
-        If `measure` is unknown, or is "oop" without a floor.
     """
     many = _flat(runs)
     curve = mean_curve(many)
@@ -391,6 +373,18 @@ def interval(
     In each domain, IP classes, OOP classes and draws are each drawn with replacement, all
     independently; domains are those of the benchmark and are not resampled.
 
+    Returns an Interval: NaN ends where no domain has two IP classes, or two OOP classes, with test
+    images and the measure is of that side: one class says nothing of others, however many the
+    draws. Raises ValueError if the measure is unknown, there are no runs, or runs of a domain have
+    different test images.
+
+    H, areas and calibration errors are taken in each run and then averaged. H of few classes is
+    biased downwards, the calibration error upwards, and those of a resample once more: so the
+    interval is the basic one (Davison and Hinkley, Bootstrap Methods and their Application, 1997,
+    section 5.2), whose ends are the percentiles mirrored at the estimate; the percentile interval
+    of H covers far too rarely. Resampling classes and draws at once errs on the side of wide
+    intervals: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1, 2007.
+
     Parameters
     ----------
     runs : mapping
@@ -401,27 +395,6 @@ def interval(
     resamples, level, seed : int, float, int
         Number of bootstrap samples, coverage, and seed; one seed draws the same classes and
         draws for every method and measure.
-
-    Returns
-    -------
-    Interval
-        NaN ends where no domain has two IP classes, or two OOP classes, with test images and the
-        measure is of that side: one class says nothing of others, however many the draws.
-
-    Raises
-    ------
-    ValueError
-        If the measure is unknown, there are no runs, or runs of a domain have different test
-        images.
-
-    Notes
-    -----
-    H, areas and calibration errors are taken in each run and then averaged. H of few classes is
-    biased downwards, the calibration error upwards, and those of a resample once more: so the
-    interval is the basic one (Davison and Hinkley, Bootstrap Methods and their Application,
-    1997, section 5.2), whose ends are the percentiles mirrored at the estimate; the percentile
-    interval of H covers far too rarely. Resampling classes and draws at once errs on the side of
-    wide intervals: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1, 2007.
     """
     many = _replicates({"": runs}, [measure], resamples, seed)["", measure]
     return _bounded(interval_of(float(many[0]), _mirrored(many), level))
@@ -448,6 +421,12 @@ def compare_joint(
 ) -> Comparison:
     """By how much the first of two methods exceeds the second, paired over classes and draws.
 
+    Returns a Comparison: ``difference`` (first minus second), the ends of its basic interval,
+    ``share`` (in how many of the resamples the first is ahead, ties counting half) and ``p``, which
+    agrees with the interval (see `metrics.comparison_of`). NaN ends, share and p as in `interval`.
+    Raises ValueError as `interval`, or if the methods differ in domains, test images, names or
+    draws.
+
     Parameters
     ----------
     first, second : mapping
@@ -456,18 +435,6 @@ def compare_joint(
         other; one run by any other key is one draw, and wants the same draw of the other.
     measure, resamples, level, seed
         See `interval`.
-
-    Returns
-    -------
-    Comparison
-        ``difference`` (first minus second), the ends of its basic interval, ``share`` (in how
-        many of the resamples the first is ahead, ties counting half) and ``p``, which agrees with
-        the interval (see `metrics.comparison_of`). NaN ends, share and p as in `interval`.
-
-    Raises
-    ------
-    ValueError
-        As `interval`, or if the methods differ in domains, test images, names or draws.
     """
     many = _replicates({0: first, 1: second}, [measure], resamples, seed)
     return _compared(many[0, measure] - many[1, measure], level)
@@ -577,6 +544,13 @@ def protocol_table(
 ) -> pd.DataFrame:
     """One row a method and measure, in percent, with intervals and Holm's correction.
 
+    Returns a DataFrame: ``method``, ``measure``, ``value``, ``low``, ``high``; with a reference
+    also ``difference`` (the row's method minus the reference), ``difference_low``,
+    ``difference_high``, ``p`` and ``p_holm``, which are NaN in the reference's own rows. The family
+    of Holm's correction is the rivals of the reference under one measure. Raises ValueError as
+    `compare_joint`, or if the reference is not a method, or the resamples are too few for any rival
+    to be told apart after Holm's correction.
+
     Parameters
     ----------
     methods : mapping
@@ -588,20 +562,6 @@ def protocol_table(
     resamples, level, seed : int, float, int
         See `interval`. The smallest p-value is ``2 / (resamples + 1)``, which Holm multiplies
         by the number of rivals.
-
-    Returns
-    -------
-    DataFrame
-        ``method``, ``measure``, ``value``, ``low``, ``high``; with a reference also
-        ``difference`` (the row's method minus the reference), ``difference_low``,
-        ``difference_high``, ``p`` and ``p_holm``, which are NaN in the reference's own rows. The
-        family of Holm's correction is the rivals of the reference under one measure.
-
-    Raises
-    ------
-    ValueError
-        As `compare_joint`, or if the reference is not a method, or the resamples are too few for
-        any rival to be told apart after Holm's correction.
     """
     if not methods:
         raise ValueError("no methods: pass {method: {domain: runs}}")
@@ -637,6 +597,9 @@ _DIFFERENCE = ["difference", "difference_low", "difference_high", "p"]
 def displayed(table: pd.DataFrame, differences: bool = False, digits: int = 1) -> pd.DataFrame:
     """The protocol table to be read: a row a method, a column a measure, cells as text.
 
+    Returns a DataFrame: cells such as ``"48.3 [46.1, 50.2]"`` or ``"-3.6 [-5.0, -2.1] p 0.004"``;
+    the reference's own row is left out of the differences.
+
     Parameters
     ----------
     table : DataFrame
@@ -646,12 +609,6 @@ def displayed(table: pd.DataFrame, differences: bool = False, digits: int = 1) -
         values.
     digits : int
         Decimals of values in percent.
-
-    Returns
-    -------
-    DataFrame
-        Cells such as ``"48.3 [46.1, 50.2]"`` or ``"-3.6 [-5.0, -2.1] p 0.004"``; the reference's
-        own row is left out of the differences.
     """
     columns = ["difference", "difference_low", "difference_high"] if differences else None
     if differences and "difference" not in table:
@@ -675,18 +632,15 @@ def displayed(table: pd.DataFrame, differences: bool = False, digits: int = 1) -
 def curve_table(methods: Mapping[str, Runs], points: int = 400) -> pd.DataFrame:
     """Seen-unseen curves of several methods for a figure, in percent.
 
+    Returns a DataFrame: ``method``, ``bias``, ``ip``, ``oop`` and ``own``: true in one row a
+    method, the mean of its runs each at its own bias (NaN where these differ).
+
     Parameters
     ----------
     methods : mapping
         {method: {domain: runs}}; the curve of a method is its `mean_curve`.
     points : int
         Points a curve at most, spread evenly along it.
-
-    Returns
-    -------
-    DataFrame
-        ``method``, ``bias``, ``ip``, ``oop`` and ``own``: true in one row a method, the mean of
-        its runs each at its own bias (NaN where these differ).
     """
     tables = []
     for name, runs in methods.items():

@@ -38,7 +38,6 @@ class Mixture:
 
     Attributes
     ----------
-    domain, hint, draw : str, str or None, int
     known, new, distractors : tuple of str
         Names of IP classes, of OOP classes, and candidates that no image shows.
     leaks : ndarray, shape (len(new),), bool
@@ -49,7 +48,6 @@ class Mixture:
     images : Tensor, shape (N, D)
     labels : ndarray, shape (N,), int64
         Features of unlabelled images; their classes, known names first, then new ones.
-    ids : tuple of str
     colours : ndarray, shape (N, 11)
         Of the unlabelled images; see `colours.colour_shares`.
     test_images, test_labels
@@ -124,10 +122,7 @@ class Mixture:
     def among_candidates(self, learner: Any) -> dict[str, float]:
         """Accuracies on test images where known names and all candidates learned are choices.
 
-        Returns
-        -------
-        dict
-            ``ip_wide``, ``oop_wide``: of images of known and of new classes, as shares.
+        Returns a dict: ``ip_wide``, ``oop_wide``: of images of known and of new classes, as shares.
         """
         a, new = len(self.known), self.test_labels >= len(self.known)
         place = self.test_labels.copy()
@@ -142,14 +137,11 @@ class Mixture:
     def budget(self, learner: Any) -> dict[str, float]:
         """What became of the unlabelled images of new classes, as shares that add up to one.
 
-        Returns
-        -------
-        dict
-            ``right``: the image got its name. ``misnamed``: it lies in the cluster of its class,
-            under the best one-to-one match of clusters to classes, and the cluster has another
-            name. ``misclustered``: it lies in a cluster of other images. ``taken for known``: in
-            that of a known class. Where names were the clusters, as in the joint matching, they
-            are matched alike.
+        Returns a dict: ``right``: the image got its name. ``misnamed``: it lies in the cluster of
+        its class, under the best one-to-one match of clusters to classes, and the cluster has
+        another name. ``misclustered``: it lies in a cluster of other images. ``taken for known``:
+        in that of a known class. Where names were the clusters, as in the joint matching, they are
+        matched alike.
         """
         given = learner.weights_.argmax(dim=1).numpy()[self.is_new]
         bare = ~learner.weights_.any(dim=1).numpy()[self.is_new]
@@ -224,9 +216,10 @@ def mixtures(
     IP training images are labelled. The unlabelled images are a random share of the OOP training
     and IP validation images of each class; test images are those of both.
 
+    Raises ValueError if `share` is not in 0..1, or a domain has no training images of IP classes.
+
     Parameters
     ----------
-    encoder : DualEncoder
     benchmark : mapping of str to Domain
         Domains need training and test images of IP and OOP classes; IP validation images, where
         there are none, are replaced by half of the IP training images.
@@ -237,11 +230,6 @@ def mixtures(
         Of each class's images, at least one.
     others : bool
         Whether the OOP names of all other domains are distractors.
-
-    Raises
-    ------
-    ValueError
-        If `share` is not in 0..1, or a domain has no training images of IP classes.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must be above 0, and 1 at most")
@@ -294,7 +282,6 @@ def with_labelled(domain: Domain, share: float = 1 / 6) -> Domain:
 
     Parameters
     ----------
-    domain : Domain
     share : float
         Of the IP test images of each class, which become its training images; always the same.
         A class of one image keeps it for the test.

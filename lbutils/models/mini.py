@@ -65,6 +65,9 @@ class ResidualTower(nn.Module):
     A 4 x 4 stem of stride 2, then one down-sampling convolution and one residual block for each
     further width. Pooling makes it take images of any size from 16 x 16 up.
 
+    The attributes and methods beside `forward` are those that `open_clip.timm_model.TimmModel` asks
+    of a timm trunk. Source: after the ResNet-9 of David Page, "How to train your ResNet" (2018).
+
     Parameters
     ----------
     widths : sequence of int
@@ -74,12 +77,6 @@ class ResidualTower(nn.Module):
     ----------
     num_features : int
         Length of the pooled features, twice the last width.
-
-    Notes
-    -----
-    The attributes and methods beside `forward` are those that `open_clip.timm_model.TimmModel`
-    asks of a timm trunk. Source: after the ResNet-9 of David Page, "How to train your ResNet"
-    (2018).
     """
 
     default_cfg: ClassVar[dict[str, Any]] = {
@@ -105,10 +102,7 @@ class ResidualTower(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str = "") -> None:
         """Nothing: the tower has no classifier; open_clip's head projects its features.
 
-        Raises
-        ------
-        ValueError
-            If a classifier or another pooling is asked for.
+        Raises ValueError if a classifier or another pooling is asked for.
         """
         if num_classes or global_pool:
             raise ValueError(
@@ -233,6 +227,9 @@ class PieceTokenizer:
     text can be tokenized. Compact ids keep the order of open_clip's, hence the end of text still
     has the highest id and open_clip's arg-max pooling holds.
 
+    Raises ValueError if the pieces are not ascending, are not open_clip's, or lack a byte-level
+    symbol or the start or the end of text.
+
     Parameters
     ----------
     pieces : iterable of int
@@ -248,12 +245,6 @@ class PieceTokenizer:
         Number of kept pieces.
     sot_token_id, eot_token_id : int
         Compact ids of start and end of text.
-
-    Raises
-    ------
-    ValueError
-        If the pieces are not ascending, are not open_clip's, or lack a byte-level symbol or the
-        start or the end of text.
     """
 
     def __init__(self, pieces: Iterable[int], context_length: int = CONTEXT_LENGTH):
@@ -369,10 +360,7 @@ def to_eight_bits(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_eight_bits(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights, float32 where they were packed, of `to_eight_bits`; within half a step.
 
-    Raises
-    ------
-    ValueError
-        If an int8 tensor has no finite steps, one a row, or a step has no tensor.
+    Raises ValueError if an int8 tensor has no finite steps, one a row, or a step has no tensor.
     """
     weights = {}
     for name, tensor in packed.items():

@@ -49,7 +49,6 @@ class TransductiveClassifier(Estimator):
     ----------
     scale : float
         The encoder's ``logit_scale``.
-    seed : int
 
     Attributes
     ----------
@@ -75,6 +74,10 @@ class TransductiveClassifier(Estimator):
     ) -> _T:
         """Self, fitted.
 
+        Raises ValueError if there is no image, or one name alone; if shapes do not fit, rows are
+        not finite or not of unit length, labels are not rows of `known`; or the method lacks what
+        it needs.
+
         Parameters
         ----------
         pool : Tensor or array, shape (N, D)
@@ -87,12 +90,6 @@ class TransductiveClassifier(Estimator):
             Unit features of images of known classes, and their rows in `known`. DeViSE's only.
         vectors : (known, candidates), shape (A, W) and (C, W), optional
             Word vectors of the names, of any length but zero. Of ConSE and DeViSE only.
-
-        Raises
-        ------
-        ValueError
-            If there is no image, or one name alone; if shapes do not fit, rows are not finite or
-            not of unit length, labels are not rows of `known`; or the method lacks what it needs.
         """
         given = _given(pool, texts, known, labelled, labels, vectors)
         if self._by_words and (vectors is None or given.n_known < 2):
@@ -175,6 +172,14 @@ class TransCLIP(TransductiveClassifier):
     assignment z weighs its likelihood, the zero-shot probabilities, and the assignments of the
     images nearest to it, in turn with means and variances. Nothing is drawn.
 
+    Source: Zanella, Gérin and Ben Ayed 2024, "Boosting vision-language models with transduction",
+    NeurIPS; the zero-shot variant and all constants of the released code, which divides the
+    log-likelihood by 50 and the sum over neighbours, counted both ways, by twice their number.
+    Labelled images are not looked at, as there. Ours: images not in the pool get the posterior
+    under the final means, variances and the text term, without neighbours; an affinity below 0 is 0
+    (the paper's formula, not the code's); a class that lost all images keeps its mean; a variance
+    has a floor.
+
     Parameters
     ----------
     text_weight, likelihood_weight : float
@@ -191,16 +196,6 @@ class TransCLIP(TransductiveClassifier):
     pool_logits_ : Tensor, shape (N, A + C)
         Logarithm of the final assignments: the transductive result.
     means_, variances_ : Tensor, shape (A + C, D) and (D,)
-
-    Notes
-    -----
-    Source: Zanella, Gérin and Ben Ayed 2024, "Boosting vision-language models with transduction",
-    NeurIPS; the zero-shot variant and all constants of the released code, which divides the
-    log-likelihood by 50 and the sum over neighbours, counted both ways, by twice their number.
-    Labelled images are not looked at, as there. Ours: images not in the pool get the posterior
-    under the final means, variances and the text term, without neighbours; an affinity below 0
-    is 0 (the paper's formula, not the code's); a class that lost all images keeps its mean; a
-    variance has a floor.
     """
 
     text_weight: float = 1.0
@@ -291,6 +286,16 @@ class S3A(TransductiveClassifier):
     Clusters of the pool vote for names, one name a cluster. A student learns the name of each
     image's cluster, and what its teacher, a running mean of itself, is sure of.
 
+    Source, "S3A-style": Zhang et al. 2024, "S3A: Towards realistic zero-shot classification via
+    self structural semantic alignment", AAAI, and its released code. Theirs: clusters; votes by the
+    first choice of each image, matched one to one (Hungarian), in three rounds; weights, threshold,
+    warm-up and batches; a teacher's memory of 5,000 of 30,000 steps. Left out: asking a language
+    model for what tells the names voted for apart; such descriptions may enter through `texts`.
+    Ours: the encoder is frozen, so a classifier is trained in its stead, with dropout for their
+    augmented views; spherical k-means; the rate, and a third of their epochs. Their code realigns
+    images, which leaves nothing of the clusters where names are no more than clusters (theirs are
+    21,000), hence our default. Labelled images are not looked at, as there.
+
     Parameters
     ----------
     scale, seed
@@ -325,18 +330,6 @@ class S3A(TransductiveClassifier):
         Names of the pool's images in the last epoch, by clusters.
     history_ : list of float
         Loss of each epoch.
-
-    Notes
-    -----
-    Source, "S3A-style": Zhang et al. 2024, "S3A: Towards realistic zero-shot classification via
-    self structural semantic alignment", AAAI, and its released code. Theirs: clusters; votes by
-    the first choice of each image, matched one to one (Hungarian), in three rounds; weights,
-    threshold, warm-up and batches; a teacher's memory of 5,000 of 30,000 steps. Left out: asking a
-    language model for what tells the names voted for apart; such descriptions may enter through
-    `texts`. Ours: the encoder is frozen, so a classifier is trained in its stead, with dropout for
-    their augmented views; spherical k-means; the rate, and a third of their epochs. Their code
-    realigns images, which leaves nothing of the clusters where names are no more than clusters
-    (theirs are 21,000), hence our default. Labelled images are not looked at, as there.
     """
 
     k: int | None = None
@@ -445,8 +438,6 @@ class ConSE(TransductiveClassifier):
     Logits are `scale` times cosines; `top` is T, the number of known names, all at most. Nothing is
     learned, neither from the pool nor from labelled images, and nothing is drawn.
 
-    Notes
-    -----
     Source: Norouzi et al. 2014, "Zero-shot learning by convex combination of semantic embeddings",
     ICLR, with their T of 10. Ours: probabilities are the encoder's zero-shot over known names, not
     a trained classifier's; word vectors are brought to unit length.
@@ -476,12 +467,10 @@ class DeViSE(TransductiveClassifier):
     D)`` starts at zero and descends by Adam down a cosine; the true name's vector should beat each
     other known name's by `margin`. The pool is not looked at.
 
-    Notes
-    -----
     Source: Frome et al. 2013, "DeViSE: a deep visual-semantic embedding model", NIPS: hinge rank
     loss with margin 0.1 on unit word vectors, no bias. Ours: image features of unit length, a loss
-    over all wrong names (theirs stops at the first that violates the margin, in random order),
-    Adam (theirs: Adagrad) and its settings; the image encoder stays frozen.
+    over all wrong names (theirs stops at the first that violates the margin, in random order), Adam
+    (theirs: Adagrad) and its settings; the image encoder stays frozen.
     """
 
     margin: float = 0.1
