@@ -30,7 +30,7 @@ export OMP_WAIT_POLICY ?= passive
 export PYTHONWARNINGS ?= ignore:IProgress not found
 
 .DEFAULT_GOAL := help
-.PHONY: env run test bench data clean distclean help
+.PHONY: env run test bench site data clean distclean help
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 | \2/p' Makefile | awk -F '|' '{printf "%-16s%s\n", $$1, $$2}'
@@ -54,12 +54,17 @@ test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
 bench: env ## speed: name tuning beside the plain procedure, the table of rivals, extraction, sweeps, screening of 20 million captions (some fifteen minutes)
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-columns=min,median,rounds $(PYTEST_ARGS)
 
+# Beside the pinned packages, which stay as they are: docs/requirements.lock agrees with them.
+site: env ## the notebooks and the reference as static pages, in runs/site/html
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r docs/requirements.lock
+	@$(BIN)/python docs/build.py
+
 # Never part of another target: 15 GB, unless DOMAINS="Animals Pokemon" names some.
 data: env ## download LAION-Beyond, or DOMAINS="Animals Pokemon" of it, and check it
 	@$(BIN)/python -m lbutils download $(DOMAINS) $(DATA_ARGS)
 
 clean: ## remove the miniature's results, caches and build files
-	rm -rf runs/mini runs/mini--* runs/cache build lbutils.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf runs/mini runs/mini--* runs/cache runs/site build lbutils.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find lbutils tests data notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## remove the environment as well

@@ -17,6 +17,8 @@ COMMANDS = {
     "check": ("whether the installed packages work together (the default)", ""),
     "run": ("run notebooks, or a grid over one, and gather what they found", "run.notebooks"),
     "status": ("the runs of a grid: which, which cell, since when", "run.notebooks"),
+    "start": ("copies of the notebooks to work in", "run.lessons"),
+    "lesson": ("copies of the notebooks for students and teachers, and a plan", "run.lessons"),
     "screen": ("do these names occur in these captions?", "captions.screening"),
     "download": ("domains of LAION-Beyond from the hub, checked", "data.laion_beyond"),
     "check-folder": ("a folder against the paper's counts, every image", "data.laion_beyond"),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 KILOBYTE = 1000
 CHECKED = "nbval-check-output"
-TAGS = {"parameters", "solution", CHECKED}
+TAGS = {"parameters", "solution", CHECKED, "hide-input"}
 # Home folders, and roots that hold machines' files; a lone "/" in a caption is no path.
 PATHS = re.compile(r"(?<![\w.:/<])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|private)/|[A-Z]:\\")
 

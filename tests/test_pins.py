@@ -38,8 +38,9 @@ HASHES = {
     for line in LINES
 }
 LOCK = [Requirement(pin) for pin in HASHES]
-# Some forty packages for the stores of others, which no test can reach.
-UNLOCKED = {"s3", "gcs", "azure"}
+# Some forty packages for the stores of others, which no test can reach; and the site's, which have
+# a lock of their own beside this one.
+UNLOCKED = {"s3", "gcs", "azure", "site"}
 LOCKED = sorted(set(PROJECT["optional-dependencies"]) - UNLOCKED)
 RANGES = [
     Requirement(line)
@@ -132,8 +133,8 @@ def test_make_env_takes_from_the_lock_the_pin_of_uv_alone():
 
 
 def test_actions_and_packages_of_others_are_pinned_by_content():
-    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
-    used = re.findall(r"uses: *(\S+)", workflow)
+    workflows = (ROOT / ".github" / "workflows").glob("*.yml")
+    used = re.findall(r"uses: *(\S+)", "".join(path.read_text() for path in workflows))
     assert used and all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action) for action in used)
     make = ROOT / "data" / "mini" / "make"
     rows = [line.split(",")[:3] for line in (make / "sources.csv").read_text().splitlines()[1:]]
@@ -164,6 +165,19 @@ def test_every_range_holds_its_pin(python, platform):
             assert wanted.specifier.contains(pinned[name]), (
                 f"{wanted}, but {pinned[name]} is locked"
             )
+
+
+def test_the_sites_lock_holds_its_extra_and_agrees_with_the_other():
+    text = (ROOT / "docs" / "requirements.lock").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(re.search("--hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    pins = [Requirement(line.split("--hash")[0]) for line in lines]
+    where = environment("3.12", PLATFORMS[0])
+    own = {canonicalize_name(p.name): str(p.specifier) for p in pins if applies(p, where)}
+    for wanted in map(Requirement, PROJECT["optional-dependencies"]["site"]):
+        assert wanted.specifier.contains(own[wanted.name].removeprefix("==")), wanted
+    both = {name: f"=={version}" for name, version in versions(where).items() if name in own}
+    assert both and both == {name: own[name] for name in both}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids="-".join)

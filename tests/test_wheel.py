@@ -75,7 +75,7 @@ def test_a_wheel_holds_what_runs_and_nothing_else(wheel):
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
     wanted = {f"lbutils/{name}" for name in visible(_util.PACKAGE, "*.py")} | {"lbutils/README.md"}
-    wanted |= {f"lbutils/_notebooks/{name}" for name in visible(ROOT / "notebooks", "*.ipynb")}
+    wanted |= {f"lbutils/_notebooks/{name}" for name in visible(ROOT / "notebooks")}
     data = {name for name in visible(ROOT / "data") if not name.startswith("mini/make/")}
     assert {name for name in names if ".dist-info/" not in name} == wanted | {
         f"lbutils/_data/{name}" for name in data

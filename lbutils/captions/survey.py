@@ -124,7 +124,7 @@ def screen(
 
     Notes
     -----
-    Source: vocabulary screening, section 3 of the paper, made exact: word boundaries in
+    Source: vocabulary screening, section 4.1 of the paper, made exact: word boundaries in
     place of substrings, and the token level.
     """
     # A table has no place for the files' hashes, which take time, nor for a file's error.

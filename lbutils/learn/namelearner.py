@@ -53,7 +53,7 @@ def swap_contexts(labels: Tensor, generator: torch.Generator) -> Tensor:
     """For each sample the index of a random sample of another class, ``(N,)``.
 
     Its own index where the batch has one class only. `labels` are ``(N,)``, the generator is one of
-    the CPU. Source: the context swap of FSNL, section 4 of the paper and the authors' released
+    the CPU. Source: the context swap of FSNL, section 5.2 of the paper and the authors' released
     code.
     """
     labels = labels.cpu()
@@ -235,8 +235,8 @@ class NameLearner(FeatureClassifier):
 
     Notes
     -----
-    Source: name and caption term: section 4 of the paper (eq. 2 and 4) and the authors' released
-    code. Anchor and stand-in term: ours; the shift between image and text features is the
+    Source: name and caption term: sections 5.1 and 5.2 of the paper (eq. 2 and 4) and the authors'
+    released code. Anchor and stand-in term: ours; the shift between image and text features is the
     modality gap of Liang et al. 2022, "Mind the gap". Defaults were chosen on IP classes that
     play OOP (``data/mini/make/choose.py``).
     """

@@ -110,7 +110,7 @@ class NameEmbeddings(nn.Module):
 
     Notes
     -----
-    Source: name-tuning, section 4 of the paper (eq. 2).
+    Source: name-tuning, section 5.1 of the paper (eq. 2).
     """
 
     def __init__(

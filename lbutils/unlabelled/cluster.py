@@ -145,7 +145,7 @@ def clustering_report(features: Any, labels: Any, seed: int = 0) -> dict[str, fl
 
     Notes
     -----
-    Source: section 3 of the paper (Table 1: accuracy); the other measures are ours.
+    Source: section 4.2 of the paper (Table 1: accuracy); the other measures are ours.
     """
     unit = _unit(features)
     _, classes = np.unique(np.asarray(labels), return_inverse=True)

@@ -111,7 +111,7 @@ def assign(
 
     Notes
     -----
-    Source: maximum-weight bipartite matching is the paper's (section 4); entropic transport is
+    Source: maximum-weight bipartite matching is the paper's (section 5.3); entropic transport is
     Cuturi 2013, with relaxed marginals Chizat et al. 2018.
     """
     scores = np.asarray(similarity, dtype=np.float64)

@@ -230,7 +230,7 @@ class ZeroShotNameLearner(FeatureClassifier):
 
     Notes
     -----
-    Source: discovery, matching and name-tuning on pseudo labels are section 4 of the paper; joint
+    Source: discovery, matching and name-tuning on pseudo labels are section 5.3 of the paper; joint
     iteration, confidence weights and knowledge are ours. Defaults were chosen on IP classes
     that play OOP (``data/mini/make/choose_zsnl.py``).
     """
