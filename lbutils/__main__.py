@@ -23,6 +23,7 @@ COMMANDS = {
     "download": ("domains of LAION-Beyond from the hub, checked", "data.laion_beyond"),
     "check-folder": ("a folder against the paper's counts, every image", "data.laion_beyond"),
     "export": ("the miniature in the layout of LAION-Beyond", "data.laion_beyond"),
+    "datasets": ("public data sets: list, run methods, join a certificate", "measure.suite"),
     "generate": ("a small folder, built as LAION-Beyond is", "data.laion_beyond"),
 }
 _LOCKED = "python -m pip install --no-deps -r requirements.lock"

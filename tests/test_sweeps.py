@@ -315,11 +315,14 @@ def test_the_index_says_what_is_there_and_what_is_damaged(tmp_path, capsys):
 
 
 def test_every_encoder_of_the_table_is_taken(notebooks):
-    names = [line.split(",")[0] for line in (DATA / "encoders.csv").read_text().splitlines()[1:]]
+    table = pd.read_csv(DATA / "encoders.csv", keep_default_na=False)
+    names = table["name"][table["obstacle"] == ""].tolist()
     assert len(names) > 70
     paths = sweeps.find_notebooks(folder=notebooks)
     sweeps.check_parameters(paths, *({"encoder": name} for name in names))
     sweeps.check_parameters(paths, {"encoder": "transformers:somebody/model"})
+    with pytest.raises(ValueError, match="Florence cannot be loaded: never released"):
+        sweeps.check_parameters(paths, {"encoder": "Florence"})
     with pytest.raises(ValueError, match="Did you mean 'align-base'"):
         sweeps.check_parameters(paths, {"encoder": "align-bas"})
     with pytest.raises(ValueError, match="unknown encoder 'ViT-B-16:laion400m_e23'"):

@@ -234,7 +234,8 @@ def encoder_table() -> pd.DataFrame:
 
     Columns: family, library, model, pretrained (the loader's arguments), data, pairs, seen (the
     pre-training data, its image-text pairs, and how many were shown), parameters, image_size,
-    imagenet (published zero-shot accuracy in percent) and source (of that figure).
+    imagenet (published zero-shot accuracy in percent), source (of that figure), obstacle (why it
+    cannot be loaded), and survey, organization, released, survey_imagenet: a survey's row on it.
     """
     path = data_dir() / "encoders.csv"
     if not path.is_file():
@@ -275,10 +276,10 @@ def load_encoder(
     Raises
     ------
     ValueError
-        If the name or the tag is unknown: one line with the valid ones and the nearest. If a
-        file of weights is not one of this architecture, was trained with the other kind of GELU
-        or at another image size, or holds more than weights. If a folder's preprocessing is
-        unsaid, or not that of its weights.
+        If the name or the tag is unknown: one line with the valid ones and the nearest. If it is
+        of a model that cannot be had: why. If a file of weights is not one of this architecture,
+        was trained with the other kind of GELU or at another image size, or holds more than
+        weights. If a folder's preprocessing is unsaid, or not that of its weights.
     FileNotFoundError
         If a file of the miniature or of a local folder is missing.
     ModuleNotFoundError
@@ -295,6 +296,8 @@ def load_encoder(
     crop_scale = crop_scale or (mini.CROP_SCALE if name == "mini" else CROP_SCALE)
     listed = _listed(name)
     preprocess = None
+    if listed.get("obstacle"):
+        raise ValueError(f"{name} cannot be loaded: {listed['obstacle']}")
     if name == "mini":
         model, tokenizer, pretrained = _mini(str(pretrained or "small"))
     elif name.startswith((LOCAL, HUB, TRANSFORMERS)):
@@ -306,6 +309,9 @@ def load_encoder(
         model, tokenizer, preprocess = _transformers(
             f"{TRANSFORMERS}{pretrained or listed['model']}"
         )
+    elif listed.get("model", "").startswith(HUB):
+        bundle = f"{LOCAL}{pretrained}" if pretrained else listed["model"]
+        model, tokenizer, preprocess = _bundled(bundle)
     else:
         name, tag = listed.get("model", name), listed.get("pretrained", "")
         model, tokenizer, pretrained = _open_clip(name, pretrained or tag, tag)

@@ -151,7 +151,11 @@ def _check_encoder(name: str) -> None:
         known += sorted(path.stem for path in Path(place, "model_configs").glob("*.json"))
     table = data_dir() / "encoders.csv"
     if table.is_file():
-        known += pd.read_csv(table, usecols=["name"])["name"].tolist()
+        rows = pd.read_csv(table, dtype=str, keep_default_na=False).to_dict("records")
+        obstacles = {row["name"]: row.get("obstacle", "") for row in rows}
+        if obstacles.get(name):
+            raise ValueError(f"{name} cannot be loaded: {obstacles[name]}")
+        known += [row for row, obstacle in obstacles.items() if not obstacle]
     if name.replace("/", "-") not in known and not name.startswith(_SOURCES):
         raise ValueError(suggest(name, known, "encoder"))
 
