@@ -9,6 +9,7 @@ import lzma
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -331,6 +332,148 @@ BAD = {
     "other.csv": b"text\nyeti\n",
     "case.csv": b"Caption\nyeti\n",
 }
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there no name has a colon")
+def test_a_name_with_colons_is_no_chain_of_places(folder, tmp_path):
+    """fsspec would read a.csv in its place, which is passed over as read already."""
+    (folder / "b.csv").write_text("caption\nan ant\n")
+    (folder / "b.csv::c.csv").write_text("caption\na yeti\n")
+    for source in (folder, f"{folder}/*", corpora.Sources(map(str, folder.iterdir()))):
+        found = survey(NAMES, source, state=tmp_path / "::state")
+        assert found.complete and found.table["captions"].tolist() == [2, 0, 1]
+    assert len(list((tmp_path / "::state").iterdir())) == 3
+    store = fsspec.filesystem("memory")
+    store.put(f"{folder}/", "/colons/", recursive=True)
+    found = survey(NAMES, "memory://colons")
+    assert "b.csv::c.csv has :: in its name" in found.doubts[0] and len(found.doubts) == 1
+    assert undecided(found) == {"fire ant", "yeti"}
+
+
+def test_files_of_one_number_are_not_one_file(folder, monkeypatch):
+    (folder / "b.csv").write_text("caption\na yeti\n")
+    stat = Path.stat
+
+    def numbered(path, **options):
+        found = stat(path, **options)
+        return os.stat_result((*found[:1], 7, 7, *found[3:]))
+
+    monkeypatch.setattr(Path, "stat", numbered)
+    assert survey(NAMES, folder).table["captions"].tolist() == [1, 0, 1]
+
+
+ROWS = ["an ant", 'a "big" ant, too', "an ant"]
+TEXTS = {
+    ".csv": 'id,caption\n1,an ant\n2,"a ""big""\nant"\n3,"an ant"\n',
+    ".tsv": 'id\tcaption\n1\tan ant\n2\ta "big" ant, too\n3\tan ant\n',
+    ".jsonl": "".join(json.dumps({"caption": text}) + "\n" for text in ROWS),
+}
+
+
+@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("suffix", TEXTS)
+def test_a_file_that_was_cut_short_is_noticed(tmp_path, suffix, packing):
+    """But for texts that are cut at a line's end, which are shorter texts; see `certificate`."""
+    content = PACKED[packing](TEXTS[suffix].encode())
+    place = tmp_path / f"a{suffix}{packing}"
+    whole = []
+    last = len(content) + 1
+    for size in (*range(0, last - 12, 5 if packing else 1), *range(last - 12, last)):
+        place.write_bytes(content[:size])
+        found = survey(["yeti"], place)
+        if found.complete:
+            whole.append(size)
+        assert found.complete == (found.table["subset"].item() == "oop")
+    ends = [end for end in range(1, len(content) + 1) if content[end - 1] == 10]
+    ends = [end for end in ends if not content[:end].endswith(b'""\n')]  # within a caption
+    if packing:
+        ends = []
+    elif suffix == ".jsonl":
+        ends = sorted([*ends, *(end - 1 for end in ends)])
+    else:
+        ends = ends[1:]  # the first line is no caption
+    assert whole == (ends or [len(content)])
+
+
+@pytest.mark.parametrize("packing", [packing for packing in PACKED if packing])
+def test_streams_in_a_row_are_all_read_or_none(folder, packing):
+    pack = PACKED[packing]
+    first, second = pack(b"caption\nan ant\n"), pack(b"a yeti\n")
+    place = folder / f"b.csv{packing}"
+    place.write_bytes(first + second)
+    assert survey(NAMES, folder).table["captions"].tolist() == [2, 0, 1]
+    for rest in (second[:-1], b"\1" + second[1:], second[:5], b"and more"):
+        place.write_bytes(first + rest)
+        found = survey(NAMES, folder)
+        assert place.name in found.doubts[0] and undecided(found) == {"fire ant", "yeti"}
+    padded = first + bytes(8) + second + bytes(4)
+    place.write_bytes(padded)
+    assert packing != ".xz" or survey(NAMES, folder).table["captions"].tolist() == [2, 0, 1]
+
+
+def test_a_parquet_file_that_was_cut_short_is_noticed(tmp_path):
+    content = parquet(tmp_path / "a.parquet", ROWS).read_bytes()
+    for size in range(0, len(content), 17):
+        (tmp_path / "a.parquet").write_bytes(content[:size])
+        assert not survey(NAMES, tmp_path).complete
+
+
+def test_a_text_without_a_last_line_break_is_counted_and_doubted(folder, capsys):
+    (folder / "b.csv").write_text("caption\nan ant\na fire")
+    found = survey(NAMES, folder)
+    assert found.table["captions"].tolist() == [2, 0, 0]
+    assert "b.csv has no line break at its end" in found.doubts[0] and len(found.doubts) == 1
+    assert undecided(found) == {"fire ant", "yeti"}
+    (folder / "b.csv").write_text("caption\ran ant\ra fire\r")
+    assert survey(NAMES, folder).complete
+
+
+def test_a_file_of_one_long_line_is_refused_in_a_short_one(folder):
+    for text in ("a" * 5_000_000, "a?" * 500_000, "http://" * 100_000):
+        (folder / "b.csv").write_text(text + "\n")
+        begun = time.monotonic()
+        (doubt,) = survey(NAMES, folder).doubts
+        assert "b.csv" in doubt and len(doubt) < 1000
+        assert time.monotonic() - begun < 100
+
+
+def test_objects_that_call_their_captions_otherwise_are_not_read_as_empty(folder):
+    rows = [*['{"caption": "an ant"}', '{"id": 1}'] * 500, '{"%s": "yeti"}']
+    for name in ("Caption", "TEXT", "caption "):
+        (folder / "b.jsonl").write_text("\n".join(rows) % name)
+        found = survey(NAMES, folder)
+        assert f"an object has {name!r} where others have 'caption'" in found.doubts[0]
+        assert undecided(found) == {"fire ant", "yeti"}
+    (folder / "b.jsonl").write_text("\n".join(rows[:-1]))
+    assert survey(NAMES, folder).complete  # a key that lacks is an absent caption
+
+
+def test_two_columns_that_may_hold_the_captions(folder):
+    both = pl.DataFrame({"caption": [None, "an ant"], "TEXT": ["yeti", "yeti"]})
+    both.write_parquet(folder / "b.parquet")
+    found = survey(NAMES, folder)
+    assert "columns caption and TEXT: say which" in found.doubts[0]
+    assert undecided(found) == {"fire ant", "yeti"}
+    for table in (both, both.to_arrow()):
+        with pytest.raises(ValueError, match="say which"):
+            survey(NAMES, table)
+        assert survey(["yeti"], table, column="TEXT").table["captions"].item() == 2
+    assert survey(["yeti"], folder / "b.parquet", column="TEXT").complete
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_a_file_whose_name_is_in_no_encoding(folder, tmp_path, capsys):
+    Path(os.fsdecode(bytes(folder) + b"/caf\xe9.csv")).write_text("caption\nan ant\n")
+    Path(os.fsdecode(bytes(folder) + b"/caf\xe9.md")).write_text("")
+    Path(os.fsdecode(bytes(folder) + b"/caf\xe9.bin")).write_text("")
+    (tmp_path / "names.txt").write_text("ant\nyeti\n")
+    out = tmp_path / "c.json"
+    arguments = [str(tmp_path / "names.txt"), str(folder), "--quiet", "--out", str(out)]
+    assert screening.main(arguments) == 1
+    scope = json.loads(out.read_text(encoding="utf-8"))["scales"]["all"]
+    assert scope["captions"] == 3 and "caf\\udce9.csv" in [file["file"] for file in scope["files"]]
+    assert "caf\\udce9.bin" in scope["doubts"][0]
+    assert "caf\\udce9.md" in scope["passed_over"][0]["file"]
 
 
 @pytest.mark.parametrize(

@@ -475,6 +475,14 @@ SECRETS = st.text(st.sampled_from("abcXYZ019%-._~!$*+,;:@/?=&"), min_size=4, max
 SECRETS = SECRETS.filter(lambda text: not re.search("::[A-Za-z][A-Za-z0-9+.-]*(://|::)", text))
 
 
+@pytest.mark.parametrize("secret", ["q'uoteQ", 'q"uoteQ', "q`uote'Q", "q<uot>eQ", "q(uote)Q"])
+def test_no_password_with_quotes_is_left_in_a_url(secret):
+    for text in ("no {} there", "'{}' is not there", 'zip://a.csv::{} and "{}"'):
+        shown = words.redacted(text.format(*[f"https://me:{secret}@host/a.parquet"] * 2))
+        assert "host/a.parquet" in shown and "me:" not in shown
+        assert not any(part in shown for part in re.split("\\W", secret) if part != "q")
+
+
 @settings(deadline=None)
 @given(SECRETS, st.sampled_from(["http", "https", "s3", "HTTPS", "sftp"]))
 def test_no_password_is_left_in_a_url(secret, scheme):
@@ -492,6 +500,8 @@ def test_no_query_is_left_in_a_url(secret):
         f"Max retries exceeded with url: /a.parquet?Signature={secret} (caused by x)",
         f"simplecache::https://host/a.parquet?{secret}",
         f"https://host/a.parquet#{secret}",
+        f"https://host/an ant/a.parquet?sig={secret}",
+        f"https://host/an a.parquet?sig={secret}",
     ):
         shown = words.redacted(text)
         assert secret not in shown and "a.parquet" in shown

@@ -2,6 +2,13 @@
 
 A certificate is a JSON document that stands for itself: counts at each level and scale, examples
 with the rows they stand in, the hashes of the files that were read, and what to be wary of.
+
+What it cannot tell: whether the files that were named are the whole corpus, and whether a file
+was cut short where a shorter file would end too. Parquet files tell that they lack an end, and so
+do compressed ones; CSV and TSV files are doubted if they have no line break there. A file of text
+that is not compressed and is cut exactly at the end of a line, or a compressed one of several
+streams cut exactly between two of them, is a whole, shorter file. Only its publisher's number of
+rows or checksum says otherwise: compare them with ``files``, and name a `layout` if there is one.
 """
 
 from __future__ import annotations

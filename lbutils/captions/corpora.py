@@ -20,9 +20,11 @@ import pyarrow as pa
 from lbutils._util import suggest
 from lbutils.captions.tables import (
     BATCH_BYTES,
+    COLUMNS,
     SUFFIXES,
     flatten,
     head,
+    is_perhaps_cut,
     is_text,
     kind_of,
     name_of,
@@ -63,8 +65,6 @@ LAYOUTS = {
     "laion5B": Layout("TEXT", 384, 5_850_000_000, "5b"),
     "relaion2B-en": Layout("caption", 128, 2_100_000_000, "2b"),
 }
-# Tried in this order where neither a column nor a layout is named.
-_COLUMNS = ("caption", "TEXT")
 
 
 class Sources(tuple[str, ...]):
@@ -75,7 +75,8 @@ class Sources(tuple[str, ...]):
 class File:
     """One file of captions: its URL or path, the column that holds them, and what named it.
 
-    A file with an `error` is not read, so that no name can be said to be absent.
+    A file with an `error` is not read, so that no name can be said to be absent; nor can it with
+    a `doubt`, of which the captions are counted.
     """
 
     url: str = field(repr=False)  # it may hold a password, and clusters print their tasks
@@ -83,6 +84,7 @@ class File:
     rows: int | None  # None where only reading it all would tell
     error: str = ""
     source: str = ""
+    doubt: str = ""
 
     @property
     def name(self) -> str:
@@ -113,8 +115,9 @@ def find(sources: Iterable[str | os.PathLike[str]]) -> tuple[list[File], list[Be
     sources : iterable of str or path
         A file; a folder, searched to any depth; a pattern (``s3://bucket/part-*.parquet``); or
         numbered URLs, ``https://host/part-{00000..00031}.parquet``. Any protocol that fsspec
-        knows. Parquet, CSV, TSV and JSON lines are read, the last three also compressed by
-        gzip, bzip2, xz or zstd.
+        knows, and its chains: ``simplecache::https://...`` reads of servers that send whole files
+        only. Parquet, CSV, TSV and JSON lines are read, the last three also compressed by gzip,
+        bzip2, xz or zstd.
 
     Raises
     ------
@@ -126,7 +129,7 @@ def find(sources: Iterable[str | os.PathLike[str]]) -> tuple[list[File], list[Be
     files: list[File] = []
     beside: list[Beside] = []
     for source in [os.fspath(source) for source in sources]:
-        found = _members(source)
+        found = _reached(source)
         if all(isinstance(one, Beside) for one in found):
             raise FileNotFoundError(f"no file of captions ({SUFFIXES}) at {source}")
         files += [replace(one, source=source) for one in found if isinstance(one, File)]
@@ -150,6 +153,17 @@ def find(sources: Iterable[str | os.PathLike[str]]) -> tuple[list[File], list[Be
 def find_urls(source: str | os.PathLike[str]) -> list[str]:
     """The files of captions at a path or URL that may be read, sorted; see `find`."""
     return [file.url for file in find([source])[0] if not file.error]
+
+
+def _reached(source: str) -> list[File | Beside]:
+    """`_members`, with the errors that stores have of their own as OSError."""
+    try:
+        return _members(source)
+    except (OSError, ValueError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        said = str(error) or type(error).__name__
+        raise OSError(f"{source} cannot be reached: {said}") from error
 
 
 def _members(source: str) -> list[File | Beside]:
@@ -231,6 +245,8 @@ def _member(url: str, below: str, error: str) -> File | Beside:
         return Beside(url, "by its name no file of captions")
     if not error and not kind_of(name) and (hidden or name.startswith("_")):
         return Beside(url, "hidden or a marker, and without a suffix of captions")
+    if not error and "://" in url and "::" in below:
+        error = f"{url} has :: in its name, by which another file would be read: rename it"
     if not error and hidden:
         error = f"{url} is hidden or unfinished ({hidden[0]}), so it is not read: remove it, or "
         error += "name the files that are meant by a pattern"
@@ -260,7 +276,9 @@ def _identity(system: Any, path: str, url: str) -> Any:
         found = Path(path).stat()
     except OSError:
         return url
-    return (found.st_dev, found.st_ino) if found.st_ino else str(Path(path).resolve())
+    # Some file systems give several files one number.
+    content = (found.st_size, found.st_mtime_ns)
+    return (found.st_dev, found.st_ino, *content) if found.st_ino else str(Path(path).resolve())
 
 
 @contextmanager
@@ -276,11 +294,15 @@ def _named(url: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = str(error) or type(error).__name__
+        # As fsspec says that a server sends whole files only.
+        if re.search("range requests|seek streaming", said):
+            said = "its server does not send parts of a file: put simplecache:: before its URL, by "
+            said += "which it is downloaded first"
         raise ValueError(f"{url} {what}: {said}") from error
 
 
 def inspect(file: File | str, column: str | None = None) -> File:
-    """The file with its column and number of rows, or with what is wrong with it in `error`."""
+    """The file with its column, number of rows and `doubt`, or with what is wrong in `error`."""
     file = file if isinstance(file, File) else File(file, "", None, _unreadable(file))
     if file.error:
         return file
@@ -288,18 +310,25 @@ def inspect(file: File | str, column: str | None = None) -> File:
     try:
         with _named(file.url, f"is not a readable {kind} file"):
             columns, type_of, rows = head(file.url)
+        with _named(file.url, "is not read"):
             wanted = column or default_column(columns)
+        with _named(file.url, f"is not a readable {kind} file"):
             found = type_of(wanted) if columns.count(wanted) == 1 else None
     except ValueError as error:
         return replace(file, error=str(error))
     fault = ""
     if wanted not in columns:
-        fault = f"{file.url}: {suggest(wanted, columns, 'column')}"
+        shown = [name[:80] for name in columns]  # a file of anything may be one long line
+        fault = f"{file.url}: {suggest(wanted, shown, 'column')}"
     elif found is None:
         fault = f"{file.url}: more than one column is named {wanted!r}"
     elif not is_text(found):
         fault = f"{file.url}: column {wanted!r} holds {found}, not captions"
-    return replace(file, column=wanted, rows=None if fault else rows, error=fault)
+    doubt = ""
+    if not fault and is_perhaps_cut(file.url):
+        doubt = f"{file.url} has no line break at its end, so that it may be cut short: if it is "
+        doubt += "whole, add one"
+    return replace(file, column=wanted, rows=None if fault else rows, error=fault, doubt=doubt)
 
 
 def is_path(text: str) -> bool:
@@ -310,9 +339,15 @@ def is_path(text: str) -> bool:
 
 
 def default_column(columns: Iterable[str]) -> str:
-    """The column of captions where none is named: ``caption``, or else ``TEXT``."""
+    """The column of captions where none is named: ``caption``, or else ``TEXT``.
+
+    Raises ValueError if there are both, of which one may be empty.
+    """
     names = list(columns)
-    return next((name for name in _COLUMNS if name in names), _COLUMNS[0])
+    found = [name for name in COLUMNS if name in names]
+    if len(found) > 1:
+        raise ValueError(f"there are columns {' and '.join(found)}: say which by column (--column)")
+    return found[0] if found else COLUMNS[0]
 
 
 def fingerprint(url: str) -> str:

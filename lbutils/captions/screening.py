@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if given.out:
             write_certificate(certificate, given.out)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
         print(redacted(str(error)), file=sys.stderr)
         return 2
     table = to_table(certificate).drop(columns=["phrase", "example"])

@@ -21,14 +21,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
-from lbutils._util import suggest
+from lbutils._util import suggest, write_text
 from lbutils.captions import corpora
 from lbutils.captions.counting import (
     LEVELS,
@@ -39,6 +38,7 @@ from lbutils.captions.counting import (
     has_words,
     make_query,
 )
+from lbutils.captions.tables import open_system
 from lbutils.captions.text import canonical, discreetly, is_unspaced, redacted
 
 __all__ = [
@@ -120,7 +120,7 @@ def screen(
     UserWarning
         For names in scripts written without spaces, unless `unspaced` says what to do: they are
         found only where they stand between spaces or punctuation, so OOP is not proven for them.
-        For every file that is passed over.
+        For every file that is passed over, and for what leaves names undecided.
 
     Notes
     -----
@@ -137,6 +137,8 @@ def screen(
             raise ValueError(error)
     for row in found.passed_over.itertuples():
         warnings.warn(f"passed over: {row.file}: {row.reason}", stacklevel=2)
+    for doubt in found.doubts:
+        warnings.warn(f"no name is said to be absent: {doubt}", stacklevel=2)
     return found.table
 
 
@@ -213,14 +215,14 @@ def survey(
             if on_error == "raise" and (faults := [file.error for file in files if file.error]):
                 raise ValueError(faults[0])
             found = _over_files(query, files, workers, scheduler, state, hashes, progress)
-        passed_over = pd.DataFrame([(one.url, one.reason) for one in beside], columns=_BESIDE)
+        passed_over = [(_writable(one.url), _writable(one.reason)) for one in beside]
         tallies = [outcome[1] for outcome in found if not isinstance(outcome, str)]
         return Survey(
             query,
             tallies,
             _doubts(files, found, wanted.files if wanted else None),
             _files_table(files, found),
-            passed_over.map(redacted),
+            pd.DataFrame(passed_over, columns=_BESIDE),
             expected=wanted.files if wanted else None,
         )
     if state or scheduler or layout:
@@ -285,6 +287,8 @@ def _all_batches(
         files = [corpora.inspect(file, column) for file in corpora.find(sources)[0]]
         if faults := [file.error for file in files if file.error]:
             raise ValueError(faults[0])
+        for doubt in (file.doubt for file in files if file.doubt):
+            warnings.warn(_writable(doubt), stacklevel=3)
         found = [(file.source, corpora.read(file, BATCH)) for file in files]
     worded = dict.fromkeys((name for name, _ in found), False)
     for name, batches in found:
@@ -546,7 +550,7 @@ def count_file(
         return fingerprint, stored
     counter = CaptionCounter(query)
     for captions, rows, read in corpora.read(file, BATCH):
-        counter.add(captions, rows, file.name)
+        counter.add(captions, rows, _writable(file.name))
         counter.tally.rows += read
         if tick:
             tick(read)
@@ -556,7 +560,7 @@ def count_file(
 
 
 def _load(place: str, query: Query) -> Tally | None:
-    system, path = fsspec.core.url_to_fs(place)
+    system, path = open_system(place)
     if not system.exists(path):
         return None
     try:
@@ -583,22 +587,19 @@ def _checksum(place: str, tally: Any) -> str:
 
 def _store(place: str, tally: Tally) -> None:
     """Write the counts to a temporary file and move it into place, so that none is half there."""
-    system, path = fsspec.core.url_to_fs(place)
+    system, path = open_system(place)
+    counts = tally.to_json()
+    text = json.dumps({"sha256": _checksum(place, counts), "tally": counts}, ensure_ascii=False)
+    if "file" in system.protocol:
+        write_text(Path(path), text)
+        return
     folder, _, name = path.rpartition("/")
     system.makedirs(folder, exist_ok=True)
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
-    counts = tally.to_json()
-    stored = {"sha256": _checksum(place, counts), "tally": counts}
     try:
-        with system.open(temporary, "wb") as file:
-            file.write(json.dumps(stored, ensure_ascii=False).encode())
-            if "file" in system.protocol:
-                # Without this a machine that loses power may keep the new name, not the content.
-                file.flush()
-                os.fsync(file.fileno())
+        system.pipe_file(temporary, text.encode())
         system.mv(temporary, path)
     finally:
-        # A disk that is full would stay so.
         if system.exists(temporary):
             system.rm_file(temporary)
 
@@ -637,15 +638,19 @@ def _over_files(
 def _files_table(files: Sequence[corpora.File], outcomes: Sequence[_Outcome]) -> pd.DataFrame:
     """A row for every file, in their order, without what should stay secret."""
     rows = [
-        (file.name, file.source, "", 0, 0, found)
+        ("", 0, 0, _writable(found))
         if isinstance(found, str)
-        else (file.name, file.source, found[0], found[1].rows, found[1].captions, "")
-        for file, found in zip(files, outcomes, strict=True)
+        else (found[0], found[1].rows, found[1].captions, "")
+        for found in outcomes
     ]
-    table = pd.DataFrame(rows, columns=_FILE_COLUMNS)
-    for name in ("file", "source", "error"):
-        table[name] = table[name].astype(str).map(redacted)
-    return table
+    named = ((_writable(file.name), _writable(file.source)) for file in files)
+    table = [(*names, *row) for names, row in zip(named, rows, strict=True)]
+    return pd.DataFrame(table, columns=_FILE_COLUMNS).astype({"error": str})
+
+
+def _writable(text: str) -> str:
+    """A text without secrets that can be written: names of files may be in no encoding."""
+    return redacted(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _doubts(
@@ -654,6 +659,7 @@ def _doubts(
     """Why no name can be said to be absent."""
     doubts = [found for found in outcomes if isinstance(found, str)]
     read = len(files) - len(doubts)
+    doubts += [file.doubt for file in files if file.doubt]
     if expected is not None and read != expected:
         doubts.append(f"{read} files were read, the corpus has {expected}")
     worded = dict.fromkeys((file.source for file in files), False)
@@ -662,7 +668,7 @@ def _doubts(
     doubts += [
         f"no caption was read of {name}" for name, any_read in worded.items() if not any_read
     ]
-    return [redacted(doubt) for doubt in doubts]
+    return [_writable(doubt) for doubt in doubts]
 
 
 def _in_threads(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import lzma
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -35,6 +36,8 @@ _PACKINGS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 SUFFIXES = (
     "*.parquet, *.csv, *.tsv, *.jsonl or *.ndjson, all but the first also .gz, .bz2, .xz, .zst"
 )
+# Columns of captions, tried in this order where neither a column nor a layout is named.
+COLUMNS = ("caption", "TEXT")
 _TEXT = (pa.string(), pa.large_string(), pa.string_view())
 # Bytes of captions in one batch, about, and of the longest caption in a file.
 BATCH_BYTES = 1 << 25
@@ -82,6 +85,10 @@ def open_system(url: str) -> tuple[Any, str]:
     ModuleNotFoundError
         If a package for the protocol is missing; the message says what to install.
     """
+    if "://" not in url:
+        # For fsspec "::" links places; in the name of a file here it means nothing.
+        system = fsspec.filesystem("file")
+        return system, system._strip_protocol(url)
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -103,8 +110,43 @@ def open_bytes(url: str) -> Iterator[Any]:
         with system.open(path, "rb") as raw, pa.CompressedInputStream(raw, packing) as file:
             yield file
     else:
-        with system.open(path, "rb", compression=packing) as file:
-            yield file
+        with system.open(path, "rb") as raw:
+            yield io.BufferedReader(_Streams(raw), _BLOCK) if packing == "xz" else raw
+
+
+class _Streams(io.RawIOBase):
+    """Streams of xz, one after the other, and nothing else.
+
+    Python's own reader passes over what follows a stream and is none, such as one whose first bytes
+    are damaged.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = b""
+        while not part:
+            if self._stream.eof:
+                content = self._stream.unused_data.lstrip(b"\0")  # between streams
+                while not content and (block := self._raw.read(_BLOCK)):
+                    content = block.lstrip(b"\0")
+                if not content:
+                    return 0
+                self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            elif self._stream.needs_input:
+                content = self._raw.read(_BLOCK)
+                if not content:
+                    raise ValueError("its end is missing")
+            else:
+                content = b""
+            part = self._stream.decompress(content, len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def head(url: str) -> tuple[list[str], Callable[[str], pa.DataType], int | None]:
@@ -130,6 +172,23 @@ def head(url: str) -> tuple[list[str], Callable[[str], pa.DataType], int | None]
     if not columns:
         raise ValueError("it is empty: not even names of columns are there")
     return columns, lambda column: pa.string(), None
+
+
+def is_perhaps_cut(url: str) -> bool:
+    """Whether a CSV or TSV file without compression has no line break at its end.
+
+    Formats of other kinds tell themselves that their end is missing. False as well where the store
+    cannot be asked for a file's last byte.
+    """
+    if kind_of(url) not in (("CSV", None), ("TSV", None)):
+        return False
+    system, path = open_system(url)
+    try:
+        with system.open(path, "rb") as file:
+            file.seek(-1, io.SEEK_END)
+            return file.read(1) not in (b"\n", b"\r")
+    except (OSError, ValueError, NotImplementedError):
+        return False
 
 
 def read_columns(url: str, column: str, rows: int) -> Iterator[pa.Array]:
@@ -260,6 +319,10 @@ def _is_quoted(url: str, kind: str) -> bool:
             faults[quoted] = error
     if len(faults) == 2:
         raise faults[True]
+    if str(faults.get(True)) == "unexpected end of data" and _has_enclosed(url, kind):
+        raise ValueError(
+            "a quote is open at its end and others enclose fields: it may be cut short"
+        )
     # In one column any text has as many rows as lines, but in CSV the quotes are the rule.
     if not faults and rows[True] != rows[False] and not (kind == "CSV" and columns == 1):
         raise ValueError(
@@ -267,6 +330,14 @@ def _is_quoted(url: str, kind: str) -> bool:
             "and either may be meant: write it as Parquet"
         )
     return True not in faults
+
+
+def _has_enclosed(url: str, kind: str) -> bool:
+    """Whether a field has a quote at both ends, as those have that quotes enclose."""
+    with closing(_records(url, kind, quoted=False)) as records:
+        return any(
+            len(field) > 1 and field[0] == field[-1] == '"' for row in records for field in row
+        )
 
 
 def _csv_values(url: str, column: str, kind: str) -> Generator[str, None, None]:
@@ -295,8 +366,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json_values(url: str, column: str) -> Generator[Any, None, None]:
+    alike = {column.casefold(), *(name.casefold() for name in COLUMNS)}
     with closing(_objects(url)) as objects:
-        yield from (row.get(column) for row in objects)
+        for row in objects:
+            # Programs that changed their mind in the middle of a file, not an absent caption.
+            other = [key for key in row if key.strip().casefold() in alike]
+            if column not in row and other:
+                raise ValueError(f"an object has {other[0]!r} where others have {column!r}")
+            yield row.get(column)
 
 
 def _pieces(values: Iterable[Any], rows: int) -> Iterator[pa.Array]:

@@ -95,12 +95,16 @@ def as_names(names: Iterable[str], what: str = "names") -> list[str]:
 
 # "::" links the parts of a chain of fsspec, if another scheme follows; else it may be a password's.
 _LINK = r"::[A-Za-z][A-Za-z0-9+.-]*(?:://|::)"
-_URL = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*)://((?:(?!{_LINK})[^\s'\"<>`])+)")
+# A password may have quotes, which end a URL elsewhere. The length of a scheme is bounded, as else
+# a text of letters alone would be looked through once from each of them.
+_URL = re.compile(
+    rf"([A-Za-z][A-Za-z0-9+.-]{{0,30}})://((?:[^\s/?#]*@)?(?:(?!{_LINK})[^\s'\"<>`])+)"
+)
 # With a slash in the password, which should not be there, but a port is none.
 _USER = re.compile(r"[^/?#]*@|[^/@:]*:(?!\d+(?:[/?#]|$)).*@")
 _QUERIED = re.compile("https?://", re.IGNORECASE)
 _NO_SECRET = re.compile(r"(abfss?|wasbs?|az)\Z", re.IGNORECASE)
-_REST = re.compile(r"(/[^\s'\"<>?]*\?)[^\s'\"<>]*=[^\s'\"<>]*")
+_REST = re.compile(r"([^\s'\"<>?]\?)[^\s'\"<>?]*=[^\s'\"<>]*")
 
 
 def redacted(text: str) -> str:
