@@ -64,7 +64,7 @@ data: env ## download LAION-Beyond, or DOMAINS="Animals Pokemon" of it, and chec
 	@$(BIN)/python -m lbutils download $(DOMAINS) $(DATA_ARGS)
 
 clean: ## remove the miniature's results, caches and build files
-	rm -rf runs/mini runs/mini--* runs/cache runs/site build lbutils.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf runs/mini runs/mini--* runs/sweeps/mini runs/cache runs/site build lbutils.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find lbutils tests data notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## remove the environment as well

@@ -18,7 +18,7 @@ import yaml
 
 from lbutils import figures
 from lbutils.measure import records
-from lbutils.run import grid, notebooks, pools
+from lbutils.run import grid, notebooks, parameters, pools
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = """
@@ -343,6 +343,21 @@ def test_failures_are_kept_and_retried_on_request(tmp_path, capsys):
     assert records.collect(out)["value"].tolist() == [0.5]
 
 
+def test_no_password_gets_into_what_a_sweep_leaves(tmp_path, capsys):
+    """A notebook's parameters are noted in many places, and told in more."""
+    secret = "https://me:s3cret@host/a.parquet?sig=s3cret"
+    path, out = written(tmp_path, {"seed": [1]}, domains=[secret]), tmp_path / "out"
+    (tmp_path / "broken").touch()
+    assert notebooks.main(["run", str(path), "--out", str(out)]) == 1
+    assert notebooks.main(["run", str(path), "--out", str(out), "--dry-run"]) == 0
+    assert notebooks.main(["status", str(out)]) == 0
+    changed = parameters.differing({"captions": secret}, {})
+    shown = [*capsys.readouterr(), str(parameters.place(changed)), parameters.described(changed)]
+    left = [path.read_text(errors="replace") for path in out.rglob("*") if path.is_file()]
+    assert "host/a.parquet" in (out / "runs.csv").read_text() and len(left) > 5
+    assert not [text for text in (*shown, *left) if "s3cret" in text]
+
+
 def test_what_is_no_notebooks_fault_is_kept_too(tmp_path, monkeypatch):
     path, out = written(tmp_path, {"seed": [1, 2]}), tmp_path / "out"
 
@@ -433,6 +448,29 @@ def test_the_papers_grid(monkeypatch):
     assert {point["seed"] for point in points} == {1, 2, 3}
     assert all(point["shot_counts"] == [point["shots"]] for point in points)
     assert {name for name, _ in opened} == {"laion-beyond"} and len(opened) == 9
+
+
+def test_a_grid_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
+    """None that a run of notebooks has, whatever the grid's file is called."""
+    monkeypatch.setattr(notebooks, "results_dir", lambda: tmp_path)
+    monkeypatch.setattr(parameters, "results_dir", lambda: tmp_path)
+    path = written(tmp_path, {"seed": [1]}).rename(tmp_path / "mini.yaml")
+    table = notebooks.grid_file(path, dry_run=True)
+    assert Path(table["folder"][0]).parent == tmp_path / "sweeps" / "mini"
+    assert parameters.place({}) == tmp_path / "mini"
+    assert notebooks.main(["run", str(path), "--dry-run"]) == 0
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "claims.csv").touch()
+    (tmp_path / "swept").mkdir()
+    (tmp_path / "swept" / "runs.csv").touch()
+    capsys.readouterr()
+    for asked, out, told in (
+        (path, "mini", "is the folder of a run of notebooks"),
+        (tmp_path / "tiny.ipynb", "swept", "is the folder of a grid"),
+    ):
+        assert notebooks.main(["run", str(asked), "--out", str(tmp_path / out)]) == 2
+        assert told in capsys.readouterr().err
+    assert not started(tmp_path)
 
 
 @pytest.mark.slow

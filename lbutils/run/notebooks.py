@@ -40,6 +40,7 @@ from lbutils._util import (
     suggest,
     write_text,
 )
+from lbutils.captions.text import redacted
 from lbutils.data.benchmark import load_benchmark
 from lbutils.data.folder import data_dir
 from lbutils.measure import published, records
@@ -199,6 +200,8 @@ def run(
     given = parameters.absolute(given or {})
     check_parameters(notebooks, given)
     out = Path(out).resolve()
+    if (out / "runs.csv").exists():
+        raise ValueError(f"{out} is the folder of a grid: give --out another")
     outcomes = []
     for notebook in notebooks:
         own = parameters.of_notebook(notebook)
@@ -294,8 +297,25 @@ def _execute(
         error = _first_line(str(failure)) or type(failure).__name__
         trace = str(failure)
     seconds = time.perf_counter() - start
+    error, trace = (redacted(told) if told else told for told in (error, trace))
+    _forget(executed, given)
     page = _page(executed, out) if paged and executed.exists() else None
     return Outcome(notebook, _title(notebook), executed, page, seconds, error, trace)
+
+
+def _forget(executed: Path, given: Mapping[str, Any]) -> None:
+    """Take passwords and signatures, which papermill notes, out of an executed notebook."""
+    if not executed.exists() or parameters.discreet(given) == {**given}:
+        return
+    text = executed.read_text(encoding="utf-8")
+    values = [part for value in given.values() for part in (value, *_items(value))]
+    for secret in {value for value in values if isinstance(value, str)}:
+        text = text.replace(json.dumps(secret)[1:-1], json.dumps(redacted(secret))[1:-1])
+    write_text(executed, text)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _page(executed: Path, out: Path) -> Path:
@@ -586,7 +606,7 @@ def grid_file(
         Parameters that are the same in every run, in place of those that the file has in
         ``set``.
     out : path, optional
-        Default: ``runs`` of the repository and the file's name without its suffix.
+        Default: `sweep_dir`.
     **options
         As `grid` takes them.
 
@@ -596,10 +616,15 @@ def grid_file(
         As `lbutils.run.grid.read_grid` and `grid`, before anything runs.
     """
     found = grids.read_grid(path)
-    place = results_dir() / Path(path).stem if out is None else Path(out)
+    place = sweep_dir(path) if out is None else Path(out)
     fixed = {**found.fixed, **(given or {})}
     options = {"figure": found.figure, **options}
     return grid(found.notebook, found.axes, place, fixed=fixed, **options)
+
+
+def sweep_dir(path: str | os.PathLike[str]) -> Path:
+    """``runs/sweeps`` and the name of a grid's file: never the folder of a run of notebooks."""
+    return results_dir() / "sweeps" / Path(path).stem
 
 
 def grid(
@@ -678,9 +703,12 @@ def grid(
         (path, point, place / _run_name(path, point, code), retry, code, timeout)
         for point in points
     ]
+    points = [parameters.discreet(point) for point in points]
     rows: dict[int, dict[str, Any]] = {}
     failed = 0
     columns = [*fixed, *grids.swept(axes), "status", "seconds", "error", "folder"]
+    if (place / "claims.csv").exists():
+        raise ValueError(f"{place} is the folder of a run of notebooks: give --out another")
     if dry_run:
         return _foreseen(jobs, columns)
     _check_writable(place)
@@ -714,6 +742,7 @@ def _foreseen(jobs: Sequence[tuple[Any, ...]], columns: list[str]) -> pd.DataFra
         done = state.get("status") == "finished" or (state and not retry)
         status = _DONE[state["status"]] if done else "to run"
         told = {"seconds": state.get("seconds"), "error": state.get("error")}
+        point = parameters.discreet(point)
         rows.append({**point, **told, "status": status, "folder": str(folder)})
     return pd.DataFrame(rows, columns=columns)
 
@@ -887,7 +916,8 @@ def _leave_state(
     status = "failed" if error else "finished"
     state = {"status": status, "seconds": round(seconds, 3), "error": error}
     kept = sorted(path.name for path in (folder / "records").glob("*.json"))
-    described = {"notebook": notebook.name, "parameters": dict(point), **state, "records": kept}
+    told = parameters.discreet(point)
+    described = {"notebook": notebook.name, "parameters": told, **state, "records": kept}
     try:
         if trace:
             write_text(folder / "traceback.txt", trace.rstrip() + "\n")
@@ -974,6 +1004,7 @@ def _progress(place: Path) -> dict[str, str]:
         marks = [cell["metadata"].get("papermill", {}).get("status") for cell in code]
         began = sum(mark not in (None, "pending") for mark in marks)
         point = {name: value for name, value in noted["parameters"].items() if name != "out"}
+        point = parameters.discreet(point)
         told |= {"since": noted["start_time"][:19], "parameters": json.dumps(point)}
         told["cell"] = f"{began} of {len(code)}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -1206,7 +1237,9 @@ def _parser() -> argparse.ArgumentParser:
         "notebooks", nargs="*", help="number, name or path, or a grid in YAML; default: all"
     )
     command.add_argument("--benchmark", help="mini, or the folder of LAION-Beyond")
-    command.add_argument("--out", type=Path, help="default: runs/ and the benchmark's name")
+    command.add_argument(
+        "--out", type=Path, help="default: runs/ and the benchmark's name; of a grid runs/sweeps/"
+    )
     command.add_argument("--timeout", type=float, metavar="SECONDS", help="of one run, at most")
     command.add_argument("--dry-run", action="store_true", help="check, and say what would run")
     command.add_argument(
@@ -1253,7 +1286,7 @@ def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
 
 
 def _run_grid(file: str, given: dict[str, Any], options: argparse.Namespace) -> int:
-    out = (options.out or results_dir() / Path(file).stem).resolve()
+    out = (options.out or sweep_dir(file)).resolve()
     names = [n for n in (*_OF_GRIDS, "timeout", "dry_run") if _is_given(options, n)]
     settings = {name: getattr(options, name) for name in names}
     table = grid_file(file, given, out=out, **settings)

@@ -20,6 +20,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from lbutils._util import results_dir, suggest
+from lbutils.captions.text import redacted
 
 COMMON: dict[str, Any] = {
     "benchmark": "mini",
@@ -140,7 +141,7 @@ class Run:
     notebook : str
         Its stem.
     params : dict
-        Every parameter but ``out``.
+        Every parameter but ``out``, as it may be recorded.
     changed : dict
         Those that differ from the defaults, and variables of the environment that do; empty for
         a run of the defaults. It belongs into the run's record, as ``settings``.
@@ -184,7 +185,7 @@ def check(notebook: str, namespace: Mapping[str, Any]) -> Run:
     params = {name: namespace[name] for name in defaults if name != "out"}
     changed = differing(params, defaults)
     out = namespace["out"]
-    return Run(notebook, params, changed, Path(out) if out else place(changed))
+    return Run(notebook, discreet(params), changed, Path(out) if out else place(changed))
 
 
 def _assigned(cells: Iterable[str], known: Iterable[str]) -> set[str]:
@@ -266,11 +267,21 @@ def differing(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
     """The parameters that are not as their defaults, and variables that are set, sorted.
 
     Paths are absolute, as one folder has one name; ``out`` says where, not what, and is left out.
+    What comes back is written and printed, so that it is `discreet`.
     """
     full = absolute({name: params[name] for name in params if name != "out"})
     changed = {n: v for n, v in full.items() if n not in defaults or not _same(v, defaults[n])}
     changed |= {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    return {name: changed[name] for name in sorted(changed)}
+    return {name: discreet(changed[name]) for name in sorted(changed)}
+
+
+def discreet(value: Any) -> Any:
+    """A parameter, or a mapping or list of them, without passwords and signatures of URLs."""
+    if isinstance(value, Mapping):
+        return {key: discreet(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [discreet(item) for item in value]
+    return redacted(value) if isinstance(value, str) else value
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -308,7 +319,8 @@ def described(changed: Mapping[str, Any] | None) -> str:
     """Settings in words: ``seed = 1``; "defaults" if there are none, "unknown" for None."""
     if changed is None:
         return "unknown"
-    return ", ".join(f"{name} = {value!r}" for name, value in changed.items()) or "defaults"
+    told = discreet(changed).items()
+    return ", ".join(f"{name} = {value!r}" for name, value in told) or "defaults"
 
 
 def absolute(given: Mapping[str, Any]) -> dict[str, Any]:
