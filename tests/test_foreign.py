@@ -244,10 +244,31 @@ HUB_FILES = {
         "does not hold",
     ),
 }
+
+
+def replaced(file, make):
+    def plant(folder):
+        (folder / file).unlink(missing_ok=True)
+        make(folder / file)
+
+    return plant
+
+
+DISK = {
+    "a pipe": (replaced(TOKENIZER, os.mkfifo), "is no file"),
+    "a pipe for settings": (replaced("processor_config.json", os.mkfifo), "is no file"),
+    "a folder for a file": (replaced(TOKENIZER, Path.mkdir), "is no file"),
+    # Where disks take names in any case, it is config.json.
+    "another case": (code("Tokenizer_Config.JSON", "AutoTokenizer"), "auto_map"),
+    "adapter in another case": (
+        config("Adapter_Config.json", base_model_name_or_path="evil/base"),
+        "Adapter_Config",
+    ),
+}
 # The folder of open_clip here has no image processor of transformers, and no weights for it.
 FOLDERS = [
-    *(("open_clip", plant) for plant in {**ANY, **OPEN_CLIP, **OPEN_CLIP_FILES}.items()),
-    *(("hub", plant) for plant in {**ANY, **HUB, **HUB_FILES}.items()),
+    *(("open_clip", plant) for plant in {**ANY, **DISK, **OPEN_CLIP, **OPEN_CLIP_FILES}.items()),
+    *(("hub", plant) for plant in {**ANY, **DISK, **HUB, **HUB_FILES}.items()),
 ]
 
 

@@ -120,6 +120,17 @@ def test_an_id_of_two_images_is_refused(root, split_file):
         load_benchmark(root)
 
 
+def test_an_id_that_is_the_path_of_another_image_is_refused(root, split_file):
+    """Else that image would be read in the other's place."""
+    first, second = load_benchmark(root)["Animals"].oop.train.ids[:2]
+    for row, other in ((0, second), (1, first)):
+        before = split_file.read_text()
+        change(split_file, "train", str(row), id=other)
+        with pytest.raises(ValueError, match="has the id of"):
+            load_benchmark(root)
+        split_file.write_text(before)
+
+
 def test_an_id_may_be_anything_and_leads_nowhere(root, split_file, secret):
     change(split_file, "val", "0", id=str(secret))
     split = load_benchmark(root)["Animals"].oop.val

@@ -640,9 +640,9 @@ def _load_folder(
 
 
 def _note_paths(folder: Path, rows: Sequence[layout.Row], paths: dict[str, str]) -> None:
-    """Add the files of images that have ids of their own; an id stands for one file only."""
+    """Add the file of each image by its id; an id stands for one file only."""
     for row in rows:
-        if row.image_id != row.path and paths.setdefault(row.image_id, row.path) != row.path:
+        if paths.setdefault(row.image_id, row.path) != row.path:
             raise ValueError(f"{folder}: {row.path} has the id of {paths[row.image_id]}")
 
 

@@ -76,8 +76,10 @@ def read_object(file: Path) -> dict[str, Any]:
     Raises
     ------
     Refused
-        If it is too large, or is no JSON, no UTF-8 or no object.
+        If it is no file, too large, or is no JSON, no UTF-8 or no object.
     """
+    if not file.is_file():  # to open a pipe would wait for ever
+        raise Refused(f"{file} is no file: download it again")
     if (size := file.stat().st_size) > _MAX_BYTES:
         raise Refused(f"{file} has {size:,} bytes, more than any configuration: download it again")
     try:
@@ -100,11 +102,12 @@ def check_folder(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if not is_inside(file, admitted):
             raise Refused(f"{file} is a link out of {folder}: put the file itself there")
-        if file.name.endswith(".index.json"):
+        name = file.name.casefold()  # on some disks a name is found in any case
+        if name.endswith(".index.json"):
             _check_index(file)
-        elif file.name == _ADAPTER:
+        elif name == _ADAPTER:
             _refuse_adapter(file)
-        elif file.name != OPEN_CLIP and re.search("config.*[.]json$", file.name):
+        elif file.name != OPEN_CLIP and re.search("config.*[.]json$", name):
             _check(read_object(file), str(file), folder)
 
 

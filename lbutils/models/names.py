@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -407,6 +408,8 @@ class Names(Mapping[str, Tensor]):
             check_rows(names)
             if not isinstance(names.hint, (str, type(None))):
                 raise ValueError(f"its hint is {short(names.hint)}")
+            if names.table and not re.fullmatch("[0-9]{1,9}:[0-9a-f]{64}", names.table):
+                raise ValueError(f"its table is {short(names.table)}")
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a file of learned names: {error}") from error
         if encoder is not None and names.tokenizer != tokenizer_fingerprint(encoder.tokenizer):
@@ -448,6 +451,7 @@ class Names(Mapping[str, Tensor]):
         tokenizer does not know; a tokenizer of transformers gets unused tokens for those.
         Once saved, it is loaded by ``AutoTokenizer``, ``CLIPProcessor`` or ``pipeline``; where a
         word has several tokens ``CLIPTokenizer`` would forget it, and raises a TypeError instead.
+        A warning says so.
         """
         check_rows(self)
         words = {f"<{name}>": rows for name, rows in self.items()}
@@ -471,6 +475,12 @@ class Names(Mapping[str, Tensor]):
         put_table(model, table)
         if backed:
             add_words(tokenizer, ids)
+            if any(len(own) > 1 for own in ids.values()):
+                warnings.warn(
+                    "words of several tokens: once it is saved, load this tokenizer by "
+                    "AutoTokenizer, CLIPProcessor or pipeline, as CLIPTokenizer does not read them",
+                    stacklevel=2,
+                )
         return tokenizer
 
     def _check_fit(self, model: nn.Module, tokenizer: Any, any_weights: bool) -> None:
