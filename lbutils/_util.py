@@ -9,6 +9,7 @@ import difflib
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 import unicodedata
@@ -194,10 +195,7 @@ def replacing(place: Path) -> Iterator[Path]:
     Folders are made as needed. Two processes may write the same place: the last one wins. What
     processes left here that were killed is removed, see `remove_orphans`.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    remove_orphans(place.parent.resolve())
-    own = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary = place.with_name(f".{place.name}.{own}.tmp")
+    temporary = temporary_beside(place)
     try:
         yield temporary
         # Without this a machine that loses power may keep the new name and not the content.
@@ -208,6 +206,17 @@ def replacing(place: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def temporary_beside(place: Path) -> Path:
+    """The path for a temporary file or folder of this process, beside what it is to become.
+
+    The folder is made as needed, and what killed processes left in it is removed.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    remove_orphans(place.parent.resolve())
+    own = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return place.with_name(f".{place.name}.{own}.tmp")
+
+
 def write_text(place: Path, text: str) -> None:
     """Write a text, in UTF-8, to a temporary file and move it into place."""
     with replacing(place) as temporary:
@@ -216,7 +225,7 @@ def write_text(place: Path, text: str) -> None:
 
 @cache
 def remove_orphans(folder: Path) -> None:
-    """Remove temporaries of `replacing` in a folder whose processes are gone; once a process.
+    """Remove what `temporary_beside` named in a folder for processes that are gone; once a process.
 
     A process of this machine is gone if it does not run; any, if its file was not touched for a
     day.
@@ -229,7 +238,7 @@ def remove_orphans(folder: Path) -> None:
             if time.time() - path.stat().st_mtime > _DAY or (
                 own and not psutil.pid_exists(int(found["process"]))
             ):
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError:  # another process was faster, or it is not ours to remove
             continue
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 
 # Before numpy and torch start their threads: small tests are fastest on one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -150,6 +152,13 @@ def make_encoder(tmp_path_factory: Any) -> Any:
 @pytest.fixture(scope="session")
 def tiny_encoder(make_encoder: Any) -> Any:
     return make_encoder()
+
+
+def dead_process() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def load_script(name: str) -> Any:

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 import zipfile
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -24,8 +25,10 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub
 import numpy as np
 import pytest
+from conftest import dead_process
 from PIL import Image
 
+from lbutils import _util
 from lbutils.data import folder as layout
 from lbutils.data import hub as downloads
 from lbutils.data import laion_beyond
@@ -166,10 +169,8 @@ class Server(ThreadingHTTPServer):
         pass  # a client that was killed
 
 
-@pytest.fixture(scope="session")
-def released(tmp_path_factory):
+def made_release(root):
     """The files of a small repository, by path: three domains, a card, the authors' pickles."""
-    root = tmp_path_factory.mktemp("released")
     layout.generate(root, ["Animals", "Food", "Plants_Fungi"], images=(1, 1, 2), side=8)
     files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
     files |= {"README.md": b"# LAION-Beyond\n", ".gitattributes": b"*.jpg filter=lfs\n"}
@@ -177,27 +178,46 @@ def released(tmp_path_factory):
     return files
 
 
+@pytest.fixture(scope="session")
+def released(tmp_path_factory):
+    return made_release(tmp_path_factory.mktemp("released"))
+
+
+@contextmanager
+def served(hub):
+    """Serve a hub on this machine, at its `endpoint`."""
+    server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.server = server
+    try:
+        yield
+    finally:
+        hub.release.set()
+        server.shutdown()
+        server.server_close()
+
+
+def point_at(endpoint, cache, put):
+    """Point the client at a hub and a cache, by `put` for each of its constants."""
+    constants = huggingface_hub.constants
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, endpoint)
+    put(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    put(constants, "ENDPOINT", endpoint)
+    put(constants, "HF_HUB_CACHE", str(cache))
+    put(constants, "HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture
 def fake(released, monkeypatch, tmp_path):
     """A hub with these files, to which the client is pointed, and an empty cache."""
     hub = Hub(dict(released))
-    server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     hub.cache = tmp_path / "cache"
-    hub.server = server
-    constants = huggingface_hub.constants
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # Between attempts the client waits for longer than a test should last.
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    yield hub
-    hub.release.set()
-    server.shutdown()
-    server.server_close()
+    with served(hub):
+        point_at(hub.endpoint, hub.cache, monkeypatch.setattr)
+        # Between attempts the client waits for longer than a test should last.
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        yield hub
 
 
 def offline(monkeypatch, how):
@@ -717,6 +737,24 @@ def test_hostile_archives_leave_nothing_behind(tmp_path, suffix, content, messag
         downloads.unpack(archive, place / "Food3_OOP")
     assert str(archive) in str(caught.value)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [archive]
+
+
+def test_what_a_killed_unpacking_left_is_removed(tmp_path):
+    left = tmp_path / f".Food3_OOP.{_util._host()}-{dead_process()}-01234567.tmp"
+    (left / "images").mkdir(parents=True)
+    (left / "images" / "1.jpg").touch()
+    archive = tmp_path / "Food3_OOP.zip"
+    archive.write_bytes(pack({"images/1.jpg": b"x"}, ".zip"))
+    downloads.unpack(archive, tmp_path / "Food3_OOP")
+    assert {path.name for path in tmp_path.iterdir()} == {archive.name, "Food3_OOP"}
+
+
+@pytest.mark.parametrize("path", ["Food3_OOP/../../evil.jpg", "/Food3_OOP/evil.jpg"])
+def test_a_repository_does_not_write_elsewhere(fake, released, tmp_path, path):
+    fake.commits[FIRST] = released | {path: b"x"}
+    with pytest.raises(ValueError, match="leads out of it|cannot be an absolute"):
+        downloads.download(["Food"], to=tmp_path / "deep" / "mine")
+    assert not list(tmp_path.rglob("evil*"))
 
 
 # --- beside the paper ----------------------------------------------------------------------

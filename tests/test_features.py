@@ -490,6 +490,16 @@ def test_a_killed_extraction_ends_bit_by_bit_the_same(tmp_path, monkeypatch, enc
     assert again.numpy().tobytes() == fresh.numpy().tobytes()
 
 
+def test_blocks_of_a_process_killed_at_its_end_are_removed(encoder, pictures, tmp_path):
+    image_features(encoder, pictures, cache=tmp_path)
+    (whole,) = tmp_path.iterdir()
+    for rows in ("0000000-0000004", "0000008-0000010"):
+        (tmp_path / f"{whole.stem}.{rows}.safetensors").touch()
+    (tmp_path / "other.0000000-0000004.safetensors").touch()
+    image_features(encoder, pictures, cache=tmp_path)
+    assert files(tmp_path) == sorted([whole.name, "other.0000000-0000004.safetensors"])
+
+
 def test_a_full_disk_leaves_the_cache_usable(encoder, pictures, tmp_path):
     """The limit lets blocks of four be written, but not the whole."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

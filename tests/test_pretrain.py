@@ -14,9 +14,11 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import dead_process
 from PIL import Image
 from safetensors.torch import load_file
 
+from lbutils import _util
 from lbutils.data.benchmark import ROTATIONS
 from lbutils.data.lots import lot_pairs
 from lbutils.models import mini
@@ -148,6 +150,22 @@ def test_a_finished_run_only_exports_again(pretrain, miniature, tmp_path):
     (out / "open_clip_model.safetensors").unlink()
     run(pretrain, tmp_path, "run")
     assert (out / "open_clip_model.safetensors").read_bytes() == before
+
+
+def test_what_a_killed_run_left_is_removed(pretrain, miniature, tmp_path, monkeypatch):
+    run(pretrain, tmp_path, "whole")
+    killed_run(pretrain, tmp_path, monkeypatch, "killed", 5)
+    work, out = tmp_path / "killed-work", tmp_path / "killed"
+    out.mkdir()
+    dead = f"{_util._host()}-{dead_process()}-01234567.tmp"
+    (work / "state-0000002.safetensors").touch()
+    (work / f".checkpoint.json.{dead}").touch()
+    (out / f".open_clip_model.safetensors.{dead}").touch()
+    _util.remove_orphans.cache_clear()
+    run(pretrain, tmp_path, "killed")
+    for folder in ("", "-work"):
+        whole, killed = (tmp_path / f"{name}{folder}" for name in ("whole", "killed"))
+        assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
 
 
 def corrupt(path: Path) -> None:

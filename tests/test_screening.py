@@ -5,8 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -38,7 +36,6 @@ from lbutils.captions.text import (
     without_diacritics,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 PARTS = ["ant", "Fire", "ants", "fire ant", "é", "e\u0301", "caf", "ß", "ﬁ", "x2", "İ", "猫", "हि"]
 PARTS += [" ", "  ", "-", "'", "’", "\u00ad", "\n", "“", "…", "™", "½", "\u0301", "🐜", "한", "ж"]
 texts = st.one_of(st.lists(st.sampled_from(PARTS), max_size=9).map("".join), st.text(max_size=14))
@@ -462,28 +459,6 @@ def test_state_is_keyed_by_content_and_query(folder, tmp_path):
     assert len(list(state.iterdir())) == 11
     for place in state.iterdir():
         place.write_text(place.read_text()[:20])
-    pd.testing.assert_frame_equal(counts_of(folder, state=state).table, expected_counts(folder))
-
-
-@pytest.mark.slow
-def test_a_killed_run_leaves_whole_states_and_resumes(folder, tmp_path):
-    write(folder / "4.parquet", caption_list(4, 150_000))
-    state = tmp_path / "state"
-    script = (
-        "from lbutils.captions.survey import survey\n"
-        f"survey({MEETING!r}, {str(folder)!r}, levels=['inflections'], examples=3, "
-        f"state={str(state)!r})\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    deadline = time.monotonic() + 60
-    while len(list(state.glob("*.json"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    for place in state.glob("*.json"):
-        json.loads(place.read_text())
     pd.testing.assert_frame_equal(counts_of(folder, state=state).table, expected_counts(folder))
 
 

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-from lbutils._util import suggest, write_text
+from lbutils._util import suggest, temporary_beside, write_text
 from lbutils.captions.text import as_names, redacted
 from lbutils.data import folder as layout
 
@@ -381,6 +380,8 @@ def choose(
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     names: dict[tuple[str, ...], layout.FolderName] = {}
     for path in files:
+        if {"", ".."} & set(path.split("/")):
+            raise ValueError(f"the repository has a file that leads out of it: {path!r}")
         if path.endswith(_UNWANTED):
             continue
         if found := _folder_of(path, known):
@@ -547,16 +548,17 @@ def unpack(archive: Path, target: Path) -> None:
     with _undamaged(archive):
         members = list(_members(archive, kind))
     _admit(archive, members)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        # Checked above, and again by the library where its Python is recent enough.
-        content = Path(scratch, "content")
-        strict: dict[str, Any] = (
-            {"filter": "data"} if kind != "zip" and hasattr(tarfile, "data_filter") else {}
-        )
+    scratch = temporary_beside(target)
+    # Checked above, and again by the library where its Python is recent enough.
+    strict: dict[str, Any] = (
+        {"filter": "data"} if kind != "zip" and hasattr(tarfile, "data_filter") else {}
+    )
+    try:
         with _undamaged(archive):
-            shutil.unpack_archive(archive, content, kind, **strict)
-        _merge(_content(content, target.name), target)
+            shutil.unpack_archive(archive, scratch, kind, **strict)
+        _merge(_content(scratch, target.name), target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

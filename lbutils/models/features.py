@@ -10,9 +10,9 @@ import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -227,15 +227,15 @@ def _extract(job: _Job, cache: Cache, progress: bool) -> _Block:
     description = describe(job.encoder, split, job.views, job.seed, job.autocast)
     key = hashlib.sha256(description.encode()).hexdigest()
     whole = folder / f"{key}.safetensors" if folder else None
+    names = [f"{key}.{rows.start:07d}-{rows.stop:07d}.safetensors" for rows in _blocks(split)]
+    parts = [folder / name for name in names] if folder else []
     if (found := _read(whole, description, split.ids)) is not None:
+        _remove(parts)  # of a process that was killed when all was done
         return found
     blocks: list[_Block | None] = []
-    parts: list[Path] = []
-    for rows in _blocks(split):
-        name = f"{key}.{rows.start:07d}-{rows.stop:07d}.safetensors"
-        parts += [folder / name] if folder else []
+    for k, rows in enumerate(_blocks(split)):
         ids = split.ids[rows.start : rows.stop]
-        blocks.append(_read(folder / name, description, ids) if folder else None)
+        blocks.append(_read(parts[k], description, ids) if folder else None)
     lacking = [rows for rows, block in zip(_blocks(split), blocks, strict=True) if block is None]
     done = len(split) - sum(map(len, lacking))
     bar = tqdm(total=len(split), initial=done, desc="features", unit="image", disable=not progress)
@@ -250,17 +250,22 @@ def _extract(job: _Job, cache: Cache, progress: bool) -> _Block:
                 _write(parts[rows.start // BLOCK], block, description, ids)
     joined = _join(job, [block for block in blocks if block is not None])
     if lacking and describe(job.encoder, split, job.views, job.seed, job.autocast) != description:
-        for part in parts:
-            part.unlink(missing_ok=True)
+        _remove(parts)
         raise ValueError(
             "the encoder's weights or the image files changed while features were computed, so "
             "these are of neither state: compute them again"
         )
     if whole:
         _write(whole, joined, description, split.ids)
+        _remove(parts)
+    return joined
+
+
+def _remove(parts: Iterable[Path]) -> None:
+    """Remove blocks that are no longer needed; a cache that others filled may be read-only."""
+    with suppress(OSError):
         for part in parts:
             part.unlink(missing_ok=True)
-    return joined
 
 
 def describe(

@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lbutils._util import replacing
 from lbutils.data.benchmark import data_dir
 from lbutils.models import mini
 
@@ -541,8 +541,7 @@ class Run:
         }
         text = json.dumps(record, indent=1)
         write(folder / "checkpoint.json", lambda path: path.write_text(text))
-        for old in set(folder.glob("state-*.safetensors")) - {folder / name}:
-            old.unlink()
+        remove_states(folder, name)
 
     def resume(self, folder: Path) -> bool:
         """Whether a checkpoint was there, and has been taken up.
@@ -579,15 +578,20 @@ class Run:
                 tensor.copy_(saved[name])
         self.step, self.seconds = record["step"], record["seconds"]
         self.losses, self.log = record["losses"], record["log"]
+        remove_states(folder, record["state"])
         return True
+
+
+def remove_states(folder: Path, kept: str) -> None:
+    """Remove the tensors of every checkpoint but one."""
+    for path in set(folder.glob("state-*.safetensors")) - {folder / kept}:
+        path.unlink()
 
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:
     """Let `writer` fill a temporary file and move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    writer(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        writer(temporary)
 
 
 def train_step(run: Run, corpus: Corpus, images: Tensor, step: int, rows: Tensor, args) -> Tensor:
