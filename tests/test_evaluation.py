@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import hmean
+from scipy.stats import hmean, norm, t
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 
+from lbutils import load_benchmark
 from lbutils.measure import metrics as ev
 
 pairs = st.integers(1, 30).flatmap(
@@ -146,8 +147,10 @@ def exact_means(values, weights):
 def test_bootstrap_converges_to_the_exact_one(weights):
     values = np.array([0.1, 0.9, 0.4, 0.65])
     own = np.ones(4) if weights is None else np.array(weights, float)
-    exact = np.quantile(list(exact_means(values, own)), [0.05, 0.95])
-    found = ev.bootstrap(values, weights, resamples=40_000, level=0.9)
+    # Four classes: three degrees of freedom, and resamples vary by three quarters of the mean.
+    tail = norm.cdf(t.ppf(0.25, 3) * math.sqrt(4 / 3))
+    exact = np.quantile(list(exact_means(values, own)), [tail, 1 - tail])
+    found = ev.bootstrap(values, weights, resamples=40_000, level=0.5)
     assert found.mean == pytest.approx(np.average(values, weights=own))
     np.testing.assert_allclose([found.low, found.high], exact, atol=0.02)
 
@@ -191,9 +194,9 @@ def test_domains_count_the_same_whatever_their_size():
     assert found.mean == pytest.approx((values["small"].mean() + values["large"].mean()) / 2)
     assert ev.bootstrap(dict(reversed(values.items()))) == found
     # Independent domains: the variance of the mean is a quarter of the sum of theirs.
-    spread = [ev.bootstrap(v) for v in values.values()]
-    expected = math.sqrt(sum((s.high - s.low) ** 2 for s in spread)) / 2
-    assert found.high - found.low == pytest.approx(expected, rel=0.1)
+    alone = [ev._means(v, None, 2000, 0)[1].std() for v in values.values()]
+    both = ev._means(values, None, 2000, 0)[1].std()
+    assert both == pytest.approx(math.hypot(*alone) / 2, rel=0.1)
 
 
 @pytest.mark.parametrize("clustered", [True, False])
@@ -212,6 +215,46 @@ def test_coverage_of_the_accuracy_interval(clustered):
     assert 0.90 <= covered / 300 <= 0.98
     # Treating images as independent is what this clustering guards against.
     assert (narrow / 300 < 0.75) == clustered
+
+
+def covered(sizes, trials, seed, draws=1, resamples=400):
+    """How many of 95 % intervals hold the mean over domains; and p-values of that mean."""
+    rng = np.random.default_rng(seed)
+    skills = rng.uniform(0.2, 0.8, len(sizes))
+    images = [rng.integers(2, 13, n) for n in sizes]
+    inside, p = 0, []
+    for trial in range(trials):
+        values = {}
+        for i, (n, skill) in enumerate(zip(sizes, skills, strict=True)):
+            own = rng.beta(2 * skill, 2 * (1 - skill), n)
+            values[str(i)] = rng.binomial(images[i], own, (draws, n)) / images[i]
+        weights = {str(i): own for i, own in enumerate(images)}
+        options = {"resamples": resamples, "seed": trial}
+        found = ev.bootstrap(values, weights, **options)
+        inside += found.low <= skills.mean() <= found.high
+        truth = {name: np.full(own.shape, skills.mean()) for name, own in values.items()}
+        p.append(ev.compare(values, truth, weights, **options).p)
+    return inside / trials, np.array(p)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_intervals_of_few_classes_are_wide_enough(draws):
+    """Six classes: percentiles as they are hold the mean in 82 % of cases."""
+    share, p = covered([6], 400, 0, draws, resamples=2000)
+    assert 0.915 <= share <= 0.985
+    assert share == pytest.approx(np.mean(p > 0.05), abs=0.03), "p must agree with the interval"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sides", [("oop",), ("ip", "oop")])
+def test_intervals_over_the_miniatures_domains_cover_as_they_say(sides):
+    """Classes as the miniature has them: percentiles as they are hold 91 to 94 %."""
+    counts = load_benchmark("mini").summary().query("split == 'test'")
+    sizes = counts[counts["subset"].isin(sides)]["classes"].tolist()
+    assert min(sizes) == (6 if sides == ("oop",) else 5) and max(sizes) == 38
+    share, p = covered(sizes, 1500, 1)
+    assert 0.935 <= share <= 0.965
+    assert 0.935 <= np.mean(p > 0.05) <= 0.97
 
 
 def test_comparison_is_paired():
