@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import open_clip
@@ -14,6 +15,7 @@ from lbutils.rivals.adapters import (
     CLAP,
     BeforeProjection,
     CLIPAdapter,
+    CrossModalProbe,
     LPPlusPlus,
     ProLIP,
     TaskRes,
@@ -24,7 +26,7 @@ from lbutils.rivals.adapters import (
 )
 from lbutils.rivals.probes import ZeroShot
 
-FEATURE_METHODS = [CLIPAdapter, TaskRes, TipAdapter, TipAdapterF, CLAP, LPPlusPlus]
+FEATURE_METHODS = [CLIPAdapter, TaskRes, TipAdapter, TipAdapterF, CLAP, LPPlusPlus, CrossModalProbe]
 OTHERS = ["zebra", "hot air balloon"]
 
 
@@ -68,7 +70,7 @@ def test_planted_classes_are_learned(method, tiny_encoder, captioned_images, ima
     options = {"alpha": 50.0} if method in (TipAdapter, TipAdapterF) else {}
     if method is CLIPAdapter:
         options = {"ratio": 0.8, "steps": 300, "lr": 0.01}
-    if method is TaskRes:
+    if method in (TaskRes, CrossModalProbe):
         options = {"lr": 0.05}
     model = method(tiny_encoder, **options).fit(captioned_images, image_views)
     generator = torch.Generator().manual_seed(9)
@@ -94,7 +96,8 @@ def test_class_means_run_over_views_and_images():
 
 
 def test_tip_adapter_is_the_formula(tiny_encoder, captioned_images, image_views, zero_shot):
-    model = TipAdapter(tiny_encoder, alpha=2.0, beta=3.0).fit(captioned_images, image_views)
+    options = {"alpha": 2.0, "beta": 3.0, "background": False}
+    model = TipAdapter(tiny_encoder, **options).fit(captioned_images, image_views)
     images = image_views[1]
     keys = F.normalize(image_views.mean(0), dim=-1)
     expected = zero_shot.logits(images).clone()
@@ -103,6 +106,48 @@ def test_tip_adapter_is_the_formula(tiny_encoder, captioned_images, image_views,
     assert torch.allclose(model.logits(images), expected, atol=1e-4)
     beside = model.joint_logits(images, OTHERS)[:, :2]
     assert torch.allclose(beside, zero_shot.other_logits(images, OTHERS), atol=1e-4)
+
+
+def test_tip_adapter_sets_classes_beside_names_without_images(
+    tiny_encoder, captioned_images, image_views
+):
+    """Its offset is what a class at the mean of the class means would get; see GDA's."""
+    split, views = without_class(captioned_images, image_views, 1)
+    options = {"alpha": 20.0, "beta": 3.0}
+    plain = TipAdapter(tiny_encoder, **options, background=False).fit(split, views)
+    moved = TipAdapter(tiny_encoder, **options).fit(split, views)
+    images = image_views[1]
+    keys = F.normalize(views.mean(0), dim=-1)
+    means = torch.stack([keys[split.labels == c].mean(0) for c in (0, 2, 3, 4)])
+    offset = 3 * 20.0 * torch.exp(3.0 * (images @ means.mean(0) - 1))
+    expected = plain.joint_logits(images, OTHERS)
+    expected[:, [2, 4, 5, 6]] -= offset[:, None]
+    assert torch.allclose(moved.joint_logits(images, OTHERS), expected, atol=1e-4)
+
+
+def test_the_cross_modal_probe_is_the_plain_loop(tiny_encoder, captioned_images, image_views):
+    """Text features of the names are samples beside the images, half of the loss."""
+    forms = ["a {name}", "a photo of a {name}"]
+    model = CrossModalProbe(tiny_encoder, templates=forms, steps=6, lr=0.01)
+    model.fit(captioned_images, image_views[:1])
+    texts = torch.cat(
+        [
+            tiny_encoder.encode_text([f.format(name=n) for n in captioned_images.names])
+            for f in forms
+        ]
+    )
+    owners, labels = torch.arange(5).repeat(2), torch.tensor(captioned_images.labels)
+    weights = F.normalize(texts[:5] + texts[5:], dim=1).requires_grad_()
+    optimiser = torch.optim.AdamW([weights], eps=1e-4)
+    for step in range(6):
+        optimiser.param_groups[0]["lr"] = 0.01 * (1 + math.cos(math.pi * step / 6)) / 2
+        scale = tiny_encoder.logit_scale
+        loss = F.cross_entropy(scale * image_views[0] @ weights.T, labels) / 2
+        loss = loss + F.cross_entropy(scale * texts @ weights.T, owners) / 2
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert torch.allclose(model.classifier_, weights.detach(), atol=1e-5)
 
 
 def test_tuned_keys_start_at_the_cache_and_fit_better(tiny_encoder, captioned_images, image_views):
@@ -181,9 +226,45 @@ def test_clap_lets_go_of_names_that_fail(tiny_encoder, captioned_images, image_v
     assert torch.equal(found[1:], torch.ones(2))
 
 
-def test_lpplusplus_gradients_equal_autograd(tiny_encoder, captioned_images, image_views):
-    """A few steps by hand against the same blocks by autograd and SGD."""
-    model = LPPlusPlus(tiny_encoder, start=30.0, steps=25, every=5)
+def test_clap_as_released(make_encoder, captioned_images, image_views):
+    """The authors' loop, written out: prototypes and penalty have the text features' own length."""
+    encoder = make_encoder()
+    encoder.model.text_projection.data *= 7
+    prompts = [f"a photo of a {name}" for name in captioned_images.names]
+    base = encoder.model.encode_text(encoder.tokenizer(prompts)).detach()
+    assert (base.norm(dim=1) > 3).all()
+    samples, labels = image_views.flatten(0, 1), torch.tensor(captioned_images.labels).repeat(2)
+    unit = base / base.norm(dim=1, keepdim=True)
+    shares = (encoder.logit_scale * samples @ unit.T).softmax(1)
+    alphas = torch.stack([shares[labels == c, c].mean() for c in range(5)])
+    prototypes = base.clone().requires_grad_()
+    optimiser = torch.optim.SGD([prototypes], lr=0.1, momentum=0.9)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 30)
+    for _ in range(30):
+        directions = prototypes / prototypes.norm(dim=-1, keepdim=True)
+        loss = F.cross_entropy(encoder.logit_scale * samples @ directions.T, labels)
+        loss = loss + (alphas * ((prototypes - base) ** 2).sum(1)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        rate.step()
+    expected = F.normalize(prototypes.detach(), dim=-1)
+    options = {"templates": "a photo of a {name}", "steps": 30}
+    found = CLAP(encoder, unit=False, **options).fit(captioned_images, image_views)
+    assert torch.allclose(found.classifier_, expected, atol=1e-4)
+    other = CLAP(encoder, **options).fit(captioned_images, image_views)
+    assert not torch.allclose(other.classifier_, expected, atol=0.05)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_lpplusplus_gradients_equal_autograd(
+    accumulate, tiny_encoder, captioned_images, image_views
+):
+    """A few steps by hand against the same blocks by autograd and SGD.
+
+    The authors' code zeroes the gradient of the weights only: with `accumulate`.
+    """
+    model = LPPlusPlus(tiny_encoder, start=30.0, steps=25, every=5, accumulate=accumulate)
     model.fit(captioned_images, image_views)
     texts = text_classifier(tiny_encoder, captioned_images.names)
     samples = image_views.flatten(0, 1)
@@ -201,7 +282,8 @@ def test_lpplusplus_gradients_equal_autograd(tiny_encoder, captioned_images, ima
         loss = F.cross_entropy(logits, labels.repeat(2))
         losses.append(float(loss.detach()))
         optimiser.zero_grad()
-        alpha.grad = None
+        if not accumulate:
+            alpha.grad = None
         loss.backward()
         optimiser.step()
         if (turn + 1) % 5 == 0:

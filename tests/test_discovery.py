@@ -215,7 +215,7 @@ def test_accuracies_equal_brute_force(pairs):
     assert found["all_global"] == pytest.approx(
         brute_force(labels, clusters, np.full(len(new), True))
     )
-    shares = []
+    shares, weighted = [], []
     for side, mask in {"old": ~new, "new": new}.items():
         if not mask.any():
             assert np.isnan(found[f"{side}_global"]) and np.isnan(found[f"{side}_per_subset"])
@@ -223,7 +223,9 @@ def test_accuracies_equal_brute_force(pairs):
         assert found[f"{side}_per_subset"] == pytest.approx(brute_force(labels, clusters, mask))
         assert found[f"{side}_global"] <= found[f"{side}_per_subset"] + 1e-12
         shares.append(mask.mean() * found[f"{side}_global"])
+        weighted.append(mask.mean() * found[f"{side}_per_subset"])
     assert sum(shares) == pytest.approx(found["all_global"])
+    assert sum(weighted) == pytest.approx(found["all_per_subset"])
 
 
 def test_accuracies_refuse_what_does_not_fit():

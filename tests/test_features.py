@@ -21,6 +21,7 @@ from PIL import Image
 
 from lbutils.data.benchmark import Files, Split
 from lbutils.models import features
+from lbutils.models.encoders import Unnormalised
 from lbutils.models.features import extract, image_features
 
 
@@ -639,3 +640,15 @@ def test_what_changes_meanwhile_is_of_neither_state(encoder, pictures, tmp_path,
     with pytest.raises(ValueError, match="changed while features were computed"):
         image_features(encoder, pictures, cache=tmp_path)
     assert files(tmp_path) == []
+
+
+def test_features_keep_their_length_where_they_are_asked_to(make_encoder, pictures):
+    encoder = make_encoder()
+    found = image_features(Unnormalised(encoder), pictures, cache=False)
+    pixels = torch.stack([encoder.preprocess(pictures.image(i)) for i in range(len(pictures))])
+    assert torch.allclose(found, encoder.model.encode_image(pixels).detach(), atol=1e-5)
+    lengths = found.norm(dim=1, keepdim=True)
+    assert ((lengths - 1).abs() > 0.01).all()
+    unit = image_features(encoder, pictures, cache=False)
+    assert torch.allclose(found / lengths, unit, atol=1e-5)
+    assert Unnormalised(encoder).fingerprint != encoder.fingerprint

@@ -272,12 +272,12 @@ def test_a_trainable_encoder_is_refused(make_encoder, captioned_images, image_vi
 
 def test_released_constants(tiny_encoder):
     learner = NameLearner.released(tiny_encoder, "animal", shots=16, n_classes=92)
-    assert learner.batch_size == 368 and learner.steps == 800 and learner.warmup_epochs == 1
+    assert learner.batch_size == 368 and learner.epochs == 200 and learner.warmup_epochs == 1
     assert learner.lr == pytest.approx(368 / 128 * 2e-4)
     assert (learner.templates, learner.optimizer, learner.views) == ("released", "sgd", 200)
     assert learner.weight_decay == 5e-4
     one = NameLearner.released(tiny_encoder, "animal", 1, 92, swap=False)
-    assert one.steps == 200 and one.batch_size == 92 and not one.swap
+    assert one.epochs == 200 and one.batch_size == 92 and not one.swap
 
 
 @pytest.mark.parametrize(

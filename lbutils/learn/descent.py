@@ -25,10 +25,14 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def schedule(epoch: int, epochs: int, lr: float, warmup_epochs: int = 0) -> float:
-    """Learning rate of an epoch: 1e-5 while warming up, then a cosine from `lr` to 0."""
+    """Learning rate of an epoch: 1e-5 while warming up, then a cosine that begins at `lr`.
+
+    The cosine would end at 0 after `epochs` of its own, so warming up cuts off its end, as it does
+    in the authors' code.
+    """
     if epoch < warmup_epochs:
         return 1e-5
-    return lr * (1 + np.cos(np.pi * epoch / epochs)) / 2
+    return lr * (1 + np.cos(np.pi * (epoch - warmup_epochs) / epochs)) / 2
 
 
 def descend(

@@ -49,6 +49,14 @@ def both_ways(logits: Tensor, positives: Tensor) -> Tensor:
     return (across + multi_positive_loss(logits.T, positives.T)) / 2
 
 
+def cross_entropies(logits: Tensor, own: Tensor) -> Tensor:
+    """Half the cross-entropy of image to text plus half that of text to image, a scalar.
+
+    The logits are ``(N, N)``; the right column of each row, and row of each column, is in `own`.
+    """
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
 def swap_contexts(labels: Tensor, generator: torch.Generator) -> Tensor:
     """For each sample the index of a random sample of another class, ``(N,)``.
 
@@ -199,13 +207,20 @@ class NameLearner(FeatureClassifier):
     swap : bool
         Whether captions exchange contexts; otherwise each sample keeps its own.
     info_nce : bool
-        Whether in the caption term only a sample's own caption counts as right.
+        Whether in the caption term only a sample's own caption counts as right; it is the mean of
+        the cross-entropies of both ways then.
+    every_mention : bool
+        Whether captions are read as the authors' code reads them: in lower case, the name looked
+        for as a bare substring, and put in at every mention. Otherwise it is looked for word by
+        word, and put in at the first mention, further ones being left out.
     optimizer, weight_decay
         One of `descent.OPTIMIZERS`, and the decay of ``"sgd"``, the authors'.
     lr : float
         Learning rate at the start of the cosine.
     steps : int
         Optimiser steps. The last one is the result.
+    epochs : int, optional
+        Passes over the images, each without its last incomplete batch, in place of `steps`.
     average : float
         Share of the last steps whose rows are averaged; 0 takes the rows of the last step.
     batch_size : int, optional
@@ -258,10 +273,12 @@ class NameLearner(FeatureClassifier):
     text_to_image: bool = False
     swap: bool = True
     info_nce: bool = False
+    every_mention: bool = False
     optimizer: str = "adam"
     weight_decay: float = 5e-4
     lr: float = 0.01
     steps: int = 30
+    epochs: int | None = None
     average: float = 0.0
     batch_size: int | None = None
     warmup_epochs: int = 0
@@ -269,7 +286,7 @@ class NameLearner(FeatureClassifier):
     clean: bool = True
     seed: int = 0
 
-    _counts: ClassVar[tuple[str, ...]] = ("steps", "batch_size")
+    _counts: ClassVar[tuple[str, ...]] = ("steps", "epochs", "batch_size")
     _positive: ClassVar[tuple[str, ...]] = ("temperature",)
     _signed: ClassVar[tuple[str, ...]] = ("margin", "init")
 
@@ -300,6 +317,11 @@ class NameLearner(FeatureClassifier):
         rate ``batch / 128 * 2e-4``; crops drawn anew in every epoch (200 views, so the image
         tower runs 200 times over the images).
 
+        What still differs from that code: it takes a caption to be of the first class whose name
+        stands in it, here the label says; names of other classes that stand in a context are
+        trainable rows there, and plain words here; a caption without any name ends its run, here
+        it stands behind the template.
+
         Parameters
         ----------
         hint : str
@@ -317,8 +339,9 @@ class NameLearner(FeatureClassifier):
             "templates": "released",
             "optimizer": "sgd",
             "lr": batch / 128 * 2e-4,
-            "steps": epochs * -(-shots * n_classes // batch),
+            "epochs": epochs,
             "batch_size": batch,
+            "every_mention": True,
             "warmup_epochs": 1,
             "views": epochs,
             "clean": False,
@@ -361,15 +384,17 @@ class NameLearner(FeatureClassifier):
             raise ValueError("one class alone has nothing to be told from: pass negatives=")
         contexts = self._contexts(split, labels, names) if self.caption_weight else labels
         size = min(self.batch_size or len(labels), len(labels))
+        per_epoch = len(labels) // size if self.epochs else -(-len(labels) // size)
+        steps = self.epochs * per_epoch if self.epochs else self.steps
         with frozen(self.encoder.model):
             self.history_ = descend(
                 [names.rows],
                 self._losses(names, features, labels, contexts, known, size),
-                self.steps,
+                steps,
                 lr=self.lr,
                 optimizer=self.optimizer,
                 weight_decay=self.weight_decay,
-                per_epoch=-(-len(labels) // size),
+                per_epoch=per_epoch,
                 warmup_epochs=self.warmup_epochs,
                 average=self.average,
             )
@@ -381,7 +406,7 @@ class NameLearner(FeatureClassifier):
             check_rows(self.names_)
         except ValueError as error:
             raise RuntimeError(
-                f"after the last of {self.steps} steps {error}, with a lower lr (now {self.lr})"
+                f"after the last of {steps} steps {error}, with a lower lr (now {self.lr})"
             ) from error
         return self
 
@@ -415,12 +440,19 @@ class NameLearner(FeatureClassifier):
         self.captions_without_name_ = 0
         found = []
         for caption, label in zip(split.captions, labels.tolist(), strict=True):
-            cut = take_out(caption, split.names[label]) if caption else plain
+            cut = self._cut(caption, split.names[label]) if caption else plain
             if cut is None:
                 self.captions_without_name_ += 1
                 cut = Slots(plain.before, f"{plain.after} {caption}")
             found.append(cut)
         return torch.tensor(names.add_contexts(found))
+
+    def _cut(self, caption: str, name: str) -> Sequence[str] | None:
+        """What stands around a caption's name, None without it; see `every_mention`."""
+        if not self.every_mention:
+            return take_out(caption, name)
+        parts = caption.lower().split(name.lower())
+        return parts if len(parts) > 1 else None
 
     def _losses(
         self,
@@ -433,12 +465,13 @@ class NameLearner(FeatureClassifier):
     ) -> Iterator[Tensor]:
         """Losses of batches of `size`, without end; each pass over the images shows one view."""
         generator = torch.Generator().manual_seed(self.seed)
+        shown = len(labels) - len(labels) % size if self.epochs else len(labels)
         for epoch in count():
             order = torch.randperm(len(labels), generator=generator)
             if epoch % len(features) == 0:
                 turns = torch.randperm(len(features), generator=generator)
             view = features[turns[epoch % len(features)]]
-            for batch in order.split(size):
+            for batch in order[:shown].split(size):
                 images = view.index_select(0, batch.to(view.device))
                 yield self._loss(names, images, labels[batch], contexts[batch], known, generator)
 
@@ -469,10 +502,12 @@ class NameLearner(FeatureClassifier):
         if self.name_weight:
             loss = loss + self.name_weight * self._name_term(images, prompts, labels, known)
         if self.caption_weight:
-            same = labels[:, None] == labels
-            right = torch.eye(len(labels), dtype=torch.bool, device=same.device)
             scaled = self._logits(images, captions)
-            loss = loss + self.caption_weight * both_ways(scaled, right if self.info_nce else same)
+            if self.info_nce:
+                term = cross_entropies(scaled, torch.arange(len(labels), device=labels.device))
+            else:
+                term = both_ways(scaled, labels[:, None] == labels)
+            loss = loss + self.caption_weight * term
         if self.anchor_weight:
             there = known.anchors.any(1)
             cosines = (prompts * known.anchors).sum(1)[there]

@@ -163,21 +163,23 @@ class DualEncoder:
         """Token ids (N, context_length), int64, on the CPU."""
         return self.tokenizer(as_names(texts, "texts"))
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Image features (B, D) of unit length, float32, on the model's device.
+    def encode_images(self, pixels: Tensor, normalise: bool = True) -> Tensor:
+        """Image features (B, D), float32, on the model's device.
 
         Parameters
         ----------
         pixels : Tensor, shape (B, 3, H, W)
             As `preprocess` or `augment` returns them.
+        normalise : bool
+            Whether features are of unit length, or as the model gives them.
         """
-        features = self.model.encode_image(pixels.to(self.device, self.dtype))
-        return F.normalize(features.float(), dim=-1)
+        features = self.model.encode_image(pixels.to(self.device, self.dtype)).float()
+        return F.normalize(features, dim=-1) if normalise else features
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text features (N, D) of unit length, float32, on the model's device."""
-        features = self.model.encode_text(self.tokenize(texts).to(self.device))
-        return F.normalize(features.float(), dim=-1)
+    def encode_text(self, texts: Sequence[str], normalise: bool = True) -> Tensor:
+        """Text features (N, D), float32, on the model's device; `normalise` as above."""
+        features = self.model.encode_text(self.tokenize(texts).to(self.device)).float()
+        return F.normalize(features, dim=-1) if normalise else features
 
     def __getstate__(self) -> dict[str, Any]:
         # A hash that is not finished cannot go to another process, which makes its own.
@@ -217,6 +219,36 @@ class DualEncoder:
         digest = self._weights[1].copy()
         digest.update(json.dumps(described, sort_keys=True).encode())
         return digest.hexdigest()
+
+
+class ImageTower:
+    """Features of an encoder's images other than its own unit ones, behind its interface.
+
+    `image_features` takes it in the place of an encoder, and caches what it returns under a key
+    of its own, which `what` goes into.
+    """
+
+    def __init__(self, encoder: DualEncoder, what: str):
+        self.encoder, self._what = encoder, what
+        self.device, self.dtype = encoder.device, encoder.dtype
+        for name in ("preprocess", "augment", "preprocess_config", "augment_config"):
+            setattr(self, name, getattr(encoder, name))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the encoder's own fingerprint and what differs."""
+        return hashlib.sha256(f"{self.encoder.fingerprint} {self._what}".encode()).hexdigest()
+
+
+class Unnormalised(ImageTower):
+    """An encoder whose image features have the length that the model gives them."""
+
+    def __init__(self, encoder: DualEncoder):
+        super().__init__(encoder, "unnormalised")
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Features (B, D), float32, on the model's device."""
+        return self.encoder.encode_images(pixels, normalise=False)
 
 
 def _writes(tensor: Tensor) -> int:

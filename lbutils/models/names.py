@@ -146,7 +146,7 @@ class NameEmbeddings(nn.Module):
         ends = torch.tensor([len(rows) for rows in start]).cumsum(0).tolist()
         self.spans = list(zip([0, *ends[:-1]], ends, strict=True))
         self.rows = nn.Parameter(torch.cat(start).float().clone())
-        self._contexts: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        self._contexts: dict[tuple[tuple[int, ...], ...], int] = {}
         self.template_contexts = self.add_contexts(cuts)
         self._all: Sheet | None = None
 
@@ -205,27 +205,29 @@ class NameEmbeddings(nn.Module):
         check_rows({name: rows[name] for name in self.names})
         return [rows[name].to(weight) for name in self.names]
 
-    def add_contexts(self, contexts: Sequence[tuple[str, str]]) -> list[int]:
+    def add_contexts(self, contexts: Sequence[Sequence[str]]) -> list[int]:
         """Numbers of contexts ``(before, after)``, for `features`; equal ones share a number.
 
-        A context that is too long loses its end, and its beginning where it would leave no room
-        for the longest name.
+        A context of more parts has the name between each two of them. One that is too long loses
+        its end, and its beginning where it would leave no room for the longest name.
         """
         tokenizer = self.encoder.tokenizer
         keep = self._frame.room - max(end - start for start, end in self.spans)
         numbers = []
-        for before, after in contexts:
-            ids = pieces(tokenizer, before)
-            key = tuple(ids[max(len(ids) - keep, 0) :]), tuple(pieces(tokenizer, after))
+        for context in contexts:
+            before, *rest = (tuple(pieces(tokenizer, part)) for part in context)
+            key = before[max(len(before) - keep, 0) :], *rest
             numbers.append(self._contexts.setdefault(key, len(self._contexts)))
         self._keys = list(self._contexts)
         return numbers
 
     def codes(self, context: int, owner: int) -> Codes:
         """Prompt of a name in a context, as codes from start to end of text."""
-        before, after = self._keys[context]
+        before, *rest = self._keys[context]
         start, end = self.spans[owner]
-        body = [*before, *(-1 - row for row in range(start, end)), *after]
+        body = list(before)
+        for part in rest:
+            body += [*(-1 - row for row in range(start, end)), *part]
         return [*self._frame.lead, *body[: self._frame.room], *self._frame.tail]
 
     def features(self, pairs: Sequence[tuple[int, int]]) -> Tensor:

@@ -6,7 +6,6 @@ and LP++ add what the training images say to what the names say.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lbutils.models.classifier import class_means
+from lbutils.models.encoders import ImageTower
 from lbutils.models.features import image_features
+from lbutils.models.prompts import prompts_by_class
 from lbutils.rivals.context import FewShotClassifier, TrainedClassifier
 
 
@@ -149,6 +150,10 @@ class TipAdapter(FewShotClassifier):
     alpha, beta : float
         Weight of the cache (0 is zero-shot) and its sharpness. The authors start from 1 and 5.5
         and search both on validation data; here both are as given.
+    background : bool
+        Whether what the cache would give a class at the mean of all classes' mean keys, which is
+        what is known of a class without images, is taken from what it gives each class with
+        images: the same for all of these, it sets them beside names without images, as in `GDA`.
 
     Attributes
     ----------
@@ -159,11 +164,15 @@ class TipAdapter(FewShotClassifier):
     -----
     Source: Zhang et al. 2022, "Tip-Adapter: training-free adaption of CLIP for few-shot
     classification", ECCV. Names that were not learned have no key, so only the columns of the
-    learned names get a cache term.
+    learned names get a cache term; `background` is ours. The authors' keys are the mean of the
+    views' features before these are normalised, here after: features are kept at unit length, and
+    the views of one image have about the same length.
     """
 
     alpha: float = 1.0
     beta: float = 5.5
+    _: KW_ONLY
+    background: bool = True
 
     _positive: ClassVar[tuple[str, ...]] = ("beta",)
 
@@ -184,8 +193,15 @@ class TipAdapter(FewShotClassifier):
 
     def logits(self, images: Any) -> Tensor:
         """Logits ``(N, C)``: zero-shot's plus the cache's."""
-        keys, features = self.keys_, self._features(images)
-        return super().logits(features) + self._cache(features, keys, self.values_)
+        keys, values, features = self.keys_, self.values_, self._features(images)
+        found = self._cache(features, keys, values)
+        if self.background:
+            counts = values.sum(dim=0)
+            has = (counts > 0).float()
+            centre = (values / counts.clamp(min=1)).T @ keys / has.sum()
+            unknown = self._cache(features, centre.sum(dim=0, keepdim=True), has[None])
+            found = found - unknown * counts.sum() / has.sum()
+        return super().logits(features) + found
 
 
 @dataclass(eq=False, repr=False)
@@ -219,6 +235,52 @@ class TipAdapterF(TrainedClassifier, TipAdapter):
 
 
 @dataclass(eq=False, repr=False)
+class CrossModalProbe(TrainedClassifier):
+    """Linear probe on the features of images and of the class names alike.
+
+    Starts at the text features. The names, one sample in each template, are half of every step,
+    the images the other half.
+
+    Parameters
+    ----------
+    optimizer, lr, steps
+        The authors take AdamW at 0.0001 or 0.001 and batches of 8, half of them texts, for up to
+        12,800 steps, stopped early on validation data.
+
+    Attributes
+    ----------
+    classifier_ : Tensor, shape (C, D)
+        Rows of the probe; not of unit length.
+
+    Notes
+    -----
+    Source: Lin et al. 2023, "Multimodality helps unimodality: cross-modal few-shot learning with
+    multimodal models", CVPR; the linear probe. Names that were not learned keep their text.
+    """
+
+    optimizer: str = "adamw"
+    lr: float = 0.001
+
+    def fit(self, split: Any, features: Tensor | None = None) -> CrossModalProbe:
+        """Self, with the probe trained; arguments as in `CoOp.fit`."""
+        images, labels = self._training(split, features)
+        scale, names = self.encoder.logit_scale, torch.arange(len(self.names_))
+        prompts = prompts_by_class(self.templates, self.names_, self.hint)
+        texts = ["".join(prompt) for own in prompts for prompt in own]
+        samples = self.encoder.encode_text(texts).cpu()
+        owners = names.repeat_interleave(torch.tensor([len(own) for own in prompts]))
+        weights = self.classifier_for(self.names_).clone().requires_grad_()
+
+        def loss_of(view: Tensor) -> Tensor:
+            seen = F.cross_entropy(scale * view @ weights.T, labels)
+            return (seen + F.cross_entropy(scale * samples @ weights.T, owners)) / 2
+
+        self._descend([weights], self._in_turn(images, loss_of))
+        self.classifier_ = weights.detach()
+        return self
+
+
+@dataclass(eq=False, repr=False)
 class CLAP(TrainedClassifier):
     """Class-adaptive linear probe: starts at the text features, and each class is held to its own.
 
@@ -232,6 +294,11 @@ class CLAP(TrainedClassifier):
     constraint : float
         Factor of all multipliers: the authors' is 1; 0 is their plain probe (ZS-LP), and infinity
         leaves zero-shot.
+    unit : bool
+        Whether the text features that the probe starts at, and is held to, are of unit length.
+        The authors' have the length that the model gives them: for features of length r their
+        probe is this one at ``constraint * r**2`` and ``lr / r**2``, another method at equal
+        nominal values.
     optimizer, lr, steps
         The authors take SGD at 0.1 and 300 epochs; on IP classes 100 steps do as well.
 
@@ -248,6 +315,7 @@ class CLAP(TrainedClassifier):
 
     constraint: float = 1.0
     _: KW_ONLY
+    unit: bool = True
     optimizer: str = "sgd"
     lr: float = 0.1
 
@@ -258,6 +326,8 @@ class CLAP(TrainedClassifier):
         samples, owners = images.flatten(0, 1), labels.repeat(len(images))
         scale = self.encoder.logit_scale
         self.multipliers_ = own_probability(scale * samples @ texts.T, owners)
+        if not self.unit:
+            texts = self._own_texts()
         weights = texts.clone().requires_grad_()
         pull = self.constraint * self.multipliers_
 
@@ -271,6 +341,13 @@ class CLAP(TrainedClassifier):
             self._descend([weights], self._in_turn(samples[None], loss_of))
         self.classifier_ = F.normalize(weights.detach(), dim=-1)
         return self
+
+    def _own_texts(self) -> Tensor:
+        """Text features ``(C, D)`` of the length that the model gives them."""
+        prompts = prompts_by_class(self.templates, self.names_, self.hint)
+        texts = [["".join(prompt) for prompt in own] for own in prompts]
+        found = [self.encoder.encode_text(own, normalise=False).mean(dim=0) for own in texts]
+        return torch.stack(found).cpu()
 
 
 def own_probability(logits: Tensor, labels: Tensor) -> Tensor:
@@ -302,6 +379,9 @@ class LPPlusPlus(FewShotClassifier):
         and on IP classes 100 do as well.
     every : int
         Steps of the prototypes to one of the multipliers. The authors' is 10.
+    accumulate : bool
+        Whether a step of the multipliers goes by the sum of all gradients since the start, as in
+        the authors' code, which never sets that gradient back; otherwise by the gradient.
 
     Attributes
     ----------
@@ -322,6 +402,7 @@ class LPPlusPlus(FewShotClassifier):
     _: KW_ONLY
     steps: int = 100
     every: int = 10
+    accumulate: bool = False
 
     _counts: ClassVar[tuple[str, ...]] = ("steps", "every")
     _contrasts: ClassVar[bool] = True
@@ -349,7 +430,7 @@ class LPPlusPlus(FewShotClassifier):
         wanted = F.one_hot(owners, similar.shape[1]).float()
         step, alpha_step = step_sizes(samples, similar)
         bias, bias_pace = torch.zeros_like(alpha), torch.zeros_like(alpha)
-        pace = torch.zeros_like(weights)
+        pace, pull = torch.zeros_like(weights), torch.zeros_like(alpha)
         self.history_ = []
         for turn in range(self.steps):
             log_shares = (samples @ weights.T + bias + alpha * similar).log_softmax(dim=1)
@@ -358,8 +439,9 @@ class LPPlusPlus(FewShotClassifier):
             pace = 0.9 * pace + wrong.T @ samples
             bias_pace = 0.9 * bias_pace + wrong.sum(dim=0)
             weights, bias = weights - step * pace, bias - step * bias_pace
+            pull = (wrong * similar).sum(dim=0) + (pull if self.accumulate else 0)
             if (turn + 1) % self.every == 0:
-                alpha = alpha - alpha_step * (wrong * similar).sum(dim=0)
+                alpha = alpha - alpha_step * pull
         return weights, alpha, bias
 
     def logits(self, images: Any) -> Tensor:
@@ -399,12 +481,10 @@ class _Tower(nn.Module):
         return self.model.encode_image(pixels)
 
 
-class BeforeProjection:
-    """An encoder's image tower before its last projection, behind a `DualEncoder`'s interface.
+class BeforeProjection(ImageTower):
+    """An encoder's image tower before its last projection.
 
-    `image_features` and `training_features` take it in the place of an encoder, and cache what it
-    returns under a key of its own. The projection is the identity while the tower runs; the model
-    stays as it is.
+    The projection is the identity while the tower runs; the model stays as it is.
 
     Attributes
     ----------
@@ -418,7 +498,7 @@ class BeforeProjection:
     """
 
     def __init__(self, encoder: Any):
-        self.encoder, self._tower = encoder, _Tower(encoder.model)
+        self._tower = _Tower(encoder.model)
         held = dict(encoder.model.named_parameters())
         # A matrix that multiplies from the right, or a layer at the end of a head or a pool.
         places = {
@@ -437,16 +517,7 @@ class BeforeProjection:
         zeros = torch.zeros(len(self.weight))
         self.bias = held[self._bias].detach().float().cpu() if self._bias in held else zeros
         self.dim = self.weight.shape[1]
-        self.device, self.dtype = encoder.device, encoder.dtype
-        for name in ("preprocess", "augment", "preprocess_config", "augment_config"):
-            setattr(self, name, getattr(encoder, name))
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the encoder's own fingerprint and the name of the projection."""
-        return hashlib.sha256(
-            f"{self.encoder.fingerprint} before {self._name}".encode()
-        ).hexdigest()
+        super().__init__(encoder, f"before {self._name}")
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Features (B, P) before the projection, float32, on the model's device."""

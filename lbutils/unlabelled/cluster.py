@@ -16,17 +16,62 @@ from sklearn.metrics import (
 )
 
 
-def kmeans(features: Any, k: int, seed: int = 0, n_init: int = 10) -> np.ndarray:
+def kmeans(
+    features: Any, k: int, seed: int = 0, n_init: int = 10, normalise: bool = True
+) -> np.ndarray:
     """Cluster of each sample, ``(N,)`` int64, by k-means on features of unit length.
 
-    Rows of the features ``(N, D)`` are normalised first; of `n_init` k-means++ starts the best is
-    kept. Raises ValueError if there are fewer samples than clusters.
+    Parameters
+    ----------
+    features : array, shape (N, D)
+        Rows are normalised first, unless `normalise` is false. The paper's Table 1 is of features
+        as the model gives them, those of `lbutils.models.encoders.Unnormalised`.
+    k, seed, n_init : int
+        Clusters; seed; k-means++ starts, of which the best is kept.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer samples than clusters.
     """
-    unit = _unit(features)
-    if not 1 <= k <= len(unit):
-        raise ValueError(f"{k} clusters of {len(unit)} samples: choose k between 1 and N")
-    fitted = KMeans(k, n_init=n_init, random_state=seed).fit(unit)
+    rows = _unit(features) if normalise else np.asarray(features, dtype=np.float64)
+    if not 1 <= k <= len(rows):
+        raise ValueError(f"{k} clusters of {len(rows)} samples: choose k between 1 and N")
+    fitted = KMeans(k, n_init=n_init, random_state=seed).fit(rows)
     return fitted.labels_.astype(np.int64)
+
+
+def repeated_kmeans(
+    features: Any,
+    labels: Any,
+    draws: Sequence[np.ndarray],
+    seeds: Sequence[int] = range(20),
+    **options: Any,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Every draw under every seed, and its clusters, as `class_hits` takes them.
+
+    What one seed of k-means finds differs from what the next does by as much as OOP classes may
+    differ from IP classes, so a comparison is to stand on the mean over many.
+
+    Parameters
+    ----------
+    features, labels : array, shape (N, D) and (N,)
+    draws : sequence of ndarray
+        Indices of samples that are clustered together, into as many clusters as they have classes.
+    seeds : sequence of int
+        Each is one run of k-means, from starts of its own.
+    **options
+        Of `kmeans`.
+    """
+    rows, y = np.asarray(features), np.asarray(labels)
+    drawn = [draw for draw in draws for _ in seeds]
+    sizes = [len(np.unique(y[draw])) for draw in draws]
+    found = [
+        kmeans(rows[draw], k, seed, **options)
+        for draw, k in zip(draws, sizes, strict=True)
+        for seed in seeds
+    ]
+    return drawn, found
 
 
 def clustering_accuracy(labels_true: Any, labels_pred: Any) -> float:

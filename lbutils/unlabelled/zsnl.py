@@ -287,7 +287,8 @@ class ZeroShotNameLearner(FeatureClassifier):
         text features (CLIP's own pieces), clusters of fewer than 20 images dropped, and
         `NameLearner.released` on what is left. The released code is told the number of classes, the
         membership and the vocabulary; captions are not at hand here, and images are not cropped
-        anew, as features are computed once.
+        anew, as features are computed once. It trains the image tower's last block and a head of
+        three layers to find the clusters, where here a linear map is trained.
 
         Parameters
         ----------
