@@ -18,7 +18,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,18 +120,18 @@ def read_dataset(name: str, root: Path, download: bool = False) -> Loaded:
         found = {split: own.part(split) for split in ("test", "train")}
         return _loaded(dataset, own.names, found, own.source)
     kinds = {"test": _open(dataset, root, dataset.test or {}, download)}
-    lacking = {}
+    lacking = ""
     if dataset.train is not None:
         try:
             kinds["train"] = _open(dataset, root, dataset.train, download)
         except ValueError as error:  # who only tests needs none
-            lacking = {"lacking": str(error)}
+            lacking = str(error)
     test = kinds["test"]
     own_names = getattr(test, "classes", getattr(test, "categories", None))
     as_files = len(test) > 0 and isinstance(test[0][0], Path)
     source = Files(root) if as_files else Pictures(kinds)
     parts = {split: _labelled(part, split, root) for split, part in kinds.items()}
-    return replace(_loaded(dataset, own_names, parts, source), **lacking)
+    return _loaded(dataset, own_names, parts, source, lacking)
 
 
 def _labelled(part: Any, split: str, root: Path) -> Labelled:
@@ -172,7 +172,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _loaded(
-    dataset: Dataset, own: Sequence[str] | None, parts: Mapping[str, Labelled | None], source: Any
+    dataset: Dataset,
+    own: Sequence[str] | None,
+    parts: Mapping[str, Labelled | None],
+    source: Any,
+    lacking: str = "",
 ) -> Loaded:
     names = tables.class_names(dataset, own)
     test, train = (
@@ -183,7 +187,7 @@ def _loaded(
     )
     if test is None:
         raise ValueError(f"{dataset.title} has no test images here")
-    return Loaded(dataset, test, train, f"{dataset.title} has no images to learn from")
+    return Loaded(dataset, test, train, lacking or f"{dataset.title} has no images to learn from")
 
 
 # --- methods -------------------------------------------------------------------------------
