@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import load_script
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestCentroid
 
+from lbutils import load_benchmark
+from lbutils.data.lots import lots
 from lbutils.learn.namelearner import Alignment, NameLearner
 from lbutils.models.classifier import text_classifier
 from lbutils.rivals.probes import (
@@ -383,11 +387,118 @@ def test_an_alignment_moves_prototypes_and_leaves_empty_classes_out(
     assert (moved.logits(image_views[0])[:, 5] == -torch.inf).all()
 
 
+def test_textual_inversion_is_the_plain_loop(tiny_encoder, captioned_images, image_views):
+    """One row for a name, and nothing but the cosine with the mean of its own images."""
+    row = RIVALS["textual inversion"]
+    model = dataclasses.replace(row, chosen={**row.chosen, "lr": 0.05, "steps": 6})(
+        tiny_encoder, "a {name}", None
+    )
+    model.fit(captioned_images, image_views)
+    labels = captioned_images.labels
+    means = [image_views[:, labels == c].mean((0, 1)) for c in range(5)]
+    tower, table = tiny_encoder.model, tiny_encoder.model.token_embedding
+    ids = tiny_encoder.tokenizer(["a x"])
+    noise = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    for c, mean in enumerate(means):
+        word = (0.02 * noise[c]).requires_grad_()
+        optimiser = torch.optim.Adam([word])
+        for step in range(7):
+            line = torch.cat([table(ids)[:, :2], word[None, None], table(ids)[:, 3:]], dim=1)
+            hook = table.register_forward_hook(lambda *_, line=line: line)
+            text = F.normalize(tower.encode_text(ids)[0], dim=0)
+            hook.remove()
+            if step < 6:
+                optimiser.param_groups[0]["lr"] = 0.05 * (1 + np.cos(np.pi * step / 6)) / 2
+                optimiser.zero_grad()
+                (1 - text @ F.normalize(mean, dim=0)).backward()
+                optimiser.step()
+        assert torch.allclose(model.classifier_[c], text.detach(), atol=5e-3)
+
+
+@pytest.fixture(scope="module")
+def choosing():
+    return load_script("choose_rivals")
+
+
+def test_every_method_has_the_same_budget_and_its_authors_setting(choosing, tiny_encoder):
+    known = {name for name, row in RIVALS.items() if not row.control}
+    assert set(choosing.METHODS) == {"names", "FSNL", *known - set(choosing.FIXED)}
+    for method, row in choosing.METHODS.items():
+        own = [json.dumps(setting, sort_keys=True) for setting in choosing.settings(method)]
+        assert len(set(own)) == len(own) >= choosing.LEAST, method
+        first = next(choosing.settings(method))
+        assert {k: v for k, v in row.authors.items() if not callable(v)}.items() <= first.items()
+        for setting in choosing.settings(method):
+            made = choosing.made(method, setting)(tiny_encoder, ip_names=GENERIC, shots=4)
+            for option, value in setting.items():
+                assert getattr(made, option) == (value / 4 if option == "penalty" else value)
+
+
+def test_the_rule_of_choice_takes_the_fewest_steps_of_those_near_the_best(choosing):
+    scores = {(100, "a"): (50.0, 50.2), (400, "b"): (50.4, 50.6), (200, "c"): (50.3, 50.5)}
+    rows = [
+        {"setting": json.dumps({"steps": steps, "name": name}), "oop": score}
+        for (steps, name), own in scores.items()
+        for score in own
+    ]
+    rows.append({"setting": json.dumps({"steps": 10, "name": "d"}), "oop": 49.0})
+    found = choosing.chosen(pd.DataFrame(rows))
+    assert found.tolist() == [True, True, *[False] * 5]
+    more = choosing.chosen(pd.DataFrame([{**r, "oop": r["oop"] * 3} for r in rows]))
+    assert more.tolist() == [*[False] * 4, True, True, False]
+
+
+def test_a_search_goes_on_where_it_was(
+    choosing, tiny_encoder, captioned_images, image_views, tmp_path, monkeypatch
+):
+    images = image_views[0]
+    case = choosing.Episode(
+        0, captioned_images, (image_views,) * 2, (images,) * 2, captioned_images.labels, GENERIC
+    )
+    monkeypatch.setattr(choosing, "load_encoder", lambda *args, **options: tiny_encoder)
+    monkeypatch.setattr(choosing, "episodes", lambda *args: [case])
+    table, folder = tmp_path / "table.csv", tmp_path / "lots-0-seed-0"
+    choosing.search(folder, "lots-0", ["GDA"], table, 1)
+    whole = pd.read_csv(table)
+    assert whole["oop"].max() > 90 and set(whole["encoder"]) == {folder.name}
+    assert list(whole["setting"]) == [json.dumps(one) for one in choosing.settings("GDA")]
+    whole.iloc[:3].to_csv(table, index=False)
+    choosing.search(folder, "lots-0", ["GDA", "SiM"], table, 1)
+    columns = ["method", "setting", "oop"]
+    assert pd.read_csv(table)[: len(whole)][columns].equals(whole[columns])
+    assert set(pd.read_csv(table)["method"]) == {"GDA", "SiM"}
+
+
+def test_episodes_read_no_test_image_and_none_of_oop_classes(choosing, tiny_encoder, monkeypatch):
+    monkeypatch.setattr(choosing, "training_features", features_by_place)
+    monkeypatch.setattr(choosing, "BeforeProjection", lambda encoder: encoder)
+    bench = load_benchmark("mini")
+    arms = lots().set_index(["domain", "name"])["lots-1"]
+    names = [(d.name, name) for d in bench.values() for name in d.ip.names]
+    unseen = {name for domain, name in names if arms[domain, name] == "neither"}
+    ids = {i for d in bench.values() for part in (d.ip.train, d.ip.val) for i in part.ids}
+    cases = choosing.episodes(tiny_encoder, "lots-1", 2)
+    assert len(cases) == 2
+    for case in cases:
+        assert set(case.split.names) == unseen and set(case.split.ids) <= ids
+        assert not unseen & set(case.known)
+        learned, scored = case.views[0][0, :, 0], case.images[0][:, 0]
+        assert not set(learned.tolist()) & set(scored.tolist()), "scored on what was learned from"
+        assert len(case.labels) == len(scored) and case.split.labels.max() == len(unseen) - 1
+
+
+def features_by_place(encoder, split, *args):
+    """Views (2, N, 1) that hold the place of each image."""
+    return torch.arange(float(len(split)))[None, :, None].repeat(2, 1, 1)
+
+
 CHOSEN = [row for row in csv.DictReader(SELECTION.open(newline="")) if row["chosen"] == "True"]
 
 
 def test_every_rival_that_has_something_to_choose_was_chosen():
     fixed = {"linear probe, C searched", *(name for name in RIVALS if name.startswith("zero-shot"))}
+    # Later ones have no settings chosen yet: choose_rivals.py is to choose them.
+    fixed |= {"CoOp, class contexts", "cross-modal probe", "textual inversion"}
     assert {row["method"] for row in CHOSEN} == {"names", "FSNL", *RIVALS} - fixed
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -92,6 +93,43 @@ def test_coop_equals_a_plain_loop(tiny_encoder, captioned_images, image_views):
     coop = CoOp(tiny_encoder, steps=4).fit(captioned_images, views)
     expected = plain_coop(tiny_encoder, captioned_images, views, 4, 0.002)
     assert coop.history_ == pytest.approx(expected, rel=1e-4)
+
+
+def test_class_contexts_equal_a_plain_loop(tiny_encoder, captioned_images, image_views):
+    """A context a class, each name behind its own, by the model's own text tower, padded."""
+    model = CoOp(tiny_encoder, class_specific=True, steps=4, lr=0.05)
+    model.fit(captioned_images, image_views[:1])
+    names, tokenizer = captioned_images.names, tiny_encoder.tokenizer
+    start = 0.02 * torch.randn(len(names), 4, 32, generator=torch.Generator().manual_seed(0))
+    contexts = start.clone().requires_grad_()
+    ids = tokenizer([f"x x x x {name}" for name in names])
+    table = tiny_encoder.model.token_embedding
+    labels, scale = torch.tensor(captioned_images.labels), tiny_encoder.logit_scale
+    optimiser, losses = torch.optim.Adam([contexts]), []
+
+    def classifier():
+        embedded = table(ids)
+        lines = torch.cat([embedded[:, :1], contexts, embedded[:, 5:]], dim=1)
+        hook = table.register_forward_hook(lambda *_: lines)
+        try:
+            return F.normalize(tiny_encoder.model.encode_text(ids), dim=-1)
+        finally:
+            hook.remove()
+
+    for step in range(4):
+        optimiser.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / 4)) / 2
+        loss = F.cross_entropy(scale * image_views[0] @ classifier().T, labels)
+        losses.append(float(loss.detach()))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert model.history_ == pytest.approx(losses, rel=1e-4)
+    assert torch.allclose(model.context_, contexts.detach(), atol=5e-3)
+    assert torch.allclose(model.classifier_, classifier().detach(), atol=5e-3)
+    others = ["zebra", "hot air balloon"]
+    assert torch.equal(model.classifier_for(others), text_classifier(tiny_encoder, others))
+    with pytest.raises(ValueError, match="is for CoOp"):
+        CoCoOp(tiny_encoder, class_specific=True)
 
 
 def test_kgcoop_adds_the_distance_to_the_hand_made_prompt(

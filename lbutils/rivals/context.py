@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
@@ -141,8 +142,12 @@ class ContextPrompts:
         self.suffix = pieces(encoder.tokenizer, suffix)
         self.text = text_forward(encoder)
 
-    def sheet(self, names: Sequence[str], contexts: int = 1) -> Sheet:
-        """C names laid out behind each of B contexts; the end of what is too long is cut off."""
+    def sheet(self, names: Sequence[str], contexts: int = 1, own: bool = False) -> Sheet:
+        """C names laid out behind each of B contexts; the end of what is too long is cut off.
+
+        With `own` there is a context for each name, which stands behind that one alone.
+        """
+        contexts = len(names) if own else contexts
         room = self.frame.room - self.n_ctx
         names = as_names(names, "class names")
         ids = [encode_slots(self.tokenizer, "", name, "")[1] for name in names]
@@ -150,16 +155,20 @@ class ContextPrompts:
         warn_of_twins(names, [tuple(end) for end in ends], self.frame.room)
         rows = range(-1, -1 - contexts * self.n_ctx, -1)
         firsts = [rows[i : i + self.n_ctx] for i in range(0, len(rows), self.n_ctx)]
-        return self.text.sheet([[*self.frame.lead, *own, *end] for own in firsts for end in ends])
+        pairs = zip(firsts, ends, strict=True) if own else product(firsts, ends)
+        return self.text.sheet([[*self.frame.lead, *first, *end] for first, end in pairs])
 
     def __call__(self, sheet: Sheet, contexts: Tensor) -> Tensor:
-        """Features ``(B, C, D)`` of unit length of a sheet's names behind contexts (B, n, W)."""
+        """Features ``(B, C, D)`` of unit length of a sheet's names behind contexts (B, n, W).
+
+        ``(C, 1, D)`` where each name has a context of its own.
+        """
         return self.text(sheet, contexts.flatten(0, 1)).unflatten(0, (len(contexts), -1))
 
 
 @dataclass(eq=False, repr=False)
 class CoOp(TrainedClassifier):
-    """Context optimisation: one learned context, shared by all classes, before fixed names.
+    """Context optimisation: a learned context, shared by all classes, before fixed names.
 
     Parameters
     ----------
@@ -170,6 +179,9 @@ class CoOp(TrainedClassifier):
     ctx_init : str, optional
         Words that the context starts as; ``"template"`` for what stands before the name in the
         longest of `templates`. By default, and where no template has such words, N(0, 0.02).
+    class_specific : bool
+        Whether each class has a context of its own. Then there is none for names that were not
+        learned, which are classified in `templates`, as zero-shot does.
     optimizer, lr, steps
         As in `TrainedClassifier`, chosen on IP classes (``data/mini/selection.csv``). The
         authors take SGD with a learning rate of 0.002 for 50 to 200 epochs.
@@ -178,18 +190,19 @@ class CoOp(TrainedClassifier):
     ----------
     classifier_ : Tensor, shape (C, D)
     names_ : tuple of str
-    context_ : Tensor, shape (n_ctx, W)
+    context_ : Tensor, shape (n_ctx, W), or (C, n_ctx, W)
 
     Notes
     -----
     Source: Zhou et al. 2022, "Learning to prompt for vision-language models", IJCV: unified
-    context, class token at the end.
+    context, or class-specific contexts; class token at the end.
     """
 
     n_ctx: int = 4
     _: KW_ONLY
     suffix: str = ""
     ctx_init: str | None = None
+    class_specific: bool = False
     lr: float = 0.002
     steps: int = 80
 
@@ -210,38 +223,42 @@ class CoOp(TrainedClassifier):
         """
         images, labels = self._training(split, features)
         generator = torch.Generator().manual_seed(self.seed)
-        context = self._start(generator).requires_grad_()
-        sheet = self._prompts.sheet(self.names_)
+        own = self.class_specific
+        context = self._start(generator, len(self.names_) if own else 1).requires_grad_()
+        sheet = self._prompts.sheet(self.names_, own=own)
         images, labels = images.to(self.encoder.device), labels.to(self.encoder.device)
 
         def loss_of(view: Tensor) -> Tensor:
-            texts = self._prompts(sheet, context[None])[0]
+            texts = self._prompts(sheet, context).flatten(0, 1)
             scaled = self.encoder.logit_scale * view @ texts.T
             return F.cross_entropy(scaled, labels) + self._penalty(texts)
 
         with frozen(self.encoder.model):
             self._descend([context], self._in_turn(images, loss_of, generator))
-        self.context_ = context.detach()
-        self.classifier_ = self.classifier_for(self.names_)
+        with torch.no_grad():
+            self.classifier_ = self._prompts(sheet, context).flatten(0, 1).cpu()
+        self.context_ = context.detach() if own else context.detach()[0]
         return self
 
     @torch.no_grad()
     def classifier_for(self, names: Sequence[str]) -> Tensor:
-        """Text features ``(K, D)`` of any names behind the learned context."""
+        """Text features ``(K, D)`` of any names behind the learned context, if it is shared."""
         context = self.context_
+        if self.class_specific:
+            return text_features(self.encoder, names, self.templates, self.hint)
         return self._prompts(self._prompts.sheet(names), context[None])[0].cpu()
 
     def _penalty(self, texts: Tensor) -> Tensor | float:
         return 0.0
 
-    def _start(self, generator: torch.Generator) -> Tensor:
-        """Context ``(n, W)`` to start from; the prompts are made to its length."""
+    def _start(self, generator: torch.Generator, contexts: int = 1) -> Tensor:
+        """Contexts ``(B, n, W)`` to start from; the prompts are made to their length."""
         weight = token_embedding(self.encoder.model).weight.detach()
         words = pieces(self.encoder.tokenizer, self._words())
         self._prompts = ContextPrompts(self.encoder, len(words) or self.n_ctx, self.suffix)
         if words:
-            return weight[words].float()
-        start = 0.02 * torch.randn(self.n_ctx, weight.shape[1], generator=generator)
+            return weight[words].float().repeat(contexts, 1, 1)
+        start = 0.02 * torch.randn(contexts, self.n_ctx, weight.shape[1], generator=generator)
         return start.to(self.encoder.device)
 
     def _words(self) -> str:
@@ -326,12 +343,17 @@ class CoCoOp(CoOp):
     steps: int = 60
     batch_size: int = 2
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_specific:
+            raise ValueError("class_specific=True is for CoOp: here each image shifts one context")
+
     def fit(self, split: Any, features: Tensor | None = None) -> CoCoOp:
         """Self, with context and network learned; arguments as in `CoOp.fit`."""
         images, labels = self._training(split, features)
         device = self.encoder.device
         generator = torch.Generator().manual_seed(self.seed)
-        context = self._start(generator).requires_grad_()
+        context = self._start(generator)[0].requires_grad_()
         network = self._layers(images.shape[-1], context.shape[1], generator)
         network = [part.to(device).requires_grad_() for part in network]
         order, turns = rounds(len(labels), generator), rounds(len(images), generator)

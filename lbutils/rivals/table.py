@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lbutils.learn.namelearner import NameLearner
 from lbutils.models.prompts import Templates
 from lbutils.rivals.adapters import (
     CLAP,
     CLIPAdapter,
+    CrossModalProbe,
     LPPlusPlus,
     ProLIP,
     TaskRes,
@@ -31,9 +33,9 @@ class Rival:
     source : str
         The publication, or "negative control".
     chosen, authors : mapping
-        Options that are no defaults: as chosen on IP classes (``data/mini/selection.csv``), and
-        the authors' own where they can be given here. A function is called with ``shots`` and
-        ``ip_names`` of the task.
+        Options that are no defaults: as chosen on IP classes (``data/mini/selection.csv``; a
+        method that is not there was not searched), and the authors' own where they can be given
+        here. A function is called with ``shots`` and ``ip_names`` of the task.
     control : str
         Which of `CONTROLS` its class names are replaced by, if any.
     """
@@ -71,6 +73,14 @@ def _ip_names(shots: int, ip_names: Sequence[str]) -> Sequence[str]:
     return ip_names
 
 
+_ONE_TOKEN = {
+    "init": 1,
+    "name_weight": 0.0,
+    "stand_in_weight": 0.0,
+    "anchor_weight": 1.0,
+    "min_rows": 1,
+}
+
 # Variants of name learning are for the caller to add.
 RIVALS: dict[str, Rival] = {
     "zero-shot": Rival(ZeroShot, "Radford et al., ICML 2021"),
@@ -78,6 +88,12 @@ RIVALS: dict[str, Rival] = {
         CoOp,
         "Zhou et al., IJCV 2022",
         authors={"suffix": ".", "optimizer": "sgd", "lr": 0.002},
+    ),
+    "CoOp, class contexts": Rival(
+        CoOp,
+        "Zhou et al., IJCV 2022; class-specific contexts",
+        chosen={"class_specific": True},
+        authors={"class_specific": True, "suffix": ".", "optimizer": "sgd", "lr": 0.002},
     ),
     "CoCoOp": Rival(
         CoCoOp,
@@ -98,8 +114,18 @@ RIVALS: dict[str, Rival] = {
         authors={"alpha": 0.5, "lr": 0.002},
     ),
     # The authors search alpha up to 50 for each data set.
-    "Tip-Adapter": Rival(TipAdapter, "Zhang et al., ECCV 2022", chosen={"alpha": 100.0}),
-    "Tip-Adapter-F": Rival(TipAdapterF, "Zhang et al., ECCV 2022", chosen={"alpha": 100.0}),
+    "Tip-Adapter": Rival(
+        TipAdapter,
+        "Zhang et al., ECCV 2022",
+        chosen={"alpha": 100.0},
+        authors={"background": False},
+    ),
+    "Tip-Adapter-F": Rival(
+        TipAdapterF,
+        "Zhang et al., ECCV 2022",
+        chosen={"alpha": 100.0},
+        authors={"background": False},
+    ),
     "linear probe": Rival(LinearProbe, "Radford et al., ICML 2021; C fixed"),
     "linear probe, C searched": Rival(
         LinearProbe,
@@ -107,9 +133,19 @@ RIVALS: dict[str, Rival] = {
         chosen={"C": "search"},
         authors={"C": "search"},
     ),
-    "LP++": Rival(LPPlusPlus, "Huang et al., CVPR 2024", authors={"steps": 300}),
-    "CLAP": Rival(CLAP, "Silva-Rodriguez et al., CVPR 2024", authors={"steps": 300}),
-    "GDA": Rival(GDA, "Wang et al., ICLR 2024"),
+    "LP++": Rival(
+        LPPlusPlus, "Huang et al., CVPR 2024", authors={"steps": 300, "accumulate": True}
+    ),
+    "CLAP": Rival(CLAP, "Silva-Rodriguez et al., CVPR 2024", authors={"steps": 300, "unit": False}),
+    "cross-modal probe": Rival(CrossModalProbe, "Lin et al., CVPR 2023", authors={"steps": 12_800}),
+    # One row a name, drawn to the image features of its class alone: no other name is looked at.
+    "textual inversion": Rival(
+        NameLearner,
+        "Gal et al., ICLR 2023; with CLIP: Baldrati et al., ICCV 2023",
+        chosen=_ONE_TOKEN,
+        authors={**_ONE_TOKEN, "optimizer": "adamw", "lr": 0.02, "steps": 350},
+    ),
+    "GDA": Rival(GDA, "Wang et al., ICLR 2024", authors={"background": False}),
     # The authors' one over the shots, which hardly lets the projection move, times 0.1.
     "ProLIP": Rival(
         ProLIP,
