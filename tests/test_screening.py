@@ -756,3 +756,20 @@ def test_nothing_is_lost_between_batches_of_any_size(monkeypatch):
         assert screen(MEETING, captions)["captions"].tolist() == expected
     assert np.sum(expected) > 100
     assert unicodedata.is_normalized("NFC", "".join(MEETING))
+
+
+def test_the_most_frequent_synonym_stands_for_a_name():
+    captions = ["a cash machine", "the cash machine, a cash machine", "an atm", "a plover", "ATM"]
+    synonyms = {"atm": ["cash machine", "bank teller"], "numbat": ["banded anteater"]}
+    found = screening.most_frequent(["atm", "numbat", "plover"], captions, synonyms)
+    assert found.values.tolist() == [
+        ["atm", "atm", 2, 2],  # a synonym must be in more captions, not in as many
+        ["numbat", "numbat", 0, 0],
+        ["plover", "plover", 1, 1],
+    ]
+    more = screening.most_frequent(["atm"], [*captions, "cash machine"], {"atm": ["cash machine"]})
+    assert more.loc[0].tolist() == ["atm", "cash machine", 3, 2]
+    with pytest.raises(ValueError, match="Did you mean 'atm'"):
+        screening.most_frequent(["atm"], captions, {"atn": ["cash machine"]})
+    with pytest.raises(ValueError, match="synonyms must be a list"):
+        screening.most_frequent(["atm"], captions, {"atm": "cash machine"})

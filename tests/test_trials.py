@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from lbutils.data.benchmark import Domain, Split, Subset
+from lbutils.learn.namelearner import NameLearner
 from lbutils.measure import tasks
 from lbutils.measure.joint import MEASURES, joint_scores, value
 from lbutils.models.classifier import text_classifier
@@ -94,6 +95,34 @@ def test_processes_give_what_one_process_gives(tiny_encoder, shades, monkeypatch
         for draw, scores in runs["Shades"].items():
             for ours, theirs in zip(scores, both.scores[key]["Shades"][draw], strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def names(encoder, ip_names, shots, **task):
+    return NameLearner(encoder, steps=3, negatives=ip_names, **task)
+
+
+def test_names_of_many_tasks_are_learned_together(tiny_encoder, shades, monkeypatch):
+    sizes = []
+    own = tasks.fit_many
+    monkeypatch.setattr(
+        tasks, "fit_many", lambda made, *given: sizes.append(len(made)) or own(made, *given)
+    )
+    found = run(tiny_encoder, shades, monkeypatch, {"names": names}, draws=range(4))
+    assert sum(sizes) == 2 * 4 and max(sizes) > 1
+    for task in tasks.tasks(tiny_encoder, shades, [1, 2], range(4)):
+        alone = task.score(task.fit(names, tiny_encoder, "a {name}"))
+        together = found.scores["names", task.shots]["Shades"][task.draw]
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_failing_fit_among_many_is_named(tiny_encoder, shades, monkeypatch):
+    def broken(encoder, ip_names, shots, seed, **task):
+        rate = 1e38 if seed == 1 else 0.01
+        return NameLearner(encoder, optimizer="sgd", lr=rate, steps=6, seed=seed, **task)
+
+    with pytest.raises(RuntimeError, match="broken failed on Shades, 2 shots, draw 1: .*lower lr"):
+        run(tiny_encoder, shades, monkeypatch, {"broken": broken}, draws=range(4))
 
 
 def test_a_failing_fit_is_named(tiny_encoder, shades, monkeypatch):

@@ -15,7 +15,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,15 @@ import pandas as pd
 from lbutils._util import suggest
 from lbutils.captions import corpora
 from lbutils.captions.certificate import certify, check_place, to_table, write_certificate
-from lbutils.captions.survey import LEVELS, UNSPACED, Survey, level_column, mentions, survey
+from lbutils.captions.survey import (
+    LEVELS,
+    UNSPACED,
+    Survey,
+    level_column,
+    mentions,
+    screen,
+    survey,
+)
 from lbutils.captions.text import as_names, canonical, redacted
 
 
@@ -55,6 +63,52 @@ def frequencies(found: Survey, level: str = "phrase") -> pd.DataFrame:
     table["per_million"] = counts * 1e6 / max(found.total.captions, 1)
     table["decade"] = [len(str(count)) - 1 if count else -1 for count in counts]
     return table.sort_values("captions", ascending=False, kind="stable", ignore_index=True)
+
+
+def most_frequent(
+    names: Iterable[str], captions: Any, synonyms: Mapping[str, Sequence[str]], **options: Any
+) -> pd.DataFrame:
+    """For each name the text that captions have most often: the name, or a synonym of it.
+
+    A model knows best what it read most, so this is the first thing to try for a name that it does
+    not know, before anything is learned.
+
+    Parameters
+    ----------
+    names : iterable of str
+    captions : as in `screen`
+    synonyms : mapping of str to sequence of str
+        Other texts for the same thing, of some of the names.
+    **options
+        As in `screen`, which counts.
+
+    Returns
+    -------
+    DataFrame
+        One row a name, in order: ``name``; ``text``, the name itself unless a synonym is in more
+        captions; ``captions``, in how many `text` is, and ``captions_name`` the name.
+
+    Raises
+    ------
+    ValueError
+        As `screen` does, or if synonyms are given for what is no name.
+
+    Notes
+    -----
+    Source: REAL-Prompt of Parashar et al., "The neglected tails in vision-language models", CVPR
+    2024, whose counts were of LAION's captions.
+    """
+    names = as_names(names)
+    for name in synonyms:
+        if name not in names:
+            raise ValueError(suggest(name, names, "name"))
+    choices = {name: [name, *as_names(synonyms.get(name, ()), "synonyms")] for name in names}
+    texts = list(dict.fromkeys(text for own in choices.values() for text in own))
+    counts = dict(zip(texts, screen(texts, captions, **options)["captions"], strict=True))
+    best = [max(own, key=counts.__getitem__) for own in choices.values()]
+    columns = {"text": best, "captions": [counts[text] for text in best]}
+    own = [counts[name] for name in names]
+    return pd.DataFrame({"name": names, **columns, "captions_name": own})
 
 
 def choose_classes(

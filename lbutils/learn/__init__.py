@@ -9,7 +9,7 @@ from lbutils._util import lazy
 __all__, __getattr__, __dir__ = lazy(
     __name__,
     {
-        "namelearner": ["Alignment", "NameLearner"],
+        "namelearner": ["Alignment", "NameLearner", "fit_many"],
         "knowledge": ["Knowledge", "Lexicon", "load_lexicon"],
         "colours": ["colour_evidence", "colour_shares"],
         "checks": ["check", "read_folder", "report"],

@@ -229,6 +229,12 @@ class Knowledge:
                 parts.append(F.normalize(torch.stack(means), dim=1))
         return F.normalize(torch.stack(parts).sum(dim=0), dim=1)
 
+    def lacking(self, names: Sequence[str]) -> list[str]:
+        """The names of which a source that enters prototypes knows nothing, in their order."""
+        tables = {"language": self.lexicon.vectors, "descriptions": self.lexicon.phrases}
+        asked = [table for source, table in tables.items() if source in self.sources]
+        return [n for n in as_names(names) if not all(len(table.get(n, ())) for table in asked)]
+
     def told_colours(self, names: Sequence[str]) -> np.ndarray | None:
         """Colours that the descriptions of names tell, ``(C, 11)``; None without the source.
 
@@ -264,6 +270,65 @@ class Knowledge:
             usual, quantile = self.lexicon.vector(known) @ goal, self.quantile
         weights = expit(self.sharpness * (near - np.quantile(usual, quantile)))
         return weights / weights.sum()
+
+
+def check_choice(without_knowledge: str) -> None:
+    """Raise ValueError unless it is a choice of what becomes of names without knowledge."""
+    if without_knowledge not in ("refuse", "images"):
+        choices = ("refuse", "images")
+        raise ValueError(suggest(without_knowledge, choices, "choice for names without knowledge"))
+
+
+def among_images(
+    prior: Knowledge,
+    encoder: Any,
+    names: Sequence[str],
+    means: Tensor,
+    without_knowledge: str = "refuse",
+) -> Tensor:
+    """Prototypes of a prior ``(C, D)``, moved to where images lie, to be weighed against these.
+
+    They are moved by the difference of the means of both over the names that have both: text and
+    image features lie apart (Liang et al. 2022, "Mind the gap"). Rows are of unit length, or zero
+    for a name without knowledge.
+
+    Parameters
+    ----------
+    prior : Knowledge
+    encoder : DualEncoder
+        Whose features `means` are.
+    names : sequence of str
+    means : Tensor, shape (C, D)
+        Unit rows, the mean of each name's images, or zeros for a name without images.
+    without_knowledge : "refuse" or "images"
+        Whether a name that the prior's sources do not know is an error, or gets zeros.
+
+    Raises
+    ------
+    ValueError
+        If the prior is of another encoder, or a name is without knowledge.
+    """
+    if prior.encoder.fingerprint != encoder.fingerprint:
+        raise ValueError(
+            "the prior was made with another encoder, whose space is another: make it with the "
+            "encoder that learns"
+        )
+    lacking = prior.lacking(names)
+    if lacking and without_knowledge == "refuse":
+        raise ValueError(
+            f"the prior's sources {prior.sources} know nothing of {len(lacking)} of {len(names)} "
+            f"names, such as {lacking[0]!r}: add what they need, or pass "
+            "without_knowledge='images' to learn such names from their images alone"
+        )
+    has = torch.tensor([name not in lacking for name in names])
+    rows = torch.zeros_like(means)
+    if not has.any():
+        return rows
+    rows[has] = prior.prototypes([names[i] for i in has.nonzero()[:, 0].tolist()]).to(means)
+    both = has & means.any(1)
+    if both.any():
+        rows[has] = F.normalize(rows[has] + (means[both] - rows[both]).mean(0), dim=1)
+    return rows
 
 
 def without_names(labels: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -8,8 +8,9 @@ and the defaults are our own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import count
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,7 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lbutils.captions.text import as_names
 from lbutils.learn.descent import descend, frozen
+from lbutils.learn.knowledge import Knowledge, among_images, check_choice
+from lbutils.learn.mixture import joint_iteration
 from lbutils.models.classifier import (
     Estimator,
     FeatureClassifier,
@@ -29,8 +33,15 @@ from lbutils.models.classifier import (
     training_features,
     unit_rows,
 )
-from lbutils.models.names import NameEmbeddings, Names, check_rows
+from lbutils.models.names import (
+    NameEmbeddings,
+    Names,
+    check_rows,
+    classifiers_together,
+    features_together,
+)
 from lbutils.models.prompts import Slots, slots, take_out
+from lbutils.models.text import text_forward
 
 
 def multi_positive_loss(logits: Tensor, positives: Tensor) -> Tensor:
@@ -179,6 +190,18 @@ class NameLearner(FeatureClassifier):
     ----------
     encoder : DualEncoder
         The frozen image-text model.
+    prior : Knowledge, optional
+        What is known of the names before an image is seen, of declared sources. Its prototypes,
+        moved to where the images lie, count as `prior_weight` images of their names in the
+        anchors, so that a name without images can be learned too. None is the plain question:
+        names from images alone.
+    prior_weight : float
+        Images that a prototype of the prior counts for.
+    without_knowledge : "refuse" or "images"
+        Whether a name that the prior's sources do not know is an error, or is learned from its
+        images alone.
+    concentration : float
+        Of `joint_iteration`, which shares out images without labels.
     hint : str, optional
         Superclass for templates with a ``{hint}``.
     templates : str or sequence of str
@@ -247,6 +270,8 @@ class NameLearner(FeatureClassifier):
         text follows the plain prompt as context), and images without a caption (the plain
         prompt is their context).
     embeddings_ : NameEmbeddings
+    mixture_ : Joint
+        Where there were unlabelled images: what they were taken for.
 
     Notes
     -----
@@ -257,7 +282,11 @@ class NameLearner(FeatureClassifier):
     """
 
     encoder: Any
+    prior: Knowledge | None = None
     _: KW_ONLY
+    prior_weight: float = 1.0
+    without_knowledge: str = "refuse"
+    concentration: float = 20.0
     hint: str | None = None
     templates: str | Sequence[str] = "mini"
     negatives: Tensor | Sequence[str] | None = None
@@ -287,7 +316,7 @@ class NameLearner(FeatureClassifier):
     seed: int = 0
 
     _counts: ClassVar[tuple[str, ...]] = ("steps", "epochs", "batch_size")
-    _positive: ClassVar[tuple[str, ...]] = ("temperature",)
+    _positive: ClassVar[tuple[str, ...]] = ("temperature", "concentration")
     _signed: ClassVar[tuple[str, ...]] = ("margin", "init")
 
     def __post_init__(self) -> None:
@@ -296,6 +325,7 @@ class NameLearner(FeatureClassifier):
             raise ValueError("name_weight, caption_weight, anchor_weight: one must be above 0")
         if self.average > 1:
             raise ValueError(f"average={self.average}: give a share of the steps, 1 at most")
+        check_choice(self.without_knowledge)
 
     @classmethod
     def fsnl(cls, encoder: Any, **changes: Any) -> NameLearner:
@@ -348,67 +378,39 @@ class NameLearner(FeatureClassifier):
         }
         return cls(encoder, **{**constants, **changes})
 
-    def fit(self, split: Any, features: Tensor | None = None) -> NameLearner:
+    def fit(
+        self,
+        split: Any,
+        features: Tensor | None = None,
+        unlabelled: Tensor | None = None,
+    ) -> NameLearner:
         """Self, with the names of the split learned.
 
         Parameters
         ----------
-        split : Split
-            Training images with labels, class names and captions (which may be None).
+        split : Split or sequence of str
+            Training images with labels, class names and captions (which may be None); or names
+            alone, of which no image has a label.
         features : Tensor, shape (V, N, D), optional
             Features of V views of the images; computed (and cached) if not given.
+        unlabelled : Tensor, shape (M, D), optional
+            Unit features of images of these classes, or of the negatives', that nobody labelled.
 
         Raises
         ------
         ValueError
-            If the split is empty, the features do not fit it or are not unit vectors, or a single
-            class has nothing to be told from.
+            If there is no image and no prior, the features do not fit the split or are not unit
+            vectors, a single class has nothing to be told from, a name is without knowledge where
+            the prior needs some, or the prior is of another encoder.
         RuntimeError
             If the encoder is not frozen, or moved, or the loss is no longer finite.
+
+        Warns
+        -----
+        UserWarning
+            If there is no image at all: the names are what the prior says, and no more.
         """
-        if features is None:
-            features = training_features(self.encoder, split, self.views, self.seed, self.clean)
-        features, labels = check_training(split, features)
-        features = features.to(self.encoder.device)
-        names = NameEmbeddings(
-            self.encoder,
-            split.names,
-            self.templates,
-            self.hint,
-            self.init,
-            self.seed,
-            min_rows=self.min_rows,
-        )
-        known = self._known(features, labels, split.names)
-        if len(split.names) < 2 and known.negatives is None and not self.anchor_weight:
-            raise ValueError("one class alone has nothing to be told from: pass negatives=")
-        contexts = self._contexts(split, labels, names) if self.caption_weight else labels
-        size = min(self.batch_size or len(labels), len(labels))
-        per_epoch = len(labels) // size if self.epochs else -(-len(labels) // size)
-        steps = self.epochs * per_epoch if self.epochs else self.steps
-        with frozen(self.encoder.model):
-            self.history_ = descend(
-                [names.rows],
-                self._losses(names, features, labels, contexts, known, size),
-                steps,
-                lr=self.lr,
-                optimizer=self.optimizer,
-                weight_decay=self.weight_decay,
-                per_epoch=per_epoch,
-                warmup_epochs=self.warmup_epochs,
-                average=self.average,
-            )
-            with torch.no_grad():
-                self.classifier_ = names().cpu()
-        self.embeddings_ = names
-        self.names_: Names = names.learned()
-        try:  # a loss is taken before its step: the last one has none after it
-            check_rows(self.names_)
-        except ValueError as error:
-            raise RuntimeError(
-                f"after the last of {steps} steps {error}, with a lower lr (now {self.lr})"
-            ) from error
-        return self
+        return fit_many([self], [split], [features], [unlabelled])[0]
 
     def _negatives(self, names: Sequence[str], features: Tensor) -> Tensor | None:
         """Text features ``(K, D)`` of the other names, checked."""
@@ -420,18 +422,49 @@ class NameLearner(FeatureClassifier):
         texts = text_features(self.encoder, self.negatives, self.templates, self.hint)
         return texts.to(features)
 
-    def _known(self, features: Tensor, labels: Tensor, names: Sequence[str]) -> Known:
+    def _known(
+        self, names: Sequence[str], features: Tensor, labels: Tensor, unlabelled: Tensor | None
+    ) -> Known:
         """What the terms that are ours hold names against."""
         negatives = self._negatives(names, features)
         means, counts = class_means(features.cpu(), labels, len(names))
-        anchors = F.normalize(means, dim=1).to(features)
-        if self.alignment is not None:
-            shots = len(labels) / int((counts > 0).sum())
-            anchors = self.alignment(anchors, shots)
-        if negatives is None or not self.stand_in_weight:
-            return Known(anchors, negatives)
-        shift = anchors[anchors.any(1)].mean(0) - negatives.mean(0)
-        return Known(anchors, negatives, F.normalize(negatives + shift, dim=1))
+        anchors = F.normalize(means, dim=1)
+        if self.alignment is not None and counts.any():
+            anchors = self.alignment(anchors, len(labels) / int((counts > 0).sum()))
+        sums = counts[:, None] * anchors
+        if self.prior is not None:
+            rows = among_images(self.prior, self.encoder, names, anchors, self.without_knowledge)
+            sums = sums + self.prior_weight * rows
+            anchors = F.normalize(sums, dim=1)
+        anchors = anchors.to(features)
+        stand_ins = negatives
+        if negatives is not None and counts.any():
+            # Without images all is told where texts lie, as the negatives are.
+            shift = anchors[anchors.any(1)].mean(0) - negatives.mean(0)
+            stand_ins = F.normalize(negatives + shift, dim=1)
+        if unlabelled is not None:
+            anchors = self._shown(names, sums, stand_ins, unlabelled).to(features)
+        return Known(anchors, negatives, stand_ins if self.stand_in_weight else None)
+
+    def _shown(
+        self, names: Sequence[str], sums: Tensor, stand_ins: Tensor | None, unlabelled: Tensor
+    ) -> Tensor:
+        """Centres ``(C, D)`` of the names among images without labels, see `joint_iteration`."""
+        images = unit_rows(unlabelled, "unlabelled images", sums.shape[1])
+        bare = (~sums.any(1)).nonzero()[:, 0].tolist()
+        if bare:
+            raise ValueError(
+                f"{names[bare[0]]!r} has no labelled image and no prior: no unlabelled image can "
+                "be known to show it; leave it out, or give one of both"
+            )
+        self.mixture_ = joint_iteration(
+            images,
+            F.normalize(sums, dim=1),
+            None if stand_ins is None else stand_ins.cpu(),
+            concentration=self.concentration,
+            prior=sums.norm(dim=1),
+        )
+        return self.mixture_.centres
 
     def _contexts(self, split: Any, labels: Tensor, names: NameEmbeddings) -> Tensor:
         """Number of each sample's context in `names`, ``(N,)``."""
@@ -454,16 +487,10 @@ class NameLearner(FeatureClassifier):
         parts = caption.lower().split(name.lower())
         return parts if len(parts) > 1 else None
 
-    def _losses(
-        self,
-        names: NameEmbeddings,
-        features: Tensor,
-        labels: Tensor,
-        contexts: Tensor,
-        known: Known,
-        size: int,
-    ) -> Iterator[Tensor]:
-        """Losses of batches of `size`, without end; each pass over the images shows one view."""
+    def _draws(
+        self, names: NameEmbeddings, features: Tensor, labels: Tensor, contexts: Tensor, size: int
+    ) -> Iterator[Draw]:
+        """Draws of `size` images, without end; each pass over the images shows one view."""
         generator = torch.Generator().manual_seed(self.seed)
         shown = len(labels) - len(labels) % size if self.epochs else len(labels)
         for epoch in count():
@@ -473,35 +500,37 @@ class NameLearner(FeatureClassifier):
             view = features[turns[epoch % len(features)]]
             for batch in order[:shown].split(size):
                 images = view.index_select(0, batch.to(view.device))
-                yield self._loss(names, images, labels[batch], contexts[batch], known, generator)
+                yield self._draw(names, images, labels[batch], contexts[batch], generator)
 
-    def _loss(
+    def _draw(
         self,
         names: NameEmbeddings,
         images: Tensor,
         labels: Tensor,
         contexts: Tensor,
-        known: Known,
         generator: torch.Generator,
-    ) -> Tensor:
-        """Weighted sum of the terms for one batch, from one pass through the text tower."""
+    ) -> Draw:
+        """The images with the texts that a step asks for: prompts of all names, then captions."""
         pairs: list[tuple[int, int]] = []
         if self.name_weight or self.anchor_weight:
             drawn = torch.randint(len(names.template_contexts), (1,), generator=generator)
             template = names.template_contexts[int(drawn)]
             pairs += [(template, owner) for owner in range(len(names.names))]
         n_prompts = len(pairs)
-        if self.caption_weight:
+        if self.caption_weight and len(images):
             if self.swap:
                 contexts = contexts[swap_contexts(labels, generator)]
             pairs += zip(contexts.tolist(), labels.tolist(), strict=True)
-        texts = names.features(pairs)
-        prompts, captions = texts[:n_prompts], texts[n_prompts:]
-        labels = labels.to(images.device)
+        return Draw(images, labels.to(images.device), pairs, n_prompts)
+
+    def _loss(self, draw: Draw, texts: Tensor, known: Known) -> Tensor:
+        """Weighted sum of the terms for one draw, from the features of its texts."""
+        images, labels = draw.images, draw.labels
+        prompts, captions = texts[: draw.n_prompts], texts[draw.n_prompts :]
         loss = torch.zeros((), device=images.device)
-        if self.name_weight:
+        if self.name_weight and len(images):
             loss = loss + self.name_weight * self._name_term(images, prompts, labels, known)
-        if self.caption_weight:
+        if self.caption_weight and len(images):
             scaled = self._logits(images, captions)
             if self.info_nce:
                 term = cross_entropies(scaled, torch.arange(len(labels), device=labels.device))
@@ -518,6 +547,19 @@ class NameLearner(FeatureClassifier):
             loss = loss + self.stand_in_weight * F.cross_entropy(wrong, own)
         return loss
 
+    def _end(self, fit: _Fit, classifier: Tensor) -> None:
+        """Set what a fitted learner has."""
+        self.history_, self.embeddings_ = fit.history, fit.names
+        self.classifier_ = classifier.cpu()
+        self.names_: Names = fit.names.learned()
+        try:  # a loss is taken before its step: the last one has none after it
+            check_rows(self.names_)
+        except ValueError as error:
+            steps = len(fit.history)
+            raise RuntimeError(
+                f"after the last of {steps} steps {error}, with a lower lr (now {self.lr})"
+            ) from error
+
     def _logits(self, images: Tensor, texts: Tensor) -> Tensor:
         return self.encoder.logit_scale / self.temperature * images @ texts.T
 
@@ -533,3 +575,166 @@ class NameLearner(FeatureClassifier):
         if not self.text_to_image:
             return across
         return (across + multi_positive_loss(scaled.T, positives.T)) / 2
+
+
+class Draw(NamedTuple):
+    """What one step looks at: images ``(B, D)``, their labels ``(B,)``, and texts by name."""
+
+    images: Tensor
+    labels: Tensor
+    pairs: list[tuple[int, int]]
+    n_prompts: int
+
+
+class Labelled(NamedTuple):
+    """Images with labels as `NameLearner.fit` takes them, where there are features and no files."""
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+    captions: tuple[None, ...]
+
+
+@dataclass(eq=False)
+class _Fit:
+    """A learner's fit under way."""
+
+    learner: NameLearner
+    names: NameEmbeddings
+    known: Known
+    draws: Iterator[Draw]
+    descent: dict[str, Any]  # arguments of `descend`
+    history: list[float] = field(default_factory=list)
+
+
+def fit_many(
+    learners: Sequence[NameLearner],
+    splits: Sequence[Any],
+    features: Sequence[Tensor | None] | None = None,
+    unlabelled: Sequence[Tensor | None] | None = None,
+    most: int = 512,
+) -> list[NameLearner]:
+    """The learners, each fitted to its split as its own `fit` would, in one batch.
+
+    All names that are learned at a time pass through the text tower together. Learners do not see
+    one another: each draws its own batches, views and templates, and has a loss, and a state of
+    the optimiser, of its own.
+
+    Parameters
+    ----------
+    learners : sequence of NameLearner
+        Of one encoder; all other settings may differ.
+    splits, features, unlabelled : sequence
+        Arguments of `NameLearner.fit` for each; without `features` they are computed.
+    most : int
+        Names that pass through the tower at a time, if not of one learner alone.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As `NameLearner.fit` does; where a loss is not finite, it may be any learner's.
+    """
+    learners, nothing = list(learners), [None] * len(learners)
+    encoder = learners[0].encoder if learners else None
+    if any(learner.encoder is not encoder for learner in learners):
+        raise ValueError("learners of one batch must share their encoder: fit them apart")
+    forward = text_forward(encoder) if learners else None
+    given = zip(learners, splits, features or nothing, unlabelled or nothing, strict=True)
+    fits = []
+    for learner, split, views, pile in given:
+        fits.append(_begun(learner, split, views, pile, forward))
+    for group in _groups(fits, most):
+        with frozen(group[0].learner.encoder.model):
+            tables = [fit.names for fit in group]
+            descend([table.rows for table in tables], _losses(group), **group[0].descent)
+            with torch.no_grad():
+                classifiers = classifiers_together(tables)
+        for fit, classifier in zip(group, classifiers, strict=True):
+            fit.learner._end(fit, classifier)
+    return learners
+
+
+def _begun(
+    learner: NameLearner,
+    split: Any,
+    features: Tensor | None,
+    unlabelled: Tensor | None,
+    forward: Any,
+) -> _Fit:
+    """A learner's fit before its first step."""
+    if not hasattr(split, "labels"):
+        split = Labelled(np.empty(0, np.int64), tuple(as_names(split, "names")), ())
+    encoder, prior = learner.encoder, learner.prior
+    if features is None:
+        features = torch.zeros(1, 0, encoder.dim)
+        if len(split.labels):
+            features = training_features(encoder, split, learner.views, learner.seed, learner.clean)
+    features, labels = check_training(split, features, empty=prior is not None)
+    features = features.to(encoder.device)
+    names = NameEmbeddings(
+        encoder,
+        split.names,
+        learner.templates,
+        learner.hint,
+        learner.init,
+        learner.seed,
+        forward,
+        min_rows=learner.min_rows,
+    )
+    known = learner._known(split.names, features, labels, unlabelled)
+    if len(split.names) < 2 and known.negatives is None and not learner.anchor_weight:
+        raise ValueError("one class alone has nothing to be told from: pass negatives=")
+    if not len(labels):
+        if not learner.anchor_weight:
+            raise ValueError("without labelled images a prior is learned by anchor_weight above 0")
+        if unlabelled is None and prior is not None:
+            warnings.warn(
+                f"no image of {len(split.names)} names: they are learned from the prior alone "
+                f"({', '.join(prior.sources)})",
+                stacklevel=4,
+            )
+    contexts = labels
+    if learner.caption_weight and len(labels):
+        contexts = learner._contexts(split, labels, names)
+    size = max(1, min(learner.batch_size or len(labels), len(labels)))
+    # Epochs are the authors': whole batches, what is left over dropped.
+    per_epoch = len(labels) // size if learner.epochs else -(-len(labels) // size)
+    descent = {
+        "steps": learner.epochs * per_epoch if learner.epochs else learner.steps,
+        "lr": learner.lr,
+        "optimizer": learner.optimizer,
+        "weight_decay": learner.weight_decay,
+        "per_epoch": max(1, per_epoch),
+        "warmup_epochs": learner.warmup_epochs,
+        "average": learner.average,
+    }
+    draws = learner._draws(names, features, labels, contexts, size)
+    return _Fit(learner, names, known, draws, descent)
+
+
+def _groups(fits: Sequence[_Fit], most: int) -> Iterator[list[_Fit]]:
+    """Fits that descend alike, in their order, with at most so many names a group, or one fit."""
+    alike: dict[str, list[_Fit]] = {}
+    for fit in fits:
+        alike.setdefault(str(fit.descent), []).append(fit)
+    for own in alike.values():
+        group: list[_Fit] = []
+        for fit in own:
+            if group and sum(len(f.names.names) for f in [*group, fit]) > most:
+                yield group
+                group = []
+            group.append(fit)
+        yield group
+
+
+def _losses(group: Sequence[_Fit]) -> Iterator[Tensor]:
+    """Sum of the losses of a group's fits at each step; each keeps a history of its own."""
+    while True:
+        draws = [next(fit.draws) for fit in group]
+        texts = features_together([fit.names for fit in group], [draw.pairs for draw in draws])
+        losses = [
+            fit.learner._loss(draw, own, fit.known)
+            for fit, draw, own in zip(group, draws, texts, strict=True)
+        ]
+        for fit, loss in zip(group, losses, strict=True):
+            fit.history.append(float(loss.detach()))
+        yield torch.stack(losses).sum()

@@ -5,6 +5,7 @@ Measures, estimands and rules are those of ``data/mini/PREREGISTRATION.md``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lbutils.data.benchmark import Split, data_dir, join
 from lbutils.data.lots import ALWAYS, ARMS, lots
-from lbutils.learn.namelearner import NameLearner
+from lbutils.learn.namelearner import NameLearner, fit_many
 from lbutils.measure.metrics import per_class_accuracy
 from lbutils.models.classifier import class_means, text_classifier, training_features
 from lbutils.models.features import image_features
@@ -151,17 +152,16 @@ def _learned(
         others = [name for name in named if name not in {test.names[i] for i in own}]
         rows = np.flatnonzero(np.isin(test.labels, own))
         labels = np.searchsorted(own, test.labels[rows])
-        for k in shots:
-            for draw in draws:
-                drawn = join(domain.ip.few_shot(k, draw), domain.oop.few_shot(k, draw))
-                split = restricted(drawn, own)
-                learner = NameLearner(
-                    encoder, hint=domain.hint, negatives=others or None, seed=draw
-                )
-                learner.fit(split, views[:, [place[image_id] for image_id in split.ids]])
-                guess = learner.predict(images[rows])
-                right = per_class_accuracy(labels, guess, len(own))
-                totals[f"learned_{k}"][own] += 100 * right / len(draws)
+        pairs = list(itertools.product(shots, draws))
+        drawn = [join(domain.ip.few_shot(*pair), domain.oop.few_shot(*pair)) for pair in pairs]
+        splits = [restricted(split, own) for split in drawn]
+        features = [views[:, [place[image_id] for image_id in split.ids]] for split in splits]
+        options = {"hint": domain.hint, "negatives": others or None}
+        learners = [NameLearner(encoder, seed=draw, **options) for _, draw in pairs]
+        fit_many(learners, splits, features)
+        for (k, _), learner in zip(pairs, learners, strict=True):
+            right = per_class_accuracy(labels, learner.predict(images[rows]), len(own))
+            totals[f"learned_{k}"][own] += 100 * right / len(draws)
     dealt = arms != ALWAYS
     return {name: np.where(dealt, total, np.nan) for name, total in totals.items()}
 

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from lbutils._util import suggest
 from lbutils.data.benchmark import join
+from lbutils.learn.namelearner import NameLearner, fit_many
 from lbutils.measure.joint import JointScores, joint_scores
 from lbutils.models.classifier import training_features
 from lbutils.models.features import image_features
@@ -55,7 +56,14 @@ class Task:
         It is fitted to the views of this task, so that all methods learn from the same ones: the
         method's own ``views`` and ``clean`` are not used.
         """
-        model = factory(
+        model = self.made(factory, encoder, templates, seed)
+        return model.fit(self.split, self._of(model)[0])
+
+    def made(
+        self, factory: Factory, encoder: Any, templates: Templates = "mini", seed: int = 0
+    ) -> Any:
+        """The method that `factory` makes for this task, not fitted; arguments as in `fit`."""
+        return factory(
             encoder,
             templates=templates,
             hint=self.hint,
@@ -63,7 +71,6 @@ class Task:
             seed=seed + self.draw,
             ip_names=self.ip_names,
         )
-        return model.fit(self.split, self._of(model)[0])
 
     def logits(self, model: Any) -> np.ndarray:
         """Logits (M, K + C) of a fitted method on the test images, IP names first."""
@@ -235,13 +242,12 @@ def run(
     benchmark = allowed(benchmark)
     before = _takes_before(encoder, benchmark, methods, templates, shots)
     todo = list(tasks(encoder, benchmark, shots, draws, views, seed, before))
-    # Tasks take a time about proportional to their images; long ones first waste least at the end.
-    todo.sort(key=lambda task: -len(task.split))
     alone = workers == 1 or encoder.device.type != "cpu"
-    one = delayed(_run_task)
+    batches = _batches(todo, 1 if alone else workers)
+    one = delayed(_run_tasks)
     pool = Parallel(1 if alone else workers, return_as="generator_unordered")
-    found = pool(one(task, encoder, dict(methods), templates, seed, biases) for task in todo)
-    bar = tqdm(found, "tasks", len(todo), disable=not progress, mininterval=2)
+    found = pool(one(batch, encoder, dict(methods), templates, seed, biases) for batch in batches)
+    bar = tqdm(found, "batches of tasks", len(batches), disable=not progress, mininterval=2)
     with warnings.catch_warnings():
         # A process that has grown is replaced between two tasks, and nothing is lost.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
@@ -295,8 +301,22 @@ def allowed(benchmark: Mapping[str, Any]) -> dict[str, Any]:
     return {name: domain for name, domain in benchmark.items() if name in kept}
 
 
-def _run_task(
-    task: Task,
+def _batches(todo: Sequence[Task], workers: int) -> list[list[Task]]:
+    """Tasks of one domain each, in batches that every worker gets several of, long ones first."""
+    most = max(1, len(todo) // (4 * workers))
+    batches: list[list[Task]] = []
+    for task in todo:
+        last = batches[-1] if batches else []
+        if last and last[0].domain == task.domain and len(last) < most:
+            last.append(task)
+        else:
+            batches.append([task])
+    # They take a time about proportional to their images.
+    return sorted(batches, key=lambda batch: -sum(len(task.split) for task in batch))
+
+
+def _run_tasks(
+    batch: Sequence[Task],
     encoder: Any,
     methods: Mapping[str, Factory],
     templates: Any,
@@ -310,16 +330,36 @@ def _run_task(
     rows = []
     try:
         for name, factory in methods.items():
-            start = time.perf_counter()
-            try:
-                logits = task.logits(task.fit(factory, encoder, templates, seed))
-                spent = time.perf_counter() - start
-                under = [0.0, biases[name]] if name in biases else [0.0]
-                scores = [task._scored(logits, bias) for bias in under]
-            except (ValueError, RuntimeError) as error:
-                where = f"{task.domain}, {task.shots} shots, draw {task.draw}"
-                raise RuntimeError(f"{name} failed on {where}: {error}") from error
-            rows.append((name, task.domain, task.shots, task.draw, spent, scores))
+            begin = time.perf_counter()
+            together = _together(batch, factory, encoder, templates, seed)
+            shared = (time.perf_counter() - begin) / len(batch)
+            for i, task in enumerate(batch):
+                start = time.perf_counter()
+                try:
+                    model = together[i] if together else task.fit(factory, encoder, templates, seed)
+                    logits = task.logits(model)
+                    spent = shared + time.perf_counter() - start
+                    under = [0.0, biases[name]] if name in biases else [0.0]
+                    scores = [task._scored(logits, bias) for bias in under]
+                except (ValueError, RuntimeError) as error:
+                    where = f"{task.domain}, {task.shots} shots, draw {task.draw}"
+                    raise RuntimeError(f"{name} failed on {where}: {error}") from error
+                rows.append((name, task.domain, task.shots, task.draw, spent, scores))
     finally:
         torch.set_num_threads(threads)
     return rows
+
+
+def _together(
+    batch: Sequence[Task], factory: Factory, encoder: Any, templates: Any, seed: int
+) -> list[NameLearner]:
+    """Learners of names, fitted to all tasks in one pass; none for other methods, or on failure."""
+    # What fails is fitted again task by task, where the error says on which.
+    with suppress(ValueError, RuntimeError):
+        first = batch[0].made(factory, encoder, templates, seed)
+        if getattr(type(first), "fit", None) is not NameLearner.fit:
+            return []
+        rest = [task.made(factory, encoder, templates, seed) for task in batch[1:]]
+        parts = [task.split for task in batch], [task.features for task in batch]
+        return fit_many([first, *rest], *parts)
+    return []

@@ -281,7 +281,7 @@ def unit_rows(rows: Any, what: str, width: int | None = None) -> torch.Tensor:
 
 
 def check_training(
-    split: Any, features: torch.Tensor, unit: bool = True
+    split: Any, features: torch.Tensor, unit: bool = True, empty: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features ``(V, N, D)`` float32 and labels ``(N,)`` int64, on the CPU and fit to train on.
 
@@ -293,6 +293,8 @@ def check_training(
         Features of V views of them.
     unit : bool
         Whether features must be of unit length.
+    empty : bool
+        Whether a split without images will do.
 
     Raises
     ------
@@ -301,12 +303,12 @@ def check_training(
         features do not fit it, are not finite, or not of unit length.
     """
     labels = torch.tensor(np.asarray(split.labels), dtype=torch.long)
-    if not len(labels):
+    if not len(labels) and not empty:
         raise ValueError("the split has no image to learn from: draw at least one shot")
     twice = next((name for name in split.names if list(split.names).count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"class names must be all different, but {twice!r} stands twice: merge it")
-    if int(labels.min()) < 0 or int(labels.max()) >= len(split.names):
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(split.names)):
         raise ValueError(f"labels must lie in 0 to {len(split.names) - 1}, one for each name")
     if features.ndim != 3 or features.shape[1] != len(labels) or not len(features):
         raise ValueError(

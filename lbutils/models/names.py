@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -37,7 +38,6 @@ from lbutils.models.text import (
     CausalText,
     Codes,
     Frame,
-    Sheet,
     SubstitutedText,
     text_forward,
     token_embedding,
@@ -148,7 +148,6 @@ class NameEmbeddings(nn.Module):
         self.rows = nn.Parameter(torch.cat(start).float().clone())
         self._contexts: dict[tuple[tuple[int, ...], ...], int] = {}
         self.template_contexts = self.add_contexts(cuts)
-        self._all: Sheet | None = None
 
     def _start(
         self, init: str | int | Mapping[str, Tensor], room: int, seed: int
@@ -235,12 +234,7 @@ class NameEmbeddings(nn.Module):
 
         Equal pairs are computed once.
         """
-        unique = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-        found = self._text(self._text.sheet([self.codes(*pair) for pair in unique]), self.rows)
-        if len(unique) == len(pairs):
-            return found
-        where = torch.tensor([unique[pair] for pair in pairs], device=found.device)
-        return found.index_select(0, where)
+        return features_together([self], [pairs])[0]
 
     def caption_features(
         self, contexts: Sequence[tuple[str, str]], owners: Sequence[int]
@@ -250,12 +244,7 @@ class NameEmbeddings(nn.Module):
 
     def forward(self) -> Tensor:
         """Text classifier ``(C, D)`` of unit length, the mean over the templates."""
-        if self._all is None:
-            numbers = range(len(self.names))
-            codes = [self.codes(context, i) for context in self.template_contexts for i in numbers]
-            self._all = self._text.sheet(codes)
-        features = self._text(self._all, self.rows)
-        return F.normalize(features.unflatten(0, (-1, len(self.names))).mean(0), dim=-1)
+        return classifiers_together([self])[0]
 
     def learned(self) -> Names:
         """The rows as they are now, by name, ready to be saved."""
@@ -289,6 +278,42 @@ class NameEmbeddings(nn.Module):
                 )
             self.rows[start:end] = names[name].to(self.rows)
         return self
+
+
+def features_together(
+    tables: Sequence[NameEmbeddings], pairs: Sequence[Sequence[tuple[int, int]]]
+) -> list[Tensor]:
+    """What each table's `features` of its pairs are, ``(B, D)``, from one pass through the tower.
+
+    The tables must share their text forward; no table's prompts see another's.
+    """
+    first = tables[0]
+    unique = [dict.fromkeys(own) for own in pairs]
+    starts = np.cumsum([0, *(len(table.rows) for table in tables)]).tolist()
+    codes = [
+        [code if code >= 0 else code - start for code in table.codes(*pair)]
+        for table, own, start in zip(tables, unique, starts, strict=False)
+        for pair in own
+    ]
+    found = first._text(first._text.sheet(codes), torch.cat([table.rows for table in tables]))
+    parts = []
+    for part, own, asked in zip(found.split([len(u) for u in unique]), unique, pairs, strict=True):
+        if len(own) < len(asked):
+            place = {pair: i for i, pair in enumerate(own)}
+            part = part.index_select(0, torch.tensor([place[p] for p in asked], device=part.device))
+        parts.append(part)
+    return parts
+
+
+def classifiers_together(tables: Sequence[NameEmbeddings]) -> list[Tensor]:
+    """What calling each table gives, ``(C, D)``, from one pass through the tower."""
+    pairs = [
+        [(context, i) for context in table.template_contexts for i in range(len(table.names))]
+        for table in tables
+    ]
+    found = zip(tables, features_together(tables, pairs), strict=True)
+    parts = [features.unflatten(0, (-1, len(table.names))) for table, features in found]
+    return [F.normalize(part.mean(0), dim=-1) for part in parts]
 
 
 def check_rows(rows: Mapping[str, Tensor]) -> None:

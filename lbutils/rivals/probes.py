@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lbutils._util import suggest
 from lbutils.captions.text import as_names
+from lbutils.learn.knowledge import Knowledge, among_images, check_choice
 from lbutils.learn.namelearner import Alignment
 from lbutils.models.classifier import FeatureClassifier, class_means
 from lbutils.models.prompts import Templates, take_out
@@ -179,11 +180,14 @@ class Prototypes(FewShotClassifier):
     ----------
     alignment : Alignment, optional
         Moves the means to where text features lie: what is left of `NameLearner` without a name.
+    prior, prior_weight, without_knowledge
+        Knowledge of the names that counts as some images of them, as in `NameLearner`. Then there
+        are names in it.
 
     Attributes
     ----------
     classifier_ : Tensor, shape (C, D)
-        Normalised means; NaN for classes without a training image.
+        Normalised means; NaN for classes without a training image or knowledge.
 
     Notes
     -----
@@ -193,6 +197,13 @@ class Prototypes(FewShotClassifier):
     """
 
     alignment: Alignment | None = None
+    prior: Knowledge | None = None
+    prior_weight: float = 1.0
+    without_knowledge: str = "refuse"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self.without_knowledge)
 
     def fit(self, split: Any, features: Tensor | None = None) -> Prototypes:
         """Self, with the class means; arguments as in `CoOp.fit`."""
@@ -201,7 +212,12 @@ class Prototypes(FewShotClassifier):
         means = F.normalize(means, dim=-1)
         if self.alignment is not None:
             means = self.alignment(means, len(labels) / int((counts > 0).sum()))
-        means[counts == 0] = float("nan")
+        if self.prior is not None:
+            told = among_images(
+                self.prior, self.encoder, self.names_, means, self.without_knowledge
+            )
+            means = F.normalize(counts[:, None] * means + self.prior_weight * told, dim=1)
+        means[~means.any(dim=1)] = float("nan")
         self.classifier_ = means
         return self
 

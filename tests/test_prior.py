@@ -1,0 +1,278 @@
+"""Names from a prior, from few images, from unlabelled ones: one learner, and many at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lbutils.learn import namelearner
+from lbutils.learn.namelearner import NameLearner, fit_many
+from lbutils.rivals import Prototypes
+
+QUICK = {"templates": "a {name}", "steps": 4}
+
+
+class Told:
+    """Knowledge whose prototypes are given, of the names that have one."""
+
+    sources = ("told",)
+
+    def __init__(self, encoder, rows):
+        self.encoder, self.rows = encoder, rows
+
+    def lacking(self, names):
+        return [name for name in names if name not in self.rows]
+
+    def prototypes(self, names):
+        return torch.stack([self.rows[name] for name in names])
+
+
+@pytest.fixture
+def told(tiny_encoder, captioned_images):
+    rows = F.normalize(torch.randn(5, 32, generator=torch.Generator().manual_seed(7)), dim=1)
+    return Told(tiny_encoder, dict(zip(captioned_images.names, rows, strict=True)))
+
+
+def bare(split):
+    """The split without its images."""
+    return dataclasses.replace(split, labels=split.labels[:0], captions=())
+
+
+def anchors(monkeypatch, learner, *given):
+    """What a learner draws its names to."""
+    seen = []
+    own = NameLearner._known
+    monkeypatch.setattr(
+        NameLearner, "_known", lambda self, *args: seen.append(own(self, *args)) or seen[-1]
+    )
+    learner.fit(*given)
+    return seen[-1].anchors
+
+
+SETTINGS = [
+    (NameLearner, {}),
+    (NameLearner, {"negatives": ["ant", "bee"], "margin": 0.3}),
+    (NameLearner, {"optimizer": "sgd", "lr": 0.1, "average": 0.5, "batch_size": 4}),
+    (NameLearner, {"lr": 0.003, "steps": 6, "templates": ["a {name}", "the {name} here"]}),
+    (NameLearner.fsnl, {}),
+    (NameLearner.fsnl, {"batch_size": 7, "info_nce": True, "swap": False}),
+]
+
+
+def test_a_batch_is_every_single_fit(monkeypatch, tiny_encoder, captioned_images, image_views):
+    """Learners with rates, steps, batches and streams of their own, of splits of several sizes."""
+    fewer = dataclasses.replace(
+        captioned_images,
+        labels=captioned_images.labels[:9],
+        names=captioned_images.names[:4],
+        captions=captioned_images.captions[:9],
+    )
+    jobs = [
+        (make, {"steps": 5, "seed": seed, **options}, split)
+        for seed, split in enumerate([captioned_images, fewer, captioned_images])
+        for make, options in SETTINGS
+    ]
+    passes = []
+    own = namelearner.features_together
+    monkeypatch.setattr(
+        namelearner,
+        "features_together",
+        lambda tables, pairs: passes.append(len(tables)) or own(tables, pairs),
+    )
+    made = [[make(tiny_encoder, **options) for make, options, _ in jobs] for _ in range(2)]
+    splits = [split for *_, split in jobs]
+    features = [image_views[:, : len(split)] for split in splits]
+    assert fit_many(made[0], splits, features) == made[0]
+    assert max(passes) > 3, "learners that descend alike go through the tower together"
+    for one, other, split, views in zip(*made, splits, features, strict=True):
+        other.fit(split, views)
+        assert one.history_ == pytest.approx(other.history_, abs=1e-5)
+        assert torch.allclose(one.classifier_, other.classifier_, atol=1e-5)
+        assert torch.allclose(one.embeddings_.rows, other.embeddings_.rows, atol=1e-5)
+        assert list(one.names_) == list(split.names)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_either_text_forward_takes_batches(kind, make_encoder, captioned_images, image_views):
+    encoder = make_encoder(kind)
+    both = [NameLearner(encoder, seed=seed, **QUICK) for seed in (0, 1)]
+    fit_many(both, [captioned_images] * 2, [image_views] * 2)
+    alone = NameLearner(encoder, seed=1, **QUICK).fit(captioned_images, image_views)
+    assert torch.allclose(both[1].classifier_, alone.classifier_, atol=1e-5)
+    assert not torch.allclose(both[0].classifier_, alone.classifier_, atol=1e-4)
+
+
+def test_few_names_at_a_time_are_the_same(tiny_encoder, captioned_images, image_views):
+    given = [captioned_images] * 3, [image_views] * 3
+    wide, narrow = (
+        fit_many([NameLearner(tiny_encoder, seed=s, **QUICK) for s in range(3)], *given, most=most)
+        for most in (100, 1)
+    )
+    for one, other in zip(wide, narrow, strict=True):
+        assert torch.allclose(one.classifier_, other.classifier_, atol=1e-5)
+
+
+def test_batches_are_checked(tiny_encoder, make_encoder, captioned_images, image_views):
+    assert fit_many([], []) == []
+    two = [NameLearner(tiny_encoder), NameLearner(make_encoder())]
+    with pytest.raises(ValueError, match="share their encoder"):
+        fit_many(two, [captioned_images] * 2, [image_views] * 2)
+    learners = [NameLearner(tiny_encoder, **QUICK) for _ in range(2)]
+    with pytest.raises(ValueError, match="shorter"):
+        fit_many(learners, [captioned_images], [image_views])
+    with pytest.raises(RuntimeError, match="of 4.*lower lr"):
+        learners = [NameLearner(tiny_encoder, optimizer="sgd", lr=1e38, **QUICK) for _ in range(2)]
+        fit_many(learners, [captioned_images] * 2, [image_views] * 2)
+
+
+def test_a_prior_counts_as_images(monkeypatch, tiny_encoder, captioned_images, image_views, told):
+    """Anchors by plain loops: sums of the images' mean and the moved prototype."""
+    learner = NameLearner(tiny_encoder, told, prior_weight=1.5, **QUICK)
+    found = anchors(monkeypatch, learner, captioned_images, image_views)
+    mean_of = [image_views.mean(0)[captioned_images.labels == c].mean(0) for c in range(5)]
+    means = torch.stack([mean / mean.norm() for mean in mean_of])
+    rows = told.prototypes(captioned_images.names)
+    for c in range(5):
+        moved = rows[c] + means.mean(0) - rows.mean(0)
+        expected = 3 * means[c] + 1.5 * moved / moved.norm()
+        assert torch.allclose(found[c], expected / expected.norm(), atol=1e-6)
+
+
+def test_prototypes_take_the_same_prior(
+    monkeypatch, tiny_encoder, captioned_images, image_views, told
+):
+    learner = NameLearner(tiny_encoder, told, prior_weight=0.7, **QUICK)
+    expected = anchors(monkeypatch, learner, captioned_images, image_views)
+    rival = Prototypes(tiny_encoder, prior=told, prior_weight=0.7)
+    rival.fit(captioned_images, image_views)
+    assert torch.allclose(rival.classifier_, expected, atol=1e-6)
+    del told.rows["okapi"]
+    with pytest.raises(ValueError, match="'okapi'"):
+        rival.fit(captioned_images, image_views)
+
+
+def test_a_weightless_prior_is_no_prior(tiny_encoder, captioned_images, image_views, told):
+    plain = NameLearner(tiny_encoder, **QUICK).fit(captioned_images, image_views)
+    none = NameLearner(tiny_encoder, told, prior_weight=0.0, **QUICK)
+    none.fit(captioned_images, image_views)
+    assert torch.allclose(plain.classifier_, none.classifier_, atol=1e-6)
+
+
+def test_without_images_the_prior_alone_is_learned_and_said(tiny_encoder, captioned_images, told):
+    learner = NameLearner(
+        tiny_encoder, told, negatives=["ant"], **QUICK | {"steps": 60, "lr": 0.05}
+    )
+    with pytest.warns(UserWarning, match=r"no image of 5 names.*prior alone \(told\)") as seen:
+        learner.fit(captioned_images.names)
+    assert seen[0].filename == __file__
+    rows = told.prototypes(captioned_images.names)
+    start = NameLearner(tiny_encoder, told, **QUICK | {"steps": 1, "lr": 0.0})
+    with pytest.warns(UserWarning, match="prior alone"):
+        start.fit(bare(captioned_images))
+    own = [(one.classifier_ * rows).sum(1) for one in (learner, start)]
+    assert (own[0] > own[1] + 0.1).all()
+    captioned = NameLearner(tiny_encoder, told, caption_weight=1.0, **QUICK)
+    with pytest.warns(UserWarning, match="prior alone"):
+        captioned.fit(captioned_images.names)  # has no caption to read
+    with pytest.raises(ValueError, match="no image to learn from"):
+        NameLearner(tiny_encoder, **QUICK).fit(captioned_images.names)
+    with pytest.raises(ValueError, match="anchor_weight above 0"):
+        NameLearner(tiny_encoder, told, anchor_weight=0.0, **QUICK).fit(captioned_images.names)
+
+
+def test_one_name_without_images_is_learned_beside_the_others(
+    monkeypatch, tiny_encoder, captioned_images, image_views, told
+):
+    keep = captioned_images.labels > 0
+    split = dataclasses.replace(
+        captioned_images,
+        labels=captioned_images.labels[keep],
+        captions=tuple(c for c, k in zip(captioned_images.captions, keep, strict=True) if k),
+    )
+    learner = NameLearner(tiny_encoder, told, **QUICK)
+    found = anchors(monkeypatch, learner, split, image_views[:, torch.from_numpy(keep)])
+    means = torch.stack(
+        [image_views.mean(0)[captioned_images.labels == c].mean(0) for c in (1, 2, 3, 4)]
+    )
+    means = F.normalize(means, dim=1)
+    rows = told.prototypes(captioned_images.names)
+    expected = F.normalize(rows[0] + means.mean(0) - rows[1:].mean(0), dim=0)
+    assert torch.allclose(found[0], expected, atol=1e-6)
+
+
+def test_names_without_knowledge_are_named_or_left_to_their_images(
+    monkeypatch, tiny_encoder, captioned_images, image_views, told
+):
+    del told.rows["okapi"]
+    with pytest.raises(ValueError, match="nothing of 1 of 5 names, such as 'okapi'"):
+        NameLearner(tiny_encoder, told, **QUICK).fit(captioned_images, image_views)
+    learner = NameLearner(tiny_encoder, told, without_knowledge="images", **QUICK)
+    found = anchors(monkeypatch, learner, captioned_images, image_views)
+    mean = image_views.mean(0)[captioned_images.labels == 3].mean(0)
+    assert torch.allclose(found[3], mean / mean.norm(), atol=1e-6)
+    told.rows.clear()
+    plain = NameLearner(tiny_encoder, **QUICK).fit(captioned_images, image_views)
+    learner.fit(captioned_images, image_views)
+    assert torch.allclose(learner.classifier_, plain.classifier_, atol=1e-6)
+    with pytest.raises(ValueError, match="Did you mean 'images'"):
+        NameLearner(tiny_encoder, told, without_knowledge="image")
+
+
+def test_knowledge_of_another_encoder_is_refused(
+    tiny_encoder, make_encoder, captioned_images, image_views, told
+):
+    told.encoder = make_encoder()
+    told.encoder.model.ln_final.weight.data += 0.1
+    with pytest.raises(ValueError, match="another encoder"):
+        NameLearner(tiny_encoder, told, **QUICK).fit(captioned_images, image_views)
+
+
+def test_unlabelled_images_move_the_anchors_to_their_classes(
+    monkeypatch, tiny_encoder, captioned_images, image_views, told
+):
+    generator = torch.Generator().manual_seed(3)
+    hidden = F.normalize(torch.randn(5, 32, generator=generator), dim=1)
+    classes = torch.arange(5).repeat_interleave(20)
+
+    def images(noise):
+        return F.normalize(
+            hidden[classes] + noise * torch.randn(100, 32, generator=generator), dim=1
+        )
+
+    few = images(0.25)[None, ::20]
+    split = dataclasses.replace(captioned_images, labels=np.arange(5), captions=(None,) * 5)
+    learner = NameLearner(tiny_encoder, **QUICK)
+    found = anchors(monkeypatch, learner, split, few, images(0.15))
+    before, after = ((rows * hidden).sum(1).mean() for rows in (few[0], found))
+    assert after > before + 0.1
+    assert (learner.mixture_.weights.argmax(1) == classes).float().mean() > 0.95
+    # With the prior alone, and unlabelled images, nothing is warned of.
+    told.rows = dict(zip(captioned_images.names, few[0], strict=True))
+    alone = NameLearner(tiny_encoder, told, **QUICK)
+    found = anchors(monkeypatch, alone, split.names, None, images(0.15))
+    assert (found * hidden).sum(1).mean() > before + 0.1
+    with pytest.raises(ValueError, match="'red panda' has no labelled image and no prior"):
+        NameLearner(tiny_encoder, **QUICK).fit(
+            dataclasses.replace(split, labels=np.ones(5, int)), few, images(0.1)
+        )
+    with pytest.raises(ValueError, match="unlabelled images must be of unit length"):
+        learner.fit(split, few, 2 * images(0.1))
+
+
+def test_real_knowledge_says_what_it_lacks():
+    from lbutils.learn.knowledge import Knowledge, Lexicon
+
+    lexicon = Lexicon({"ant": np.ones(2), "bee": np.ones(2)}, {"bee": ("striped",), "cow": ()}, {})
+    known = Knowledge.__new__(Knowledge)
+    known.lexicon = lexicon
+    for sources, expected in (
+        (("pieces",), []),
+        (("language",), ["cow"]),
+        (("descriptions", "hints"), ["ant", "cow"]),
+    ):
+        known.sources = sources
+        assert known.lacking(["ant", "bee", "cow"]) == expected
