@@ -71,7 +71,7 @@ def test_the_rate_is_constant_in_an_epoch():
     options = {"optimizer": "sgd", "per_epoch": 2, "warmup_epochs": 1}
     descend([weight], slope(), 6, lr=1.0, **options)
     rates = [schedule(epoch, 3, 1.0, 1) for epoch in (0, 0, 1, 1, 2)]
-    assert rates == pytest.approx([1e-5, 1e-5, 0.75, 0.75, 0.25], rel=1e-6)
+    assert rates == pytest.approx([1e-5, 1e-5, 1.0, 1.0, 0.75], rel=1e-6)
     moves = [places[i + 1] - places[i] for i in range(5)]
     pace = 0.0
     for rate, move in zip(rates, moves, strict=True):
