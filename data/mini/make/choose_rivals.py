@@ -12,7 +12,7 @@ all other training and validation drawings of these classes are for the score, t
 the learned names. No OOP image, no test image and no image of another class is read.
 
 Every method has `LEAST` settings or more, its authors' own first (as far as the code of these
-methods has it), and steps up to where more of them no longer help. The rule of choice: of the
+methods has it), and steps up to several times the defaults. The rule of choice: of the
 settings less than `SLACK` points below the highest mean score over all encoders at hand, the one
 of fewest steps; of these the one of the highest score.
 
