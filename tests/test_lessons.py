@@ -64,8 +64,8 @@ def test_a_profile_sets_what_its_notebooks_have(name):
 
 
 def test_a_profile_that_is_not_there_or_sets_nonsense_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="quick"):
-        profiles.of_profile("quik", NOTEBOOKS[0])
+    with pytest.raises(ValueError, match="lesson"):
+        profiles.of_profile("leson", NOTEBOOKS[0])
     wrong = {"p": {"about": "", "notebooks": {"01": {"sampel": 3}, "02": {"starts": "two"}}}}
     monkeypatch.setattr(profiles, "profiles", lambda: wrong)
     with pytest.raises(ValueError, match=r"profile p, 01.*sample"):

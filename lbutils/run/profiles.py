@@ -1,4 +1,4 @@
-"""Sets of parameters for all notebooks at once, such as those of a quick run.
+"""Sets of parameters for all notebooks at once, such as those of a lesson.
 
 They are data: ``notebooks/profiles.yaml`` says for each what it is for, and what it changes in
 which notebook.
