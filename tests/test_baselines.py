@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import load_script
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestCentroid
 
@@ -49,7 +50,7 @@ def test_every_rival_has_the_same_interface(name, tiny_encoder, captioned_images
     model = make(name, tiny_encoder)
     images = image_views[0]
     for ask in (model.logits, lambda x: model.joint_logits(x, GENERIC)):
-        with pytest.raises(RuntimeError, match="call fit"):
+        with pytest.raises(NotFittedError, match="call fit"):
             ask(images)
     assert model.fit(captioned_images, image_views) is model
     logits = model.logits(images)

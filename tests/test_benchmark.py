@@ -354,7 +354,7 @@ class Folder:
 
     def add(self, folder, counts, *, captions=True):
         """`counts` maps a class name to its number of (train, val, test) images."""
-        layout.write_folder(self.root / folder, self.entries(counts, captions))
+        layout.write_released(self.root / folder, self.entries(counts, captions))
         self.path = self.root / folder / f"split_Xin_{folder}.json"
         return json.loads(self.path.read_text(encoding="utf-8"))
 

@@ -12,7 +12,7 @@ from lbutils import figures
 from lbutils.captions.certificate import (
     certify,
     check_scales,
-    compare,
+    compare_certificates,
     read_certificate,
     to_table,
     write_certificate,
@@ -123,7 +123,7 @@ def test_files_stand_in_it_with_their_hashes_and_a_bad_one_leaves_it_undecided(t
     assert not part["scales"]["tiny"]["complete"]
     verdicts = to_table(part).set_index("name")["verdict"].to_dict()
     assert verdicts["fox"] == "ip" and verdicts["yeti"] == verdicts["ant"] == "undecided"
-    differences = compare(whole, part)
+    differences = compare_certificates(whole, part)
     changed = differences[differences["what"] == "verdict"].set_index("name")
     assert changed.loc["yeti", ["first", "second"]].tolist() == ["oop", "undecided"]
     assert {"complete", "captions", "file 1.parquet"} <= set(differences["what"])
@@ -131,16 +131,16 @@ def test_files_stand_in_it_with_their_hashes_and_a_bad_one_leaves_it_undecided(t
 
 def test_certificates_compare_equal_only_if_they_agree(certificate):
     same = certify({"small": found(SMALL), "large": found()}, corpus="tiny", corpus_version="1")
-    assert compare(certificate, {**same, "made": "later"}).empty
+    assert compare_certificates(certificate, {**same, "made": "later"}).empty
     other = certify(
         {"small": found(SMALL), "large": found([*LARGE, "yeti"])}, corpus="tiny", corpus_version="2"
     )
-    rows = compare(certificate, other)
+    rows = compare_certificates(certificate, other)
     assert ["yeti", "large", "verdict", "oop", "ip"] in rows.values.tolist()
     assert ["", "", "corpus version", "1", "2"] in rows.values.tolist()
     assert set(rows["name"]) == {"", "yeti"}
     fewer = certify({"small": found(SMALL)}, corpus="tiny", corpus_version="1")
-    assert (compare(certificate, fewer)["second"] == "not there").all()
+    assert (compare_certificates(certificate, fewer)["second"] == "not there").all()
 
 
 def test_a_count_that_falls_with_the_scale_is_found(certificate):

@@ -1,6 +1,7 @@
 """Nothing is called absent from captions that were not read: files, formats and their faults."""
 
 import bz2
+import csv
 import errno
 import glob
 import gzip
@@ -581,7 +582,7 @@ def test_equal_captions_of_a_megabyte_are_not_held_all_at_once(tmp_path, nested)
         "from lbutils.captions import corpora\n"
         f"file = corpora.inspect({str(tmp_path / 'a.parquet')!r})\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(sum(len(captions) for captions, _, _ in corpora.read(file, 65_536)))\n"
+        "print(sum(len(captions) for captions, _, _ in corpora.read_batches(file, 65_536)))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     process = subprocess.run(
@@ -625,3 +626,15 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, url, extra):
         survey(NAMES, url)
     packages = (ROOT / "pyproject.toml").read_text("utf-8")
     assert f"\n{extra} = [" in packages
+
+
+def test_the_limit_of_the_csv_module_is_left_as_it_was(tmp_path):
+    """It is one for the whole process, in which others read tables too."""
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("caption\n" + "yeti " * 7000 + "\nant\n")
+    usual = csv.field_size_limit(4096)
+    try:
+        found = screen(["yeti", "ant"], tmp_path, workers=2)
+        assert found["captions"].tolist() == [2, 2] and csv.field_size_limit() == 4096
+    finally:
+        csv.field_size_limit(usual)

@@ -319,7 +319,9 @@ def test_precision_is_for_a_gpu_and_in_the_key(encoder, pictures):
 
 def test_precision_of_the_environment_is_for_a_gpu_too(encoder, pictures, monkeypatch):
     def asked(autocast=None):
-        return features._job(encoder, pictures, 0, 0, 8, 1, autocast, skip=False).autocast
+        return features._job(
+            encoder, pictures, False, batch_size=8, workers=1, autocast=autocast
+        ).autocast
 
     monkeypatch.setenv("LBUTILS_AUTOCAST", "bf16")
     encoder.device = torch.device("cpu")

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.exceptions import NotFittedError
 
 from lbutils.learn.namelearner import (
     Alignment,
@@ -217,7 +218,7 @@ def test_alignment_is_the_least_squares_map(image_views, captioned_images):
 def test_alignment_refuses_what_it_cannot_use(image_views):
     with pytest.raises(ValueError, match="two of one"):
         Alignment().fit(image_views[0], torch.arange(15), torch.eye(32)[:15])
-    with pytest.raises(RuntimeError, match="call fit first"):
+    with pytest.raises(NotFittedError, match="call fit first"):
         Alignment()(image_views[0], 1)
 
 

@@ -266,7 +266,7 @@ def counted(scale, changes=()):
 
 
 def test_counts_as_in_the_paper_have_no_remark():
-    table = laion_beyond.compare(counted("400m"))
+    table = laion_beyond.compare_counts(counted("400m"))
     domains = table[table["domain"] != "all"]
     assert len(domains) == 18 and (domains["remark"] == "").all()
     totals = table[table["domain"] == "all"].set_index("subset")
@@ -279,7 +279,7 @@ def test_counts_as_in_the_paper_have_no_remark():
 
 def test_other_counts_are_remarked():
     changes = {("Attire", "oop"): (1, 0), ("Food", "ip"): (0, -200), ("Pokemon", "oop"): (-2, 31)}
-    table = laion_beyond.compare(counted("400m", changes)).set_index(["domain", "subset"])
+    table = laion_beyond.compare_counts(counted("400m", changes)).set_index(["domain", "subset"])
     assert table.loc[("Attire", "oop"), "remark"] == "+1 classes"
     assert table.loc[("Food", "ip"), "remark"] == "-200 images"
     assert table.loc[("Pokemon", "oop"), "remark"] == "-2 classes, +31 images"
@@ -289,7 +289,7 @@ def test_other_counts_are_remarked():
 
 @pytest.mark.parametrize("scale", ["2b", "5b"])
 def test_beyond_400m_the_paper_prints_no_totals(scale):
-    table = laion_beyond.compare(counted(scale))
+    table = laion_beyond.compare_counts(counted(scale))
     assert "all" not in set(table["domain"])
     odd = table[table["remark"] != ""]
     # The audit of the paper: a bar of 120 images where there is no class.
@@ -299,12 +299,12 @@ def test_beyond_400m_the_paper_prints_no_totals(scale):
 
 def test_counts_of_some_domains_or_others(tmp_path):
     bench = load_benchmark(layout.generate(tmp_path, ["Animals"]))
-    table = laion_beyond.compare(bench)
+    table = laion_beyond.compare_counts(bench)
     assert table["remark"].tolist() == [
         "-40 classes, -12,239 images",
         "-89 classes, -24,598 images",
     ]
-    table = laion_beyond.compare(load_benchmark("mini", domains="Creatures"))
+    table = laion_beyond.compare_counts(load_benchmark("mini", domains="Creatures"))
     assert table["remark"].tolist() == ["not in the paper"] * 2
     assert table["published_images"].isna().all()
 

@@ -292,7 +292,7 @@ def test_files_named_by_another_system(tmp_path):
                 layout.Entry(layout.SPLITS[i], label, name, file, content.getvalue(), None)
             )
     folder = tmp_path / "Food3_OOP"
-    layout.write_folder(folder, entries)
+    layout.write_released(folder, entries)
     expected = [
         split.image(i).tobytes()
         for _, _, split in load_benchmark(tmp_path).splits()
@@ -710,12 +710,12 @@ def test_the_generator_names_an_unknown_domain(tmp_path):
 
 def test_a_folder_is_not_written_over(root):
     with pytest.raises(FileExistsError, match="there already"):
-        layout.write_folder(root / "Animals3_OOP", [])
+        layout.write_released(root / "Animals3_OOP", [])
 
 
 @pytest.mark.parametrize("names", [("x.jpg", "x.jpg"), ("x.jpg", "X.jpg")])
 def test_two_images_of_one_name_are_not_written(tmp_path, names):
     entries = [layout.Entry("train", 0, "a", name, b"x", None) for name in names]
     with pytest.raises(ValueError, match="two images would be"):
-        layout.write_folder(tmp_path / "Animals1_OOP", entries)
+        layout.write_released(tmp_path / "Animals1_OOP", entries)
     assert not list(tmp_path.rglob("*.json"))

@@ -170,6 +170,6 @@ def test_buckets(protocol, names, tmp_path, capfd, monkeypatch):
     shown = "".join(capfd.readouterr()) + out.read_text() + out.with_suffix(".csv").read_text()
     assert "bad.parquet" in shown and "s3cret" not in shown
     # Once more from what is stored: not one object is read.
-    monkeypatch.setattr(corpora, "read", None)
+    monkeypatch.setattr(corpora, "read_batches", None)
     kind().rm_file("/bucket/deep/bad.parquet")
     assert screening.main([names, source, "--state", state, "--quiet"]) == 0

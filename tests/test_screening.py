@@ -208,7 +208,9 @@ def test_sliced_columns_and_captions_of_a_megabyte():
 def test_captions_of_a_megabyte_in_a_file_are_read_in_small_batches(tmp_path):
     long = "elephant " * 120_000
     path = write(tmp_path / "long.parquet", [f"{long} {k} ant" for k in range(60)])
-    sizes = [len(captions) for captions, _, _ in corpora.read(corpora.inspect(str(path)), 16_384)]
+    sizes = [
+        len(captions) for captions, _, _ in corpora.read_batches(corpora.inspect(str(path)), 16_384)
+    ]
     assert sum(sizes) == 60 and max(sizes) < 60
     assert screen(["ant"], path)["captions"].item() == 60
 
@@ -423,20 +425,20 @@ def test_a_truncated_file_among_good_ones_is_reported_and_the_others_counted(fol
 def test_resumed_counts_equal_uninterrupted_ones(folder, tmp_path, monkeypatch):
     expected = counts_of(folder)
     state = tmp_path / "state"
-    read = corpora.read
+    read = corpora.read_batches
 
     def stops(file, rows):
         if file.name == "3.parquet":
             raise KeyboardInterrupt
         yield from read(file, rows)
 
-    monkeypatch.setattr(corpora, "read", stops)
+    monkeypatch.setattr(corpora, "read_batches", stops)
     with pytest.raises(KeyboardInterrupt):
         counts_of(folder, state=state)
     assert len(list(state.glob("*.json"))) == 3
     opened = []
     monkeypatch.setattr(
-        corpora, "read", lambda file, rows: opened.append(file.name) or read(file, rows)
+        corpora, "read_batches", lambda file, rows: opened.append(file.name) or read(file, rows)
     )
     resumed = counts_of(folder, state=state)
     assert opened == ["3.parquet", "4.parquet"]
@@ -499,15 +501,6 @@ def test_progress_counts_rows(folder, capsys):
 
 
 # --- inverse tools ----------------------------------------------------------------------------
-
-
-def test_frequencies_are_sorted_counts():
-    found = survey(["ant", "cat", "dog"], ["ant"] * 12 + ["dog ant"] * 3 + ["x"] * 85)
-    table = screening.frequencies(found)
-    assert table["name"].tolist() == ["ant", "dog", "cat"]
-    assert table["captions"].tolist() == [15, 3, 0]
-    assert table["per_million"].tolist() == [150_000, 30_000, 0]
-    assert table["decade"].tolist() == [1, 0, -1]
 
 
 def test_chosen_classes_cost_least():
@@ -627,7 +620,7 @@ def test_a_certificate_is_refused_before_any_caption_is_read(folder, tmp_path, c
         raise AssertionError("captions were read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpora, "read", read)
+        patch.setattr(corpora, "read_batches", read)
         for out, message in [
             ("birds.json", "birds.csv is not from a certificate and would be overwritten"),
             ("notes.json", "notes.json is not from a certificate"),
@@ -690,7 +683,7 @@ def test_the_query_of_a_url_is_not_where_its_suffix_is_looked_for():
         ("https://host/a.csv#b.parquet", "CSV"),
         ("/data/what?.parquet", "Parquet"),
     ]:
-        assert corpora.kind_of(url)[0] == kind
+        assert corpora.format_of(url)[0] == kind
     assert corpora.File("https://me:x@host/a.csv?Signature=x", "c", None).name == "a.csv"
 
 

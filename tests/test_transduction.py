@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.exceptions import NotFittedError
 
 from lbutils.rivals import transduction
 from lbutils.rivals.transduction import S3A, TRANSDUCTIVE, ConSE, DeViSE, TransCLIP
@@ -186,7 +187,7 @@ def test_bad_input_is_told(name, case):
 @pytest.mark.parametrize("name", TRANSDUCTIVE)
 def test_images_must_fit_and_come_after_fit(name):
     fitted = TRANSDUCTIVE[name](SCALE)
-    with pytest.raises(RuntimeError, match="call fit first"):
+    with pytest.raises(NotFittedError, match="call fit first"):
         fitted.logits(everything()["pool"])
     fitted.fit(**everything())
     with pytest.raises(ValueError, match="expected .N, 16"):

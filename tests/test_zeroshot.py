@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import build_tiny
+from sklearn.exceptions import NotFittedError
 from torch.utils.flop_counter import FlopCounterMode
 
 from lbutils import load_benchmark
@@ -151,7 +152,7 @@ def test_logits_are_scaled_cosines_over_a_joint_vocabulary():
 
 def test_unfitted_classifier_says_so():
     plain = classifier.FeatureClassifier()
-    with pytest.raises(classifier.NotFitted, match="call fit"):
+    with pytest.raises(NotFittedError, match="call fit"):
         plain.predict(torch.zeros(1, 8))
     assert not hasattr(plain, "names_")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

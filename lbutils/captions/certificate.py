@@ -320,7 +320,7 @@ def read_certificate(path: str | os.PathLike[str]) -> dict[str, Any]:
     return certificate
 
 
-def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> pd.DataFrame:
+def compare_certificates(first: Mapping[str, Any], second: Mapping[str, Any]) -> pd.DataFrame:
     """Where two certificates differ: what, of which concept and scale, in the first, the second.
 
     Time of making and examples are not compared.

@@ -23,10 +23,10 @@ from lbutils.captions.tables import (
     COLUMNS,
     SUFFIXES,
     flatten,
+    format_of,
     head,
+    holds_text,
     is_perhaps_cut,
-    is_text,
-    kind_of,
     name_of,
     open_system,
     read_columns,
@@ -178,7 +178,7 @@ def _members(source: str) -> list[File | Beside]:
             below = "/".join(name.split("/")[fixed:])
             found |= _walk(system, name, {}, below) if system.isdir(name) else {name: (below, "")}
     # Where there are no folders, asking for one may download the file.
-    elif not (kind_of(source) and "http" in system.protocol) and system.isdir(path):
+    elif not (format_of(source) and "http" in system.protocol) and system.isdir(path):
         found = _walk(system, path, {})
     elif system.exists(path):
         return [File(source, "", None, _unreadable(source))]
@@ -241,9 +241,9 @@ def _member(url: str, below: str, error: str) -> File | Beside:
     """A file in a folder or found by a pattern, judged by its name."""
     *folders, name = below.split("/")
     hidden = [part for part in (*folders, name) if part[:1] == "." or part in _UNFINISHED]
-    if not error and (name.startswith("._") or (not kind_of(name) and _BESIDE.fullmatch(name))):
+    if not error and (name.startswith("._") or (not format_of(name) and _BESIDE.fullmatch(name))):
         return Beside(url, "by its name no file of captions")
-    if not error and not kind_of(name) and (hidden or name.startswith("_")):
+    if not error and not format_of(name) and (hidden or name.startswith("_")):
         return Beside(url, "hidden or a marker, and without a suffix of captions")
     if not error and "://" in url and "::" in below:
         error = f"{url} has :: in its name, by which another file would be read: rename it"
@@ -254,7 +254,7 @@ def _member(url: str, below: str, error: str) -> File | Beside:
 
 
 def _unreadable(url: str) -> str:
-    if kind_of(url):
+    if format_of(url):
         return ""
     return f"{url} has no suffix that is read ({SUFFIXES}): convert it, or name the others only"
 
@@ -306,7 +306,7 @@ def inspect(file: File | str, column: str | None = None) -> File:
     file = file if isinstance(file, File) else File(file, "", None, _unreadable(file))
     if file.error:
         return file
-    kind = " ".join(filter(None, kind_of(file.url) or ()))
+    kind = " ".join(filter(None, format_of(file.url) or ()))
     try:
         with _named(file.url, f"is not a readable {kind} file"):
             columns, type_of, rows = head(file.url)
@@ -322,7 +322,7 @@ def inspect(file: File | str, column: str | None = None) -> File:
         fault = f"{file.url}: {suggest(wanted, shown, 'column')}"
     elif found is None:
         fault = f"{file.url}: more than one column is named {wanted!r}"
-    elif not is_text(found):
+    elif not holds_text(found):
         fault = f"{file.url}: column {wanted!r} holds {found}, not captions"
     doubt = ""
     if not fault and is_perhaps_cut(file.url):
@@ -333,7 +333,7 @@ def inspect(file: File | str, column: str | None = None) -> File:
 
 def is_path(text: str) -> bool:
     """Whether a text is a URL, has the suffix of a file of captions, or a file has this name."""
-    if kind_of(text) or re.fullmatch(r"[\w+.-]+://\S+", text):
+    if format_of(text) or re.fullmatch(r"[\w+.-]+://\S+", text):
         return True
     return os.path.exists(text)  # noqa: PTH110 (Path.exists raises for texts that are too long)
 
@@ -375,7 +375,7 @@ def fingerprint(url: str) -> str:
         return f"sha256:{digest.hexdigest()}"
 
 
-def read(file: File, rows: int) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+def read_batches(file: File, rows: int) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
     """Batches of a file: captions (N,) without nulls, their row numbers (N,), rows read by then.
 
     Memory stays below some batches of `BATCH_BYTES` and 64 of the file's longest captions, plus

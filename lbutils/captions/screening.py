@@ -28,41 +28,11 @@ from lbutils.captions.certificate import certify, check_place, to_table, write_c
 from lbutils.captions.survey import (
     LEVELS,
     UNSPACED,
-    Survey,
-    level_column,
     mentions,
     screen,
     survey,
 )
 from lbutils.captions.text import as_names, canonical, redacted
-
-
-def frequencies(found: Survey, level: str = "phrase") -> pd.DataFrame:
-    """How often every candidate is named, the commonest first, to draw accuracy against.
-
-    Parameters
-    ----------
-    found : Survey
-    level : str
-        Count captions at this level and the stricter ones.
-
-    Returns
-    -------
-    DataFrame
-        ``name``, ``captions``, ``per_million`` (captions in a million), ``decade``: the order of
-        magnitude of the count, -1 for none, by which results may be binned.
-
-    Notes
-    -----
-    Source: accuracy against concept frequency, as in Udandarao et al., NeurIPS 2024.
-    """
-    if level not in found.levels:
-        raise ValueError(suggest(level, found.levels, "level"))
-    table = found.table[["name", level_column(level)]].set_axis(["name", "captions"], axis=1)
-    counts = table["captions"].to_numpy()
-    table["per_million"] = counts * 1e6 / max(found.total.captions, 1)
-    table["decade"] = [len(str(count)) - 1 if count else -1 for count in counts]
-    return table.sort_values("captions", ascending=False, kind="stable", ignore_index=True)
 
 
 def most_frequent(

@@ -14,7 +14,8 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -289,7 +290,7 @@ def _all_batches(
             raise ValueError(faults[0])
         for doubt in (file.doubt for file in files if file.doubt):
             warnings.warn(_writable(doubt), stacklevel=3)
-        found = [(file.source, corpora.read(file, BATCH)) for file in files]
+        found = [(file.source, corpora.read_batches(file, BATCH)) for file in files]
     worded = dict.fromkeys((name for name, _ in found), False)
     for name, batches in found:
         start = 0
@@ -458,7 +459,7 @@ def _refuse_paths(
 
 def _read_arrow(captions: Any) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
     for chunk in captions.chunks if isinstance(captions, pa.ChunkedArray) else [captions]:
-        if not corpora.is_text(chunk.type):
+        if not corpora.holds_text(chunk.type):
             raise TypeError(f"captions must be strings, not {chunk.type}")
         for k in range(0, len(chunk), BATCH):
             part = chunk.slice(k, BATCH)
@@ -540,7 +541,7 @@ def count_file(
         raise ValueError(file.error)
     fingerprint = corpora.fingerprint(file.url) if hashes or state else ""
     # The same bytes have other captions as TSV than as CSV.
-    key = f"{query.key} {file.column} {corpora.kind_of(file.url)} {fingerprint}"
+    key = f"{query.key} {file.column} {corpora.format_of(file.url)} {fingerprint}"
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     place = f"{state}/{name}.json" if state else None
     stored = _load(place, query) if place else None
@@ -549,7 +550,7 @@ def count_file(
             tick(stored.rows)
         return fingerprint, stored
     counter = CaptionCounter(query)
-    for captions, rows, read in corpora.read(file, BATCH):
+    for captions, rows, read in corpora.read_batches(file, BATCH):
         counter.add(captions, rows, _writable(file.name))
         counter.tally.rows += read
         if tick:
@@ -617,22 +618,79 @@ def _over_files(
     progress: bool,
 ) -> list[_Outcome]:
     """Fingerprint and counts of every file, or why it was not read, in the order of the files."""
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
     folder = None if state is None else os.fspath(state)
     if folder and "://" not in folder:
         folder = str(Path(folder).absolute())  # workers of a cluster may have another folder
     known = [file.rows for file in files if not file.error]
     total = None if None in known else sum(rows for rows in known if rows)
-    lock = threading.Lock()
+    lock, stopped = threading.Lock(), threading.Event()
     with tqdm(total=total, unit=" captions", unit_scale=True, disable=not progress) as bar:
         bar.set_description("screening")
 
         def tick(rows: int) -> None:
+            if stopped.is_set():
+                raise InterruptedError("another file's thread was stopped")
             with lock:
                 bar.update(rows)
 
-        if scheduler is not None:
-            return _on_cluster(query, files, scheduler, folder, hashes, tick)
-        return _in_threads(query, files, workers, folder, hashes, tick)
+        if scheduler is None and workers == 1:
+            return [_outcome(query, file, folder, hashes, tick) for file in files]
+        with _executor(query, workers, scheduler) as (executor, sent):
+            here = tick if scheduler is None else None
+            futures = [
+                executor.submit(_outcome, sent, file, folder, hashes, here) for file in files
+            ]
+            try:
+                for future in as_completed(futures):
+                    found = future.result()
+                    if here is None and not isinstance(found, str):
+                        tick(found[1].rows)
+            finally:
+                # On Ctrl-C: begin no other file, and end those begun at their next batch.
+                stopped.set()
+                for future in futures:
+                    future.cancel()
+            return [future.result() for future in futures]
+
+
+def _outcome(
+    query: Query,
+    file: corpora.File,
+    state: str | None,
+    hashes: bool,
+    tick: Callable[[int], object] | None,
+) -> _Outcome:
+    try:
+        return count_file(query, file, state, hashes, tick)
+    except ValueError as error:
+        return str(error)
+
+
+@contextmanager
+def _executor(query: Query, workers: int, scheduler: Any) -> Iterator[tuple[Executor, Any]]:
+    """Threads, or the workers of a Dask cluster, and the query as it is given to them.
+
+    A file is counted anew by another worker if its own dies.
+    """
+    if scheduler is None:
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool, query
+        return
+    try:
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Dask is not installed: python -m pip install 'lbutils[cluster]'"
+        ) from error
+    client = scheduler if isinstance(scheduler, Client) else Client(scheduler)
+    try:
+        sent = client.scatter(query, broadcast=True, hash=False)
+        yield client.get_executor(pure=False), sent
+    finally:
+        if client is not scheduler:
+            client.close()
 
 
 def _files_table(files: Sequence[corpora.File], outcomes: Sequence[_Outcome]) -> pd.DataFrame:
@@ -669,75 +727,3 @@ def _doubts(
         f"no caption was read of {name}" for name, any_read in worded.items() if not any_read
     ]
     return [_writable(doubt) for doubt in doubts]
-
-
-def _in_threads(
-    query: Query,
-    files: Sequence[corpora.File],
-    workers: int,
-    state: str | None,
-    hashes: bool,
-    tick: Callable[[int], object],
-) -> list[_Outcome]:
-    stopped = threading.Event()
-
-    def read(rows: int) -> None:
-        if stopped.is_set():
-            raise InterruptedError("another file's thread was stopped")
-        tick(rows)
-
-    def count(file: corpora.File) -> _Outcome:
-        try:
-            return count_file(query, file, state, hashes, read)
-        except ValueError as error:
-            return str(error)
-
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
-    if workers == 1:
-        return [count(file) for file in files]
-    pool = ThreadPoolExecutor(workers)
-    try:
-        return list(pool.map(count, files))
-    finally:
-        # On Ctrl-C: begin no other file, and end those begun at their next batch.
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
-
-
-def _on_cluster(
-    query: Query,
-    files: Sequence[corpora.File],
-    scheduler: Any,
-    state: str | None,
-    hashes: bool,
-    tick: Callable[[int], object],
-) -> list[_Outcome]:
-    """The same over the workers of a Dask cluster; a file is counted anew if its worker dies."""
-    try:
-        from distributed import Client, as_completed
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Dask is not installed: python -m pip install 'lbutils[cluster]'"
-        ) from error
-    client = scheduler if isinstance(scheduler, Client) else Client(scheduler)
-    outcomes: list[_Outcome] = [""] * len(files)
-    try:
-        sent = client.scatter(query, broadcast=True, hash=False)
-        number = {
-            client.submit(count_file, sent, file, state, hashes, pure=False): k
-            for k, file in enumerate(files)
-        }
-        for future in as_completed(number):
-            k = number.pop(future)
-            try:
-                fingerprint, tally = future.result()
-            except ValueError as error:
-                outcomes[k] = str(error)
-            else:
-                outcomes[k] = fingerprint, tally
-                tick(tally.rows)
-    finally:
-        if client is not scheduler:
-            client.close()
-    return outcomes

@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import re
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from itertools import islice
@@ -59,8 +60,23 @@ _EXTRAS = {
     "adl": "azure",
 }
 
-# The module's default, 128 kB, is below what captions may have.
-csv.field_size_limit(BATCH_BYTES)
+# Limits that the csv module had before captions were read, one for each file that is open.
+_limits: list[int] = []
+_limits_lock = threading.Lock()
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Raise the csv module's limit, 128 kB for all of the process, while captions are read."""
+    with _limits_lock:
+        _limits.append(csv.field_size_limit(BATCH_BYTES))
+    try:
+        yield
+    finally:
+        with _limits_lock:
+            before = _limits.pop()
+            if not _limits:
+                csv.field_size_limit(before)
 
 
 def name_of(url: str) -> str:
@@ -69,7 +85,7 @@ def name_of(url: str) -> str:
     return PurePosixPath(url_path(link)).name
 
 
-def kind_of(url: str) -> tuple[str, str | None] | None:
+def format_of(url: str) -> tuple[str, str | None] | None:
     """Format and compression that a file's name tells, whatever its case; None if neither."""
     name = PurePosixPath(name_of(url).lower())
     packing = _PACKINGS.get(name.suffix)
@@ -105,7 +121,7 @@ def open_system(url: str) -> tuple[Any, str]:
 def open_bytes(url: str) -> Iterator[Any]:
     """The content of a file, without the compression that its name tells."""
     system, path = open_system(url)
-    packing = (kind_of(url) or ("", None))[1]
+    packing = (format_of(url) or ("", None))[1]
     if packing in ("gzip", "bz2", "zstd"):  # Arrow refuses what follows a stream and is none
         with system.open(path, "rb") as raw, pa.CompressedInputStream(raw, packing) as file:
             yield file
@@ -167,7 +183,7 @@ def head(url: str) -> tuple[list[str], Callable[[str], pa.DataType], int | None]
             lambda column: pa.null(),
             None,
         )
-    with closing(_lines(url)) as lines:
+    with _long_fields(), closing(_lines(url)) as lines:
         columns = next(csv.reader(lines, delimiter=_delimiter(kind), strict=True), [])
     if not columns:
         raise ValueError("it is empty: not even names of columns are there")
@@ -180,7 +196,7 @@ def is_perhaps_cut(url: str) -> bool:
     Formats of other kinds tell themselves that their end is missing. False as well where the store
     cannot be asked for a file's last byte.
     """
-    if kind_of(url) not in (("CSV", None), ("TSV", None)):
+    if format_of(url) not in (("CSV", None), ("TSV", None)):
         return False
     system, path = open_system(url)
     try:
@@ -203,7 +219,7 @@ def read_columns(url: str, column: str, rows: int) -> Iterator[pa.Array]:
 
 
 def _format(url: str) -> str:
-    if found := kind_of(url):
+    if found := format_of(url):
         return found[0]
     raise ValueError(f"its name has no suffix that is read ({SUFFIXES})")
 
@@ -285,7 +301,7 @@ def _lines(url: str) -> Generator[str, None, None]:
 def _records(url: str, kind: str, quoted: bool) -> Generator[list[str], None, None]:
     """Names of the columns, then the fields of every row, all rows being equally long."""
     quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    with closing(_lines(url)) as lines:
+    with _long_fields(), closing(_lines(url)) as lines:
         reader = csv.reader(lines, delimiter=_delimiter(kind), strict=True, quoting=quoting)
         columns = next(reader, [])
         yield columns
@@ -393,7 +409,7 @@ def _pieces(values: Iterable[Any], rows: int) -> Iterator[pa.Array]:
 
 def _array(values: list[Any]) -> pa.Array:
     column = pa.array(values)
-    if not is_text(column.type):
+    if not holds_text(column.type):
         raise ValueError(f"its column holds {column.type}, not captions")
     return column
 
@@ -401,7 +417,7 @@ def _array(values: list[Any]) -> pa.Array:
 # --- columns --------------------------------------------------------------------------------------
 
 
-def is_text(kind: pa.DataType) -> bool:
+def holds_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds strings, in dictionaries or lists or not, or nulls."""
     while _is_list(kind) or pa.types.is_dictionary(kind):
         kind = kind.value_type

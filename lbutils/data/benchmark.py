@@ -6,113 +6,31 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
 from lbutils._util import file_name, suggest
 from lbutils.data import folder as layout
 from lbutils.data import hub
-from lbutils.data.folder import SPLITS, SUBSETS, data_dir, how_to_restore, read_hints
-from lbutils.data.images import Files, ImageError, ImageSource, decode, sha256
+from lbutils.data.folder import SPLITS, SUBSETS, data_dir, read_hints
+from lbutils.data.images import Files, ImageError, ImageSource, decode
+from lbutils.data.lots import ROTATIONS, lot_pairs
+from lbutils.data.mini import Shards, mini_file
 
 SCALES = {"mini": ("small", "medium", "large"), "laion_beyond": ("400m", "2b", "5b")}
-# Corpora of the miniature in which lots decide on names and drawings; see `lbutils.data.lots`.
-ROTATIONS = ("lots-0", "lots-1", "lots-2")
-
 Finding = tuple[str, str, str]  # kind, where, detail
-
-
-def mini_file(name: str) -> Path:
-    """The path of a file of the miniature, whose content has been checked.
-
-    Parameters
-    ----------
-    name : str
-        Relative to ``data/mini``, with forward slashes.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the file is missing, is not listed in ``checksums.csv`` or differs from its
-        SHA-256 there. The message has the command that restores it.
-
-    Notes
-    -----
-    A file is hashed once per process, and again only if it was touched (`images.sha256`).
-    """
-    path = data_dir() / "mini" / name
-    expected = _checksums().get(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {_restore(name)}")
-    if expected is None:
-        raise ValueError(f"{path} is not listed in checksums.csv: {_restore('checksums.csv')}")
-    if sha256(path) != expected:
-        raise ValueError(f"{path} is corrupt or was changed: {_restore(name)}")
-    return path
-
-
-def _restore(name: str) -> str:
-    return how_to_restore(f"mini/{name}")
-
-
-def _checksums() -> dict[str, str]:
-    path = data_dir() / "mini" / "checksums.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {_restore('checksums.csv')}")
-    try:
-        with path.open(newline="", encoding="utf-8") as lines:
-            return {row["file"]: row["sha256"] for row in csv.DictReader(lines)}
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is corrupt: {_restore('checksums.csv')}") from error
-
-
-@cache
-def _mini_images(folder: Path) -> dict[str, bytes]:
-    """WebP bytes of every image in the shards of ``folder``, about 40 MB, by image id."""
-    shards = sorted(name for name in _checksums() if re.fullmatch(r"images-.*\.parquet", name))
-    found: dict[str, bytes] = {}
-    for name in shards:
-        table = pq.read_table(mini_file(name), columns=["image_id", "webp"])
-        found.update(zip(*(table[c].to_pylist() for c in ("image_id", "webp")), strict=True))
-    return found
-
-
-@dataclass(frozen=True)
-class Shards:
-    """Images kept as WebP in the Parquet shards of the miniature, read at first use."""
-
-    folder: Path
-
-    @property
-    def advice(self) -> str:
-        """How to restore all shards."""
-        return how_to_restore("mini")
-
-    def read(self, image_id: str) -> bytes:
-        """The WebP bytes of an image."""
-        images = _mini_images(self.folder)
-        if image_id not in images:
-            raise FileNotFoundError(f"image {image_id!r} is missing: {self.advice}")
-        return images[image_id]
-
-    def stamp(self, image_id: str) -> str:
-        """SHA-256 of the image's bytes."""
-        return hashlib.sha256(self.read(image_id)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -390,8 +308,6 @@ class Benchmark(Mapping[str, Domain]):
 def mini_captions(scale: str) -> list[str]:
     """All captions that the miniature's encoders of a scale were pre-trained on."""
     if scale in ROTATIONS:
-        from lbutils.data.lots import lot_pairs  # reads its tables through this module
-
         pairs, scale = lot_pairs(scale), SCALES["mini"][0]
     else:
         pairs = pd.read_parquet(mini_file("pairs.parquet"), columns=["scale", "captions"])

@@ -355,7 +355,7 @@ def read_rows(folder: Path, root: Path) -> list[Row]:
     ------
     ValueError
         For a file that is not readable or does not follow the layout; an entry at fault is
-        named: a field that lacks or is of another type, a name that is a path or leads out of
+        named: a field that is missing or of another type, a name that is a path or leads out of
         the folder, labels that disagree with names, more classes than can be meant.
     FileNotFoundError
         If there is no split file.
@@ -398,7 +398,7 @@ class _Reader:
     def _row(self, split: str, where: str, entry: Any) -> Row:
         lacking = [name for name in _FIELDS if not isinstance(entry, dict) or name not in entry]
         if lacking:
-            raise ValueError(f"needs classname, image_name and label: {', '.join(lacking)} lacks")
+            raise ValueError(f"needs classname, image_name and label: no {', '.join(lacking)}")
         name = _held(entry["classname"], "classname")
         image_name = _image_name(entry["image_name"], name)
         label = _label(entry["label"])
@@ -459,7 +459,7 @@ def _caption(info: Any) -> str | None:
     if not isinstance(info, (dict, type(None))):
         raise ValueError(f"has an INFO that is no object: {short(info)}")
     caption = (info or {}).get("Refined_caption3")
-    # Tables write a caption that lacks as NaN.
+    # Tables write a missing caption as NaN.
     if caption is None or (isinstance(caption, float) and math.isnan(caption)):
         return None
     if not isinstance(caption, str) or not is_text(caption):
@@ -549,7 +549,7 @@ class Entry(NamedTuple):
     image_id: str | None = None  # where it is not to be its path
 
 
-def write_folder(
+def write_released(
     folder: Path,
     entries: Iterable[Entry],
     draws: Callable[[], Mapping[str, Mapping[str, Sequence[str]]]] = dict,
@@ -638,7 +638,7 @@ def generate(
             rng = np.random.default_rng([seed, number, kind == "oop"])
             folder = Path(root) / f"{misspelt.get(domain, domain)}{classes}_{kind.upper()}"
             names = [f"{hints[domain]} {kind} {i}" for i in range(classes)]
-            write_folder(folder, _drawn(names, shares, side, rng, captioned=kind == "oop"))
+            write_released(folder, _drawn(names, shares, side, rng, captioned=kind == "oop"))
     return Path(root)
 
 

@@ -82,7 +82,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class File:
+class Listed:
     """A file of a repository: its bytes, and the SHA-256 of a large one or git's SHA-1 of others.
 
     Of a large file git keeps a pointer only, so that its SHA-1 says nothing of the content.
@@ -241,12 +241,12 @@ class _Place:
                 local_dir=self.to,
                 allow_patterns=patterns,
                 ignore_patterns=[f"*{suffix}" for suffix in _UNWANTED],
-                # Else the client tries every file that lacks, and then names none.
+                # Else the client tries every missing file, and then names none.
                 local_files_only=hub.constants.HF_HUB_OFFLINE,
             )
         )
 
-    def listing(self, commit: str) -> dict[str, File]:
+    def listing(self, commit: str) -> dict[str, Listed]:
         """Every file of the repository at a commit, by its path."""
         found = self._kept_listing(commit)
         if found is None:
@@ -260,7 +260,7 @@ class _Place:
             )
         return found or self._asked_listing(commit)
 
-    def _kept_listing(self, commit: str) -> dict[str, File] | None:
+    def _kept_listing(self, commit: str) -> dict[str, Listed] | None:
         """The list of files that the client keeps, None without one that can be read.
 
         `huggingface_hub.get_cached_repo_tree` reads it too, but leaves the SHA-256 of large files
@@ -271,18 +271,18 @@ class _Place:
             text = (folder / "trees" / f"{commit}.json").read_text(encoding="utf-8")
             files = json.loads(text)["files"].items()
             return {
-                path: File(int(about["size"]), str(about.get("lfs_sha256") or about["blob_id"]))
+                path: Listed(int(about["size"]), str(about.get("lfs_sha256") or about["blob_id"]))
                 for path, about in files
             }
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
-    def _asked_listing(self, commit: str) -> dict[str, File]:
+    def _asked_listing(self, commit: str) -> dict[str, Listed]:
         files = hub.HfApi().list_repo_tree(
             self.source.repository, recursive=True, revision=commit, repo_type="dataset"
         )
         return {
-            file.path: File(file.size, str(file.lfs.sha256 if file.lfs else file.blob_id))
+            file.path: Listed(file.size, str(file.lfs.sha256 if file.lfs else file.blob_id))
             for file in files
             if isinstance(file, hub.RepoFile)
         }
@@ -471,7 +471,7 @@ def _announce(
     place: _Place,
     commit: str,
     chosen: Mapping[str, Sequence[str]],
-    files: Mapping[str, File],
+    files: Mapping[str, Listed],
 ) -> None:
     paths = [path for own in chosen.values() for path in own]
     gigabytes = sum(files[path].size for path in paths) / 1e9
@@ -485,7 +485,7 @@ def _announce(
 # --- after the download --------------------------------------------------------------------
 
 
-def _verify(root: Path, chosen: Mapping[str, Sequence[str]], files: Mapping[str, File]) -> None:
+def _verify(root: Path, chosen: Mapping[str, Sequence[str]], files: Mapping[str, Listed]) -> None:
     """Compare the new files with the hub's checksums; those that differ are removed.
 
     The client checks sizes; it can check contents too (`verify_repo_checksums`), but for all of a

@@ -38,7 +38,7 @@ GRAVE = ("missing file", "unreadable file", "no folder", "label and name")
 # --- counts --------------------------------------------------------------------------------
 
 
-def compare(bench: Benchmark) -> pd.DataFrame:
+def compare_counts(bench: Benchmark) -> pd.DataFrame:
     """Classes and images of each subset beside the paper's (Figure 2), and their totals.
 
     Parameters
@@ -102,7 +102,7 @@ def relabel(bench: Benchmark, named: Iterable[str], scale: str) -> Benchmark:
 
     LAION-Beyond (2B) and (5B) have the classes of (400M), some of which the larger corpus names.
     The paper says how many of each domain, not which; screening the corpus for them does
-    (`lbutils.captions.screening`), and `compare` tells whether the numbers come out.
+    (`lbutils.captions.screening`), and `compare_counts` tells whether the numbers come out.
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ def _export_subset(subset: Subset, root: Path, hint: str) -> None:
             for draw, classes in sorted((subset.draws or {}).items())
         }
 
-    layout.write_folder(folder, _exported(subset, hint, files), draws)
+    layout.write_released(folder, _exported(subset, hint, files), draws)
 
 
 def _exported(subset: Subset, hint: str, files: dict[str, str]) -> Iterator[layout.Entry]:
@@ -328,7 +328,7 @@ def _check(
 ) -> int:
     """Print counts beside the paper's and the integrity report; 1 if an image cannot be used."""
     bench = load_benchmark(root, scale=given.scale, domains=domains)
-    counts = compare(bench)
+    counts = compare_counts(bench)
     print(counts.to_string(index=False, na_rep="-"))
     if others := int(counts["remark"].ne("").sum()):
         print(f"{others} of {len(counts)} rows are not as in the paper")

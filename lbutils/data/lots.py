@@ -11,8 +11,10 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from lbutils.data.benchmark import ROTATIONS, mini_file
+from lbutils.data.mini import mini_file
 
+# Corpora of the miniature in which lots decide on names and drawings.
+ROTATIONS = ("lots-0", "lots-1", "lots-2")
 ARMS = ("both", "image", "neither")
 # Arm of the concepts that were not dealt: their names and drawings are in every rotation.
 ALWAYS = "always"

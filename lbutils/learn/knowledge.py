@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lbutils._util import suggest
 from lbutils.captions.text import as_names, canonical, inflections
-from lbutils.data.benchmark import mini_file
+from lbutils.data.mini import mini_file
 from lbutils.learn.colours import told_colours
 from lbutils.models.classifier import text_features
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from lbutils.captions.survey import screen
-from lbutils.data.benchmark import mini_file
+from lbutils.data.mini import mini_file
 from lbutils.measure import tasks
 from lbutils.measure.metrics import per_class_accuracy
 from lbutils.models.prompts import Templates

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.exceptions import NotFittedError
 
 from lbutils.captions.text import as_names
 from lbutils.models.features import image_features
@@ -148,14 +149,10 @@ def logits(features: Any, classifier: torch.Tensor, scale: float) -> torch.Tenso
     return scale * features @ classifier.cpu().float().T
 
 
-class NotFitted(AttributeError, RuntimeError):
-    """A method is asked for what only its `fit` sets."""
-
-
 class Estimator:
     """What has options and is fitted: checks its numbers, and says where `fit` was not called.
 
-    What is fitted ends in ``_``; to ask for it before `fit` raises `NotFitted`.
+    What is fitted ends in ``_``; to ask for it before `fit` raises `NotFittedError`.
     """
 
     _counts: ClassVar[tuple[str, ...]] = ()  # options that are 1 or more
@@ -178,7 +175,9 @@ class Estimator:
 
         def __getattr__(self, name: str) -> Any:
             if name.endswith("_") and not name.startswith("_"):
-                raise NotFitted(f"this {type(self).__name__} has no {name} yet: call fit first")
+                raise NotFittedError(
+                    f"this {type(self).__name__} has no {name} yet: call fit first"
+                )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 

@@ -32,8 +32,8 @@ from torchvision import transforms
 
 from lbutils._util import suggest
 from lbutils.captions.text import as_names
-from lbutils.data.benchmark import mini_file
 from lbutils.data.folder import data_dir, how_to_restore
+from lbutils.data.mini import mini_file
 from lbutils.models import families, foreign, mini
 
 LOCAL = "local-dir:"
@@ -467,7 +467,7 @@ def _transformers(name: str) -> tuple[nn.Module, Any, families.HubPixels]:
             )
         foreign.check_folder(Path(source))
         with _loading(name, source):
-            model, tokenizer, pixels = families.read(source)
+            model, tokenizer, pixels = families.read_model(source)
     else:
         call = f'load_encoder("{TRANSFORMERS}<folder>")'
         with (
@@ -475,7 +475,7 @@ def _transformers(name: str) -> tuple[nn.Module, Any, families.HubPixels]:
             _loading(name, source, passing=(OSError, HTTPException)),
         ):
             foreign.check_repository(source)
-            model, tokenizer, pixels = families.read(source)
+            model, tokenizer, pixels = families.read_model(source)
     try:
         with torch.no_grad():
             model.eval().encode_image(torch.zeros(1, 3, *pixels.size))

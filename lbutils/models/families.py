@@ -307,7 +307,7 @@ def wrap(model: nn.Module, tokenizer: Any) -> tuple[HubModel, HubTokenizer]:
     )
 
 
-def read(source: str) -> tuple[HubModel, HubTokenizer, HubPixels]:
+def read_model(source: str) -> tuple[HubModel, HubTokenizer, HubPixels]:
     """Model, tokenizer and preprocessing of a folder, or of a repository on the hub.
 
     Parameters

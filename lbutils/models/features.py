@@ -90,13 +90,9 @@ def image_features(
     encoder: DualEncoder,
     split: Split,
     *,
-    views: int = 0,
-    seed: int = 0,
     cache: Cache = None,
     progress: bool = False,
-    batch_size: int = 256,
-    workers: int | None = None,
-    autocast: str | None = None,
+    **options: Any,
 ) -> Tensor:
     """Features of unit length of a split's images, float32, on the CPU.
 
@@ -106,18 +102,16 @@ def image_features(
         The model; its fingerprint and preprocessing are part of the cache key.
     split : Split
         The N images.
-    views : int
+    views : int, default 0
         0 for the images as they are; otherwise the number of randomly augmented views of each.
-    seed : int
+    seed : int, default 0
         Of the augmentation. An image's views depend on the seed, the number of the view and the
         image's id, not on the split that it stands in.
     cache : path, None or False
         Folder of the cache. By default ``$LBUTILS_CACHE`` (``none`` for no cache), else
         ``runs/cache`` of the checkout, and for an installed package the user's cache; False for
         no cache.
-    progress : bool
-        Whether to show a progress bar.
-    batch_size : int
+    batch_size : int, default 256
         Images that go through the model at once.
     workers : int, optional
         Threads that read and prepare images; by default one for each core, at most 16.
@@ -142,7 +136,7 @@ def image_features(
     OSError
         If the cache cannot be written. What it holds already stays valid, and is used next time.
     """
-    job = _job(encoder, split, views, seed, batch_size, workers, autocast, skip=False)
+    job = _job(encoder, split, False, **options)
     found = _extract(job, cache, progress)
     if found.skipped:
         raise ValueError(
@@ -158,13 +152,9 @@ def extract(
     encoder: DualEncoder,
     split: Split,
     *,
-    views: int = 0,
-    seed: int = 0,
     cache: Cache = None,
     progress: bool = False,
-    batch_size: int = 256,
-    workers: int | None = None,
-    autocast: str | None = None,
+    **options: Any,
 ) -> Extraction:
     """Features of the images that can be read, these images, and the ids of the others.
 
@@ -176,7 +166,7 @@ def extract(
     ValueError, OSError
         As `image_features` does, unreadable images apart.
     """
-    job = _job(encoder, split, views, seed, batch_size, workers, autocast, skip=True)
+    job = _job(encoder, split, True, **options)
     features, skipped = _extract(job, cache, progress)
     if not skipped:
         return Extraction(split, features, ())
@@ -193,14 +183,15 @@ def extract(
 def _job(
     encoder: Any,
     split: Any,
-    views: int,
-    seed: int,
-    batch_size: int,
-    workers: int | None,
-    autocast: str | None,
     skip: bool,
+    *,
+    views: int = 0,
+    seed: int = 0,
+    batch_size: int = 256,
+    workers: int | None = None,
+    autocast: str | None = None,
 ) -> _Job:
-    """What is asked for, checked."""
+    """What is asked for by the options of `image_features`, checked."""
     if views < 0:
         raise ValueError(f"views must be 0 or more, not {views}")
     workers = min(16, os.cpu_count() or 1) if workers is None else workers
