@@ -53,6 +53,7 @@ def test_the_plan_names_those_notebooks_and_fills_ninety_minutes():
     assert [number for _, number in rows] == ["01", "02", "03", "04", "07"]
 
 
+@pytest.mark.usefixtures("full_runs")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_profile_sets_what_its_notebooks_have(name):
     known = {path.stem[:2] for path in NOTEBOOKS}

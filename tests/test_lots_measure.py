@@ -10,6 +10,7 @@ from sklearn.cluster import KMeans
 from lbutils import load_benchmark, load_encoder
 from lbutils.data.lots import lots
 from lbutils.measure import lots as measured
+from lbutils.measure import published, records
 
 COLUMNS = ("zero_shot_all", "zero_shot_arm", "cluster", "retrieval", "learned_4")
 
@@ -83,13 +84,20 @@ def test_an_arm_that_is_missing_is_refused():
 def test_verdicts_go_by_the_whole_interval(low, high, above, equivalent):
     found = ((low + high) / 2, low, high)
     assert measured.above(found, 10) == above
-    assert measured.equivalent(found) == equivalent
+    assert measured.equivalent(found, 5) == equivalent
 
 
 def test_a_claim_of_parts_needs_all_and_fails_with_one():
     assert measured.both("reproduced", "reproduced") == "reproduced"
     assert measured.both("reproduced", "not shown") == "not shown"
     assert measured.both("not shown", "contradicted") == "contradicted"
+    assert measured.both("not run", "not shown") == "not run"
+
+
+def test_below_is_above_turned_round():
+    assert records.below((0, -1, 0.5), 1) == "reproduced"
+    assert records.below((3, 2, 4), 1) == "contradicted"
+    assert records.below((1, 0, 2), 1) == "not shown"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +113,7 @@ def test_a_claim_of_parts_needs_all_and_fails_with_one():
 )
 def test_the_registered_claims_are_judged_as_registered(arms, expected):
     found = measured.verdicts(planted(*arms))
-    assert len(found) == 6
+    assert len(found) == 6 and list(found["id"]) == list(published.LOTS)[:6]
     assert found["verdict"].tolist()[: len(expected)] == expected
     assert (found["low"] <= found["high"]).all()
 
@@ -220,6 +228,9 @@ def test_cells_are_means_over_seeds_and_all_are_needed():
 def test_the_claim_on_the_text_side_is_judged_as_registered(captions, tower, parts, whole):
     found = measured.text_verdict(crossed(captions, tower, noise=2.0))
     assert found["verdict"].tolist() == [*parts, whole]
+    (claim,) = measured.as_claims(found)
+    assert (claim["id"], claim["verdict"]) == ("lots_text_side", whole)
+    assert claim["ours"] == found["mean"][0] and claim["claim"] == published.LOTS[claim["id"]]
     assert found["mean"][0] == pytest.approx(captions, abs=1)
     assert found["mean"][1] == pytest.approx(tower, abs=1)
 
@@ -229,6 +240,22 @@ def test_effects_of_variants_are_read_where_both_arms_agree():
     for variant in ("infonce", "sigmoid"):
         assert found.loc[(variant, "name"), "mean"] == pytest.approx(32, abs=1.5)
         assert found.loc[(variant, "image"), "mean"] == pytest.approx(0, abs=1.5)
+
+
+def test_tables_for_figures_hold_the_arms_and_cells_by_their_words():
+    lot_rows = planted(60, 20, 15, noise=0)
+    found = measured.arm_table(lot_rows, {"cluster": "clusters", "zero_shot_all": "zero-shot"})
+    assert found["measure"].tolist() == ["clusters"] * 3 + ["zero-shot"] * 3
+    assert found["arm"].tolist()[:3] == ["name and drawings", "drawings only", "neither"]
+    assert found["value"].tolist()[:3] == [60, 20, 15]
+    tiles = measured.tile_table(crossed(30, 2, noise=0)).set_index(["row", "column"])["value"]
+    met, unmet = "image tower met its drawings", "image tower did not"
+    assert tiles.to_dict() == {
+        ("captions name the concept", met): 44,
+        ("captions name the concept", unmet): 42,
+        ("captions do not", met): 14,
+        ("captions do not", unmet): 12,
+    }
 
 
 def test_results_that_are_not_there_name_their_script(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lbutils.models import text
+from lbutils.models import classifier, text
 from lbutils.models.classifier import check_training, text_classifier, text_features
 from lbutils.rivals.context import CoCoOp, ContextPrompts, CoOp, KgCoOp
 
@@ -234,8 +234,13 @@ def test_unfit_splits_are_told_in_one_line(captioned_images, image_views):
 def test_text_features_are_kept_until_the_encoder_moves(make_encoder, monkeypatch):
     encoder = make_encoder()
     asked = []
-    encode = encoder.encode_text
-    monkeypatch.setattr(encoder, "encode_text", lambda texts: asked.append(texts) or encode(texts))
+    encode = classifier.encode_prompts
+
+    def counted(encoder, prompts, *rest):
+        asked.append(prompts)
+        return encode(encoder, prompts, *rest)
+
+    monkeypatch.setattr(classifier, "encode_prompts", counted)
     first = text_features(encoder, NAMES, "{name}")
     first += 1  # what comes back is the caller's own
     again = text_features(encoder, tuple(NAMES), ["{name}"])

@@ -196,7 +196,7 @@ def test_run_end_to_end(repository, capsys):
     assert "ValueError: broken on purpose" in printed
     (claim,) = [line for line in lines if line.startswith(published.CLAIMS["ip_cost"])]
     assert "0.2 [-0.5, 0.9] points" in claim and claim.endswith("  reproduced")
-    assert sum(line.endswith("not run") for line in lines) == 5
+    assert sum(line.endswith("not run") for line in lines) == 12
     assert lines[-1] == f"results: {out / 'index.html'}"
 
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
@@ -217,14 +217,14 @@ def test_run_end_to_end(repository, capsys):
 
 
 def test_claims_table_keeps_the_papers_order(tmp_path):
-    claim = {"id": "beats_context", "verdict": "not reproduced", "ours": -1.25, "unit": "points"}
+    claim = {"id": "beats_context", "verdict": "contradicted", "ours": -1.25, "unit": "points"}
     records.write_record(tmp_path / "records", "k", {}, claims=[claim], provenance={})
     table = sweeps.claims_table(tmp_path)
-    assert list(table["id"]) == list(published.CLAIMS)
-    assert table["verdict"].tolist() == ["not run"] * 5 + ["not reproduced"]
-    assert table["published"].notna().all()
+    assert list(table["id"]) == [*published.CLAIMS, *published.LOTS]
+    assert table["verdict"].tolist() == ["not run"] * 5 + ["contradicted"] + ["not run"] * 7
+    assert table["published"].notna().tolist() == [True] * 6 + [False] * 7
     text = sweeps.format_claims(table)
-    assert len(text.splitlines()) == 8 and "-1.2 points" in text
+    assert len(text.splitlines()) == 15 and "-1.2 points" in text
 
 
 def test_a_claim_that_the_paper_does_not_make(tmp_path):
@@ -277,7 +277,7 @@ def test_grid_refuses_before_anything_runs(notebooks, tmp_path):
 
 def test_claims_of_other_settings_are_never_mixed(tmp_path):
     """One notebook on one domain, in the same folder, after a full run."""
-    full = {"id": "clustering", "verdict": "not reproduced", "ours": 7.5}
+    full = {"id": "clustering", "verdict": "contradicted", "ours": 7.5}
     part = {"id": "clustering", "verdict": "reproduced", "ours": 1.0}
     other = {"id": "ip_cost", "verdict": "reproduced", "ours": 0.0}
     kind, key, food = "02_clustering_analysis", {"seed": 0}, {"domains": ["Food"]}
@@ -292,7 +292,7 @@ def test_claims_of_other_settings_are_never_mixed(tmp_path):
     assert found.loc["clustering", "ours"] == 7.5 and found.loc["clustering", "settings"] == "{}"
     under = sweeps.claims_table(tmp_path, sweeps.settings_of(food)).set_index("id")
     assert under.loc["clustering", "ours"] == 1.0 and "Food" in under.loc["clustering", "settings"]
-    assert under["verdict"].value_counts().to_dict() == {"not run": 5, "reproduced": 1}
+    assert under["verdict"].value_counts().to_dict() == {"not run": 12, "reproduced": 1}
 
 
 def test_the_index_says_what_is_there_and_what_is_damaged(tmp_path, capsys):

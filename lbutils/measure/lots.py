@@ -6,7 +6,7 @@ Measures, estimands and rules are those of ``data/mini/PREREGISTRATION.md``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +21,13 @@ from lbutils.data.benchmark import Split, data_dir, join
 from lbutils.data.lots import ALWAYS, ARMS, lots
 from lbutils.learn.namelearner import NameLearner, fit_many
 from lbutils.measure.metrics import per_class_accuracy
+from lbutils.measure.published import LOTS
+from lbutils.measure.records import above, both, equivalent
 from lbutils.models.classifier import class_means, text_classifier, training_features
 from lbutils.models.features import image_features
 from lbutils.unlabelled.cluster import class_hits, kmeans
 
+WORDS = {"both": "name and drawings", "image": "drawings only", "neither": "neither"}
 # Arms of an image tower, or of captions, that bring no name.
 UNNAMED = ("image", "neither")
 STARTS = 20
@@ -227,34 +230,13 @@ def effects(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["measure", "quantity", "mean", "low", "high", "concepts"])
 
 
-def above(found: tuple[float, float, float], bound: float) -> str:
-    """Verdict on "lies above the bound": by the whole interval."""
-    _, low, high = found
-    return "reproduced" if low > bound else "contradicted" if high < bound else "not shown"
-
-
-def equivalent(found: tuple[float, float, float], margin: float = MARGIN) -> str:
-    """Verdict on "lies within the margin around nothing": by the whole interval."""
-    _, low, high = found
-    if -margin < low and high < margin:
-        return "reproduced"
-    return "contradicted" if low > margin or high < -margin else "not shown"
-
-
-def both(*verdicts: str) -> str:
-    """Verdict on a claim of several parts: all must hold, and one that fails decides."""
-    if "contradicted" in verdicts:
-        return "contradicted"
-    return "reproduced" if set(verdicts) == {"reproduced"} else "not shown"
-
-
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """The pre-registered claims 1 to 6 with their figures and verdicts.
 
     Returns
     -------
     DataFrame
-        ``claim``, ``figure``, ``mean``, ``low``, ``high``, ``verdict``.
+        ``id``, ``claim``, ``figure``, ``mean``, ``low``, ``high``, ``verdict``.
     """
     arms = {c: by_arm(table, c) for c in ("zero_shot_all", "zero_shot_arm", "cluster")}
     arms |= {c: by_arm(table, c) for c in ("retrieval", "learned_4")}
@@ -271,43 +253,49 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     cluster = {n: interval(effect("cluster", n)) for n in ("name", "image")}
     rows = [
         (
-            "the missing name is why zero-shot fails",
+            "lots_zero_shot",
             "effect of the name on zero-shot accuracy",
             *name,
             both(above(name, BOUND), above(interval(ahead), 0)),
         ),
         (
-            "the image side does not need the name",
+            "lots_cluster_name",
             "effect of the name on clustering",
             *cluster["name"],
-            equivalent(cluster["name"]),
+            equivalent(cluster["name"], MARGIN),
         ),
         (
-            "the image side does not need the image either",
+            "lots_cluster_image",
             "effect of the image on clustering",
             *cluster["image"],
-            equivalent(cluster["image"]),
+            equivalent(cluster["image"], MARGIN),
         ),
         (
-            "learning the name closes more than half of the gap",
+            "lots_learned_half",
             "learned from 4 images less zero-shot, less half of the gap",
             *interval(closed),
             above(interval(closed), 0),
         ),
         (
-            "a name can be learned whether or not its drawings were met",
+            "lots_learned_image",
             "effect of the image on names learned from 4 images",
             *learned,
-            equivalent(learned),
+            equivalent(learned, MARGIN),
         ),
         (
-            "what holds for one label holds for retrieval",
+            "lots_retrieval",
             "effect of the name less that of the image, average precision",
             *retrieval,
             above(retrieval, 0),
         ),
     ]
-    return pd.DataFrame(rows, columns=["claim", "figure", "mean", "low", "high", "verdict"])
+    return _judged(rows)
+
+
+def _judged(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["id", "figure", "mean", "low", "high", "verdict"])
+    table.insert(1, "claim", table["id"].map(LOTS))
+    return table
 
 
 def text_cells(table: pd.DataFrame, variant: str = "infonce") -> pd.DataFrame:
@@ -355,14 +343,14 @@ def text_verdict(table: pd.DataFrame) -> pd.DataFrame:
     towers = cells["both"] - cells["neither"]
     name = interval(captions.mean(axis=1))
     image = interval(towers[list(UNNAMED)].mean(axis=1))
-    parts = above(name, BOUND), equivalent(image)
-    claim = "zero-shot accuracy comes with the captions, not with the image tower"
+    parts = above(name, BOUND), equivalent(image, MARGIN)
+    key, tower = "lots_text_side", "effect of an image tower that met it, captions not naming it"
     rows = [
-        (claim, "effect of captions that name the concept", *name, parts[0]),
-        (claim, "effect of an image tower that met it, captions not naming it", *image, parts[1]),
-        (claim, "both", *[np.nan] * 3, both(*parts)),
+        (key, "effect of captions that name the concept", *name, parts[0]),
+        (key, tower, *image, parts[1]),
+        (key, "both", *[np.nan] * 3, both(*parts)),
     ]
-    return pd.DataFrame(rows, columns=["claim", "figure", "mean", "low", "high", "verdict"])
+    return _judged(rows)
 
 
 def variant_effects(table: pd.DataFrame) -> pd.DataFrame:
@@ -380,3 +368,50 @@ def variant_effects(table: pd.DataFrame) -> pd.DataFrame:
             effect = interval(cells[one, one] - cells[other, other])
             rows.append((variant, quantity, *effect))
     return pd.DataFrame(rows, columns=["variant", "quantity", "mean", "low", "high"])
+
+
+def arm_table(table: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """Means of the dealt concepts in each arm, for `figures.arm_intervals`.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of ``data/results/lots.csv``.
+    titles : mapping
+        Measures, and what a figure calls them.
+    """
+    found = effects(table, list(titles)).rename(columns={"mean": "value", "quantity": "arm"})
+    found = found[found["arm"].isin(ARMS)].replace({"arm": WORDS})
+    return found.assign(measure=found["measure"].map(dict(titles)))
+
+
+def tile_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The 2 x 2 of captions and image towers, for `figures.two_by_two`.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of ``data/results/interventions.csv``. Captions that do not name a concept are those that
+        hold its drawings; an image tower that did not meet it had neither.
+    """
+    cells = text_cells(table)
+    captions = {"both": "captions name the concept", "image": "captions do not"}
+    towers = {"both": "image tower met its drawings", "neither": "image tower did not"}
+    rows = [
+        (row, column, *interval(cells[image_arm, text_arm]))
+        for text_arm, row in captions.items()
+        for image_arm, column in towers.items()
+    ]
+    return pd.DataFrame(rows, columns=["row", "column", "value", "low", "high"])
+
+
+def as_claims(judged: pd.DataFrame) -> list[dict[str, Any]]:
+    """Verdicts of `verdicts` or `text_verdict` as claims of a record: the first figure of each."""
+    found = []
+    for key, own in judged.groupby("id", sort=False):
+        row = own.iloc[0]
+        ends = {"ours": row["mean"], "low": row["low"], "high": row["high"], "unit": "points"}
+        note = f"{row['figure']}; same concepts, by lot"
+        verdict = own["verdict"].iloc[-1]
+        found.append({"id": key, "claim": row["claim"], **ends, "verdict": verdict, "note": note})
+    return found

@@ -23,7 +23,7 @@ from lbutils._util import PACKAGE, file_name, is_installed, replacing, suggest, 
 KEY = ("method", "encoder", "benchmark", "domain", "vocabulary", "shots", "seed", "metric")
 VALUES = ("value", "low", "high")
 CLAIM = ("id", "claim", "ours", "low", "high", "unit", "published", "verdict", "note")
-VERDICTS = ("reproduced", "not reproduced", "not run")
+VERDICTS = ("reproduced", "not shown", "contradicted", "not run")
 ORIGIN = ("kind", "settings", "record")
 _FIELDS: dict[str, type] = {
     "kind": str,
@@ -267,6 +267,41 @@ def collect_claims(
         for row in record["claims"]:
             newest[row["id"], origin["settings"]] = {**row, **origin}
     return pd.DataFrame(list(newest.values()), columns=[*CLAIM, *ORIGIN])
+
+
+def above(found: Sequence[float], bound: float) -> str:
+    """Verdict on "lies above the bound", of a mean with its interval: by the whole interval.
+
+    Parameters
+    ----------
+    found : sequence of float
+        Mean, low, high, and whatever follows.
+    bound : float
+    """
+    _, low, high = found[:3]
+    return "reproduced" if low > bound else "contradicted" if high < bound else "not shown"
+
+
+def below(found: Sequence[float], bound: float) -> str:
+    """Verdict on "lies below the bound", as `above`."""
+    mean, low, high = found[:3]
+    return above((-mean, -high, -low), -bound)
+
+
+def equivalent(found: Sequence[float], margin: float) -> str:
+    """Verdict on "lies within the margin around nothing": by the whole interval."""
+    _, low, high = found[:3]
+    if -margin < low and high < margin:
+        return "reproduced"
+    return "contradicted" if low > margin or high < -margin else "not shown"
+
+
+def both(*verdicts: str) -> str:
+    """Verdict on a claim of several parts: all must hold, and one that fails decides."""
+    for verdict in ("contradicted", "not run", "not shown"):
+        if verdict in verdicts:
+            return verdict
+    return "reproduced"
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

@@ -384,11 +384,12 @@ def claims_table(
     found = records.collect_claims(folder, troubles)
     wanted = {kind: records.settings_text(own) for kind, own in (settings or {}).items()}
     meant = [wanted.get(row.kind, "{}") == row.settings for row in found.itertuples()]
+    known = [*published.CLAIMS, *published.LOTS]
     # The newest stands last.
     found = found.loc[meant].drop_duplicates("id", keep="last").set_index("id")
     for key in found.index:
-        if key not in published.CLAIMS:
-            trouble = f"{found.loc[key, 'record']}: {suggest(key, published.CLAIMS, 'claim')}"
+        if key not in known:
+            trouble = f"{found.loc[key, 'record']}: {suggest(key, known, 'claim')}"
             if troubles is None:
                 raise ValueError(trouble)
             troubles.append(trouble)
@@ -463,7 +464,7 @@ th { font-weight: 600; } td.n { white-space: nowrap; font-variant-numeric: tabul
 .figures span { display: block; padding: .3rem .6rem; font-size: .85rem; color: #444; }
 """
 # Signs beside the words, so that a verdict does not hang on colour.
-_SIGNS = {"reproduced": "✓", "not reproduced": "✗", NOT_RUN: "–"}
+_SIGNS = {"reproduced": "✓", "not shown": "?", "contradicted": "✗", NOT_RUN: "–"}
 
 
 def index_page(

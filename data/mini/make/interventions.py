@@ -12,7 +12,7 @@ score does).
 
 Writes `data/results/interventions.csv`: for each cell, seed and concept the accuracy of zero-shot
 classification of its test drawings among all names of its domain. A cell that is there is not
-trained again. No weights are kept.
+trained again. No weights are kept. Prints the estimates of the pre-registration.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import argparse
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from tqdm import tqdm
 from lbutils import load_benchmark, load_encoder
 from lbutils.data.benchmark import join
 from lbutils.data.lots import ROTATIONS, lot_pairs, lots
-from lbutils.measure.lots import TEMPLATES
+from lbutils.measure.lots import TEMPLATES, text_verdict, variant_effects
 from lbutils.measure.metrics import per_class_accuracy
 from lbutils.models import mini
 from lbutils.models.features import image_features
@@ -217,17 +218,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--encoders", type=Path, default=DATA / "encoder")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--work", type=Path, default=Path(".build/interventions"))
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     rotations, every, tokenizer = corpora(args.work)
-    towers = [
-        image_tower(load_encoder(f"local-dir:{args.encoders / rotation}-seed-0"), every)
-        for rotation in ROTATIONS
-    ]
+
+    @cache
+    def tower(rotation: int) -> Tower:
+        folder = args.encoders / f"{ROTATIONS[rotation]}-seed-0"
+        return image_tower(load_encoder(f"local-dir:{folder}"), every)
+
     key = ["variant", "image_rotation", "text_rotation", "seed"]
     done = pd.read_csv(RESULTS) if RESULTS.is_file() else pd.DataFrame(columns=key)
-    for cell in tqdm(cells(args.only), "cells"):
+    wanted = [cell for cell in cells(args.only) if cell[-1] in args.seeds]
+    for cell in tqdm(wanted, "cells"):
         if (done[key] == list(cell)).all(axis=1).any():
             continue
         variant, i, t, seed = cell
@@ -236,11 +241,13 @@ def main() -> None:
             corpus = balanced(corpus, seed)
         elif variant == "filtered":
             # Arm both of rotation t is arm neither two rotations on.
-            corpus = filtered(corpus, towers[(t + 2) % len(ROTATIONS)])
-        model = train(towers[i], corpus, tokenizer.vocab_size, seed, variant == "sigmoid")
-        rows = table_of(cell, accuracies(model, tokenizer, towers[i]))
+            corpus = filtered(corpus, tower((t + 2) % len(ROTATIONS)))
+        model = train(tower(i), corpus, tokenizer.vocab_size, seed, variant == "sigmoid")
+        rows = table_of(cell, accuracies(model, tokenizer, tower(i)))
         done = pd.concat([done, rows], ignore_index=True) if len(done) else rows
         P.write(RESULTS, lambda path, table=done: table.to_csv(path, index=False))
+    print(text_verdict(done).drop(columns="id").round(1).to_string(index=False))
+    print(variant_effects(done).round(1).to_string(index=False))
 
 
 if __name__ == "__main__":

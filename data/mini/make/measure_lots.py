@@ -4,7 +4,7 @@
 
 Writes `data/results/lots.csv`: for each rotation, seed and concept its arm and every measure, in
 per cent. A rotation and seed that is there is not measured again; one whose encoder is not there
-is left out, and said.
+is left out, and said. Prints the estimates and verdicts of the pre-registration.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from pretrain import write
 
 from lbutils import load_benchmark, load_encoder
 from lbutils.data.benchmark import ROTATIONS, data_dir
-from lbutils.measure.lots import measure
+from lbutils.measure.lots import effects, measure, verdicts
 
 RESULTS = data_dir() / "results" / "lots.csv"
 SEEDS = (0, 1)
+MEASURES = (
+    "zero_shot_all", "zero_shot_arm", "cluster", "centres", "retrieval", "learned_1", "learned_2",
+    "learned_4",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -41,6 +45,9 @@ def main() -> None:
             found = found.assign(rotation=rotation, seed=seed).round(3)
             done = pd.concat([done, found], ignore_index=True)
             write(RESULTS, lambda path, table=done: table.to_csv(path, index=False))
+    if set(done.get("rotation", ())) == set(ROTATIONS):
+        print(effects(done, MEASURES).round(1).to_string(index=False))
+        print(verdicts(done).drop(columns="id").round(1).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""Committed results: they speak of the committed lots and encoders, and stand where quoted."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lbutils.data.lots import ARMS, ROTATIONS, lots
+from lbutils.measure import lots as experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+REGISTERED = (ROOT / "data" / "mini" / "PREREGISTRATION.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def arms():
+    return lots().set_index(["domain", "name"])
+
+
+@pytest.fixture(scope="module")
+def dealt():
+    return experiment.results("lots")
+
+
+@pytest.fixture(scope="module")
+def swapped():
+    return experiment.results("interventions")
+
+
+def told(row):
+    return f"{row.mean:.1f} [{row.low:.1f}, {row.high:.1f}]"
+
+
+def test_measures_are_of_the_committed_lots_and_encoders(arms, dealt):
+    for (rotation, seed), own in dealt.groupby(["rotation", "seed"]):
+        assert (ROOT / f"data/mini/encoder/{rotation}-seed-{seed}/training.json").is_file()
+        found = own.set_index(["domain", "name"])["arm"]
+        assert found.to_dict() == arms[rotation].to_dict()
+    values = dealt.select_dtypes("float")
+    assert values.shape[1] == 8 and values.min().min() >= 0 and values.max().max() <= 100
+    undealt = dealt["arm"] == "always"
+    assert dealt.loc[~undealt, values.columns].notna().all(axis=None)
+    assert dealt.loc[undealt, ["cluster", "learned_4"]].isna().all(axis=None)
+
+
+def test_interventions_are_of_the_committed_lots(arms, swapped):
+    keys = ["variant", "image_rotation", "text_rotation", "seed"]
+    for (_, i, t, _), own in swapped.groupby(keys):
+        own = own.set_index(["domain", "name"])
+        for column, rotation in (("image_arm", ROTATIONS[i]), ("text_arm", ROTATIONS[t])):
+            assert own[column].to_dict() == arms[rotation].to_dict()
+    cells = experiment.text_cells(swapped)
+    dealt_out = arms["lots-0"].isin(ARMS)
+    assert len(cells) == dealt_out.sum() and np.isfinite(cells.to_numpy()).all()
+
+
+def test_the_pre_registration_is_filled_in(dealt, swapped):
+    """Every verdict with its figure, and the effects on every measure."""
+    judged = pd.concat([experiment.verdicts(dealt), experiment.text_verdict(swapped)])
+    for row in judged.dropna().itertuples():
+        assert f"| {row.figure} | {told(row)} | {row.verdict} |" in REGISTERED, row
+    measures = [c for c in dealt if c in dealt.select_dtypes("float")]
+    for measure, own in experiment.effects(dealt, measures).groupby("measure"):
+        cells = " | ".join(told(row) for row in own.itertuples())
+        assert f"| `{measure}` | {cells} |" in REGISTERED, measure
+    number = dealt.groupby(["rotation", "seed"]).ngroups
+    assert f"{number} encoders" in REGISTERED
+    runs = swapped.groupby(["image_rotation", "text_rotation", "seed", "variant"]).ngroups
+    assert f"{runs} text towers" in REGISTERED
