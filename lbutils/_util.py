@@ -190,20 +190,23 @@ _TEMPORARY = re.compile(r"\..+\.(?:(?P<host>\w*)-)?(?P<process>\d+)-[0-9a-f]{8}\
 
 @contextmanager
 def replacing(place: Path) -> Iterator[Path]:
-    """A temporary path beside `place` that takes its place when the block ends well.
+    """A temporary path that takes the place of `place` when the block ends well.
 
-    Folders are made as needed. Two processes may write the same place: the last one wins. What
-    processes left here that were killed is removed, see `remove_orphans`.
+    It lies beside it, in a folder of its own, as some libraries (safetensors) write temporaries of
+    theirs beside a file. Folders are made as needed. Two processes may write the same place: the
+    last one wins. What processes left here that were killed is removed, see `remove_orphans`.
     """
-    temporary = temporary_beside(place)
+    folder = temporary_beside(place)
+    temporary = folder / "content"
     try:
+        folder.mkdir()
         yield temporary
         # Without this a machine that loses power may keep the new name and not the content.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(place)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def temporary_beside(place: Path) -> Path:

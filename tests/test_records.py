@@ -330,6 +330,7 @@ def test_temporaries_of_processes_that_are_gone_are_removed(tmp_path):
         "from lbutils._util import replacing\n"
         "with replacing(Path(sys.argv[1], 'a.json')) as temporary:\n"
         "    temporary.write_text('half')\n"
+        "    temporary.with_name('.tmpa1b2c3').write_text('as safetensors does')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
