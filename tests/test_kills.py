@@ -95,7 +95,8 @@ def quietly(work, given, folder):
 # --- what is compared ----------------------------------------------------------------------------
 
 # What tells of time or of processes, or is rewritten by each start of a sweep.
-CLOCK = {"made", "seconds", "pairs_per_second", "status", "start_time", "duration"}
+CLOCK = {"made", "seconds", "pairs_per_second"}
+OF_THE_CLIENT = {".locks", "blobs", ".gitattributes"}
 UNLIKE = (".lock", ".ipynb", ".png", ".html")
 
 
@@ -122,7 +123,10 @@ def left(folder):
     """All that a kind of work left, no temporary file among it."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     shown = {path.relative_to(folder).as_posix().replace(str(folder), ""): path for path in files}
-    return {name: told(path) for name, path in shown.items() if "/.locks/" not in f"/{name}"}
+    # Beside what is wanted the hub's client keeps locks and parts of files that it does not use;
+    # .gitattributes is fetched only so that it lists the repository.
+    kept = {name: path for name, path in shown.items() if not OF_THE_CLIENT & set(name.split("/"))}
+    return {name: told(path) for name, path in kept.items()}
 
 
 # --- the kinds' materials ------------------------------------------------------------------------
