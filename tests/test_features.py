@@ -221,7 +221,8 @@ def test_processes_share_a_cache(tmp_path):
     processes = [context.Process(target=take_part, args=(tmp_path, start, results)) for _ in "ab"]
     for process in processes:
         process.start()
-    found = [results.get(timeout=50) for _ in processes]
+    # Each imports torch anew, which takes a minute where many tests run at once.
+    found = [results.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     split = Pictures(f"image {i}" for i in range(60))
