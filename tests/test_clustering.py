@@ -63,23 +63,6 @@ def test_clusters_of_features_as_they_are():
         assert (cluster.clustering_accuracy(labels, found) == 1) == expected
 
 
-def test_every_draw_is_clustered_under_every_seed():
-    rng = np.random.default_rng(3)
-    labels = np.repeat(np.arange(4), 15)
-    rows = rng.normal(size=(60, 5)) + np.eye(5)[labels]
-    draws = [rng.permutation(60)[:40] for _ in range(2)]
-    drawn, clusters = cluster.repeated_kmeans(rows, labels, draws, range(3), n_init=1)
-    assert [d is own for own in draws for d in drawn] == [True] * 3 + [False] * 6 + [True] * 3
-    for i, (own, found) in enumerate(zip(drawn, clusters, strict=True)):
-        assert (found == cluster.kmeans(rows[own], 4, i % 3, 1)).all()
-    spread = [
-        cluster.class_hits(labels, [d], [c], 4).mean() for d, c in zip(drawn, clusters, strict=True)
-    ]
-    assert len(set(spread)) > 2
-    whole = cluster.class_hits(labels, drawn, clusters, 4)
-    assert np.nanmean(whole) == pytest.approx(np.mean(spread), abs=0.05)
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 8), min_size=1))
 def test_equal_draws_are_equal(first, second):

@@ -122,6 +122,7 @@ TILES = frame([("named", "met", 44, 40, 48), ("named", "not met", 43, 39, 47),
                ("unnamed", "met", 12, 10, 14), ("unnamed", "not met", 11, 9, 13)],
               "row column value low high")
 EFFECTS = frame([("of captions", 32, 28, 36), ("of images", 1, -2, 4)], "label value low high")
+ROSE = frame([("1", 6, -12, 24), ("all", 31, 20, 43)], "x value low high")
 ARMS = frame([("zero-shot", "both", 50, 45, 55), ("zero-shot", "image", 12, 10, 15),
               ("clusters", "image", 60, 55, 66), ("clusters", "both", 61, 56, 67)],
              "measure arm value low high")
@@ -139,6 +140,7 @@ DRAWN = {
     "names_in_space": lambda f: f(MOVES),
     "protocol_overview": lambda f: f(PROTOCOL, BIASED),
     "reliability_diagrams": lambda f: f(BINS),
+    "rise_over_dose": lambda f: f(ROSE, (9.0, 5.0, 13.0), "names learned from 4 images"),
     "risk_curves": lambda f: f(RISKS),
     "screening_levels": lambda f: f(LEVELS),
     "share_bars": lambda f: f(SHARES),
@@ -415,7 +417,8 @@ def test_classes_in_the_plane():
             rows = here.loc[here["subset"] == subset, ["x", "y"]]
             assert np.allclose(np.reshape(points.get_offsets(), (-1, 2)), rows)
         owners = here.loc[here["subset"] == "oop", "name"]
-        wanted = [looks[["oop $0", "oop $1"].index(name)].colour.lower() for name in owners]
+        order = list(dict.fromkeys(owners))  # colours are of a panel
+        wanted = [looks[order.index(name)].colour.lower() for name in owners]
         assert [to_hex(c) for c in oop.get_facecolors()] == wanted
         middles = here[here["subset"] == "oop"].groupby("name")["x"].median()
         assert {t.get_text(): round(t.get_position()[0], 2) for t in axis.texts} == {
@@ -496,6 +499,16 @@ def test_arms_stand_in_one_order_in_every_panel():
     assert intervals(second) == [[1, 60, 55, 66], [0, 61, 56, 67]]
     assert words(first.get_xticklabels()) == words(second.get_xticklabels()) == ["both", "image"]
     assert first.get_title(loc="left") == "zero-shot" and "both 61.0" in figure.alt
+
+
+def test_doses_rise_beside_a_band():
+    figure = DRAWN["rise_over_dose"](figures.rise_over_dose)
+    (axis,) = figure.axes
+    assert intervals(axis) == [[0, 6, -12, 24], [1, 31, 20, 43]]
+    assert words(axis.get_xticklabels()) == ["1", "all"]
+    band = axis.patches[0]
+    assert (band.get_y(), band.get_height()) == (5, 8)
+    assert list(keys(figure)) == ["names as they are", "names learned from 4 images"]
 
 
 def test_every_figure_says_what_it_shows_and_refuses_a_wrong_table():

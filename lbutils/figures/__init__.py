@@ -26,6 +26,7 @@ __all__, __getattr__, __dir__ = lazy(
             "margin_curves",
             "methods_over_shots",
             "protocol_overview",
+            "rise_over_dose",
             "risk_curves",
             "sweep_lines",
         ],

@@ -190,6 +190,46 @@ def lines_in_panels(table: pd.DataFrame, xlabel: str = "", ylabel: str = "") -> 
     return st.described(figure, f"{ylabel} over {xlabel}{of}, a line each: {st.listed(lines)}.")
 
 
+@st.styled
+def rise_over_dose(
+    table: pd.DataFrame,
+    band: Sequence[float],
+    label: str,
+    xlabel: str = "drawings with the name in pre-training",
+    ylabel: str = "rise over dose 0 (points)",
+) -> Figure:
+    """What each dose brings, beside a band for what another means brings.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``x`` (the dose, in order), ``value``, ``low``, ``high``, in points above dose 0.
+    band : sequence of float
+        Mean, low and high of the other means.
+    label : str
+        What the band is.
+    """
+    st.require(table, "x", "value", "low", "high")
+    figure, (axis,) = st.panels([""], 6.4, 3.0)
+    mean, low, high = band[:3]
+    look = st.STYLES["names (ours)"]
+    axis.axhspan(low, high, color=st.RULE, lw=0)
+    axis.axhline(mean, color=look.colour, lw=1, ls=(0, st.DASHED))
+    axis.axhline(0, color=st.GREY, lw=0.8)
+    places = range(len(table))
+    style = st.STYLES["zero-shot"]
+    axis.errorbar(places, table["value"], st.reach(table), **style.point, ms=6, elinewidth=1.3)
+    axis.set_xticks(list(places), list(map(str, table["x"])))
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.margins(x=0.15)
+    axis.grid(axis="y")
+    handles = {"names as they are": st.mark(style, ms=6)}
+    handles[label] = Line2D([], [], color=look.colour, lw=1, ls=(0, st.DASHED))
+    st.legend(figure, handles)
+    told = ", ".join(f"{row.x}: {row.value:+.1f}" for row in table.itertuples())
+    return st.described(figure, f"{ylabel} by {xlabel}. {told}; {label}: {mean:+.1f}.")
+
+
 def _panel_lines(axis: Axes, here: pd.DataFrame, styles: dict[str, st.Style]) -> None:
     if pd.api.types.is_numeric_dtype(here["x"].infer_objects()):
         here = here.assign(at=here["x"].astype(float))

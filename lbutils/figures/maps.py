@@ -77,21 +77,26 @@ def _frame(subset: Any, right: bool | None) -> dict[str, Any]:
 def tsne_scatter(points: pd.DataFrame, label_classes: int = 24) -> Figure:
     """Images in the plane, one panel a map: OOP classes in colour, IP in grey (Figure 3).
 
+    Colours and markers are of a panel; three panels stand in a row.
+
     Parameters
     ----------
     points : DataFrame
         ``x``, ``y``, ``subset``, ``name`` (the class), ``panel`` (title of the panel).
     label_classes : int
-        OOP classes are named at their centres if there are at most so many.
+        OOP classes are named at their centres if a panel has at most so many.
     """
     st.require(points, "x", "y", "subset", "name", "panel")
     names = st.unique(points["panel"])
-    classes = st.unique(points.loc[points["subset"] == "oop", "name"])
-    styles = dict(zip(classes, st.class_styles(len(classes)), strict=True))
-    figure, axes = st.panels(names, 3.6 * len(names), 3.7)
+    # A single map is larger, so that its labels find room.
+    columns, size = min(3, len(names)), 6.0 if len(names) == 1 else 3.0
+    height = size * -(-len(names) // columns) * 1.05
+    figure, axes = st.panels(names, size * columns, height, columns)
     for axis, name in zip(axes, names, strict=True):
         here = points[points["panel"] == name]
         oop, ip = here[here["subset"] == "oop"], here[here["subset"] == "ip"]
+        classes = st.unique(oop["name"])
+        styles = dict(zip(classes, st.class_styles(len(classes)), strict=True))
         axis.scatter(ip["x"], ip["y"], s=9, c=st.PALE, linewidths=0, rasterized=True)
         _scatter(axis, oop, "name", styles, s=17, linewidth=0.3, edgecolor="white")
         middles = oop.groupby("name", sort=False)[["x", "y"]].median()
@@ -104,9 +109,10 @@ def tsne_scatter(points: pd.DataFrame, label_classes: int = 24) -> Figure:
         if len(ip):
             note = f"grey: {ip['name'].nunique()} IP classes"
             axis.set_xlabel(note, fontsize=8, color=st.FAINT, loc="left")
+    shown = st.unique(points.loc[points["subset"] == "oop", "name"])
     return st.described(
         figure,
-        f"Images in the plane ({st.listed(names)}), in colour: {st.listed(classes, 24)}.",
+        f"Images in the plane ({st.listed(names)}), in colour: {st.listed(shown, 24)}.",
     )
 
 

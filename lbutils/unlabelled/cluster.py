@@ -41,39 +41,6 @@ def kmeans(
     return fitted.labels_.astype(np.int64)
 
 
-def repeated_kmeans(
-    features: Any,
-    labels: Any,
-    draws: Sequence[np.ndarray],
-    seeds: Sequence[int] = range(20),
-    **options: Any,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Every draw under every seed, and its clusters, as `class_hits` takes them.
-
-    What one seed of k-means finds differs from what the next does by as much as OOP classes may
-    differ from IP classes, so a comparison is to stand on the mean over many.
-
-    Parameters
-    ----------
-    features, labels : array, shape (N, D) and (N,)
-    draws : sequence of ndarray
-        Indices of samples that are clustered together, into as many clusters as they have classes.
-    seeds : sequence of int
-        Each is one run of k-means, from starts of its own.
-    **options
-        Of `kmeans`.
-    """
-    rows, y = np.asarray(features), np.asarray(labels)
-    drawn = [draw for draw in draws for _ in seeds]
-    sizes = [len(np.unique(y[draw])) for draw in draws]
-    found = [
-        kmeans(rows[draw], k, seed, **options)
-        for draw, k in zip(draws, sizes, strict=True)
-        for seed in seeds
-    ]
-    return drawn, found
-
-
 def clustering_accuracy(labels_true: Any, labels_pred: Any) -> float:
     """Share of samples, between 0 and 1, under the best one-to-one match of clusters to classes.
 
