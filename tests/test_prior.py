@@ -184,6 +184,19 @@ def test_without_images_the_prior_alone_is_learned_and_said(tiny_encoder, captio
         NameLearner(tiny_encoder, told, anchor_weight=0.0, **QUICK).fit(captioned_images.names)
 
 
+def test_a_pass_over_no_image_is_a_step(tiny_encoder, captioned_images, told):
+    options = {"lr": 0.05, "average": 0.0, "templates": "a {name}"}
+    found = [
+        NameLearner(tiny_encoder, told, **options, **number)
+        for number in ({"epochs": 9}, {"steps": 9})
+    ]
+    for learner in found:
+        with pytest.warns(UserWarning, match="prior alone"):
+            learner.fit(captioned_images.names)
+    assert len(found[0].history_) == 9 and found[0].history_[-1] < found[0].history_[0]
+    assert torch.allclose(found[0].classifier_, found[1].classifier_, atol=1e-6)
+
+
 def test_one_name_without_images_is_learned_beside_the_others(
     monkeypatch, tiny_encoder, captioned_images, image_views, told
 ):

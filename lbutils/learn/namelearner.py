@@ -696,14 +696,15 @@ def _begun(
     if learner.caption_weight and len(labels):
         contexts = learner._contexts(split, labels, names)
     size = max(1, min(learner.batch_size or len(labels), len(labels)))
-    # Epochs are the authors': whole batches, what is left over dropped.
-    per_epoch = len(labels) // size if learner.epochs else -(-len(labels) // size)
+    # Epochs are the authors': whole batches, what is left over dropped. A pass over no image at
+    # all is one step, which the prior alone takes.
+    per_epoch = max(1, len(labels) // size if learner.epochs else -(-len(labels) // size))
     descent = {
         "steps": learner.epochs * per_epoch if learner.epochs else learner.steps,
         "lr": learner.lr,
         "optimizer": learner.optimizer,
         "weight_decay": learner.weight_decay,
-        "per_epoch": max(1, per_epoch),
+        "per_epoch": per_epoch,
         "warmup_epochs": learner.warmup_epochs,
         "average": learner.average,
     }
