@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -96,7 +97,8 @@ def quietly(work, given, folder):
 
 # What tells of time or of processes, or is rewritten by each start of a sweep.
 CLOCK = {"made", "seconds", "pairs_per_second"}
-OF_THE_CLIENT = {".locks", "blobs", ".gitattributes"}
+# .gitattributes is fetched only so that it lists the repository.
+OF_THE_CLIENT = re.compile(r"^\.locks/|^datasets--[^/]+/(?!snapshots/|lbutils\.json$)|/\.gitattributes$")
 UNLIKE = (".lock", ".ipynb", ".png", ".html")
 
 
@@ -123,10 +125,9 @@ def left(folder):
     """All that a kind of work left, no temporary file among it."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     shown = {path.relative_to(folder).as_posix().replace(str(folder), ""): path for path in files}
-    # Beside what is wanted the hub's client keeps locks and parts of files that it does not use;
-    # .gitattributes is fetched only so that it lists the repository.
-    kept = {name: path for name, path in shown.items() if not OF_THE_CLIENT & set(name.split("/"))}
-    return {name: told(path) for name, path in kept.items()}
+    # The hub's client keeps other things beside its snapshots, and leaves parts of them behind.
+    ours = {name: path for name, path in shown.items() if not OF_THE_CLIENT.search(name)}
+    return {name: told(path) for name, path in ours.items()}
 
 
 # --- the kinds' materials ------------------------------------------------------------------------

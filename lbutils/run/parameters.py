@@ -44,7 +44,7 @@ OWN: dict[str, dict[str, Any]] = {
         "sample": 200_000,
         "integrity": True,
     },
-    "02_clustering_analysis": {**_SHARES, "map_domain": None, "map_images": 40},
+    "02_clustering_analysis": {**_SHARES, "resamples": 20, "map_domain": None, "map_images": 15},
     "03_zero_shot_gaps": {**_SHARES, "templates": None, "shots": 4, "controls": 20},
     "04_few_shot_name_learning": {
         "templates": None,
