@@ -185,6 +185,96 @@ def text_features(model, tokenizer, texts):
         return F.normalize(model.text_projection(pooled), dim=-1)
 
 
+def detector(kind):
+    """A tiny random OWL-ViT or OWLv2 of transformers, with CLIP's vocabulary."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = {"owlvit": transformers.OwlViTConfig, "owlv2": transformers.Owlv2Config}[kind]
+    text = {
+        "vocab_size": 49408,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+    }
+    found = config(text_config=text, vision_config=vision, projection_dim=32)
+    model = {
+        "owlvit": transformers.OwlViTForObjectDetection,
+        "owlv2": transformers.Owlv2ForObjectDetection,
+    }[kind](found)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval().requires_grad_(False)
+
+
+def queries(tokenizer, texts):
+    """Ids of queries, padded to the context as OWL-ViT's processor does."""
+    options = {"padding": "max_length", "truncation": True, "max_length": 16}
+    return tokenizer(texts, return_tensors="pt", **options).input_ids
+
+
+@pytest.mark.parametrize("kind", ["owlvit", "owlv2"])
+def test_a_detector_finds_learned_names_as_its_own_forward_does(kind):
+    from lbutils.models import families
+
+    model, tokenizer = detector(kind), clip_tokenizer()
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    encoder = DualEncoder(
+        *families.wrap(getattr(model, kind), tokenizer), preprocess={"size": 32}, name=kind
+    )
+    words = ["red panda", "numbat"]
+    embeddings = learned(encoder, words)
+    plain = queries(tokenizer, ["a photo of a cat", "a photo of a red panda, seen"])
+    with torch.no_grad():
+        before = model(input_ids=plain, pixel_values=pixels).logits
+        # The model's own forward, the learned rows put where the pieces' embeddings come out.
+        ids = queries(tokenizer, [f"a photo of a {word}, seen" for word in words])
+        rows = embeddings.rows.detach().split([end - start for start, end in embeddings.spans])
+
+        def put(module, inputs, output):
+            for line, (own, text) in enumerate(zip(rows, output, strict=True)):
+                text[5 : 5 + len(own)] = own
+                assert ids[line, 5] == pieces_of(tokenizer, words[line])[0]
+            return output
+
+        hook = getattr(model, kind).text_model.embeddings.token_embedding.register_forward_hook(put)
+        wanted = model(input_ids=ids, pixel_values=pixels)
+        hook.remove()
+    assert embeddings.learned().install(model, tokenizer) is tokenizer
+    new = queries(tokenizer, prompts(words))
+    with torch.no_grad():
+        found = model(input_ids=new, pixel_values=pixels)
+        assert torch.equal(model(input_ids=plain, pixel_values=pixels).logits, before)
+    # New ids are the highest, so that a model that pools there would read the name alone.
+    assert (new.argmax(dim=1) != (new == tokenizer.eos_token_id).int().argmax(dim=1)).all()
+    assert torch.allclose(found.logits, wanted.logits, atol=1e-5)
+    assert torch.equal(found.pred_boxes, wanted.pred_boxes)
+    # Names may be installed one domain after the other; the pooling is mended once.
+    tower = getattr(model, kind).text_model
+    assert len(tower._forward_hooks) == 1
+    more = learned(encoder, ["okapi"])
+    more.learned().install(model, tokenizer)
+    assert len(tower._forward_hooks) == 1
+    with torch.no_grad():
+        again = model(input_ids=queries(tokenizer, prompts(words)), pixel_values=pixels)
+    assert torch.allclose(again.logits, wanted.logits, atol=1e-5)
+
+
+def pieces_of(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
 # 2 is what configurations said before transformers pooled at the end of text.
 @pytest.mark.parametrize("eos_token_id", [2, 49407])
 def test_installed_in_transformers(eos_token_id, make_encoder, tmp_path):

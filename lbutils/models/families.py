@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from lbutils.models.text import token_embedding
+
 # Longest text, in tokens, of towers that do not see padding; CLIP's. BERT's own are 512, which
 # no caption fills.
 CONTEXT_LENGTH = 77
@@ -164,9 +166,7 @@ class HubModel(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding of the text tower."""
         text = self._text_part()
-        return (
-            text if hasattr(text, "get_input_embeddings") else self.model
-        ).get_input_embeddings()
+        return token_embedding(text if hasattr(text, "get_input_embeddings") else self.model)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Image features (B, D), not normalised, of pixels (B, 3, H, W)."""

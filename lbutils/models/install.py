@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lbutils.captions.text import cleaned
 from lbutils.models.foreign import WORDS_INSIDE
 from lbutils.models.prompts import pieces
-from lbutils.models.text import Frame, token_embedding
+from lbutils.models.text import Frame, text_tower, token_embedding
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -123,7 +123,7 @@ def _spelling(tokenizer: Any, word: str, n_rows: int) -> tuple[str, list[str]]:
 
 def _text_parts(model: nn.Module) -> list[Any]:
     """What may carry settings of a text tower: the model, the tower, and their configurations."""
-    text = getattr(model, "text", getattr(model, "text_model", model))
+    text = text_tower(model)
     configs = [getattr(part, "config", None) for part in (model, text)]
     return [model, text, *configs, getattr(configs[0], "text_config", None)]
 
@@ -142,6 +142,40 @@ def pool_at_end(model: nn.Module, tail: Sequence[int]) -> None:
         # By this wrong id transformers knows configurations from before it pooled at the end.
         if hasattr(part, "eos_token_id") and part.eos_token_id == 2:
             part.eos_token_id = tail[0]
+    tower = text_tower(model)
+    if _pools_at_highest(tower, tail[0]):
+        tower.register_forward_hook(_PoolAtEnd(tail[0]), with_kwargs=True)
+
+
+def _pools_at_highest(tower: Any, end: int) -> bool:
+    """Whether a tower of transformers pools at the highest id, whatever its configuration says.
+
+    Of OWL-ViT and OWLv2 that is so, and there is no setting for it.
+    """
+    config = getattr(tower, "config", None)
+    if not hasattr(config, "vocab_size") or hasattr(tower, "get_text_features"):
+        return False
+    # No end of text, and the highest id in the middle, where nothing else would pool.
+    ids = torch.tensor([[0, end - 1, 0]], device=token_embedding(tower).weight.device)
+    with torch.no_grad():
+        found: Any = tower(input_ids=ids)
+    if getattr(found, "pooler_output", None) is None:
+        return False
+    return bool(torch.equal(found.pooler_output, found.last_hidden_state[:, 1]))
+
+
+class _PoolAtEnd:
+    """Forward hook of a text tower of transformers: the pooled state is that of the end of text."""
+
+    def __init__(self, end: int):
+        self.end = end
+
+    def __call__(self, tower: nn.Module, given: Any, named: Mapping[str, Any], found: Any) -> Any:
+        ids = named["input_ids"] if "input_ids" in named else given[0]
+        at = (ids.reshape(-1, ids.shape[-1]) == self.end).int().argmax(dim=1)
+        states = found.last_hidden_state
+        found.pooler_output = states[torch.arange(len(states)), at.to(states.device)]
+        return found
 
 
 def grown(model: nn.Module, first: int, rows: Tensor) -> nn.Parameter:

@@ -454,7 +454,8 @@ class Names(Mapping[str, Tensor]):
         Parameters
         ----------
         model : nn.Module
-            An open_clip model, or a CLIP model of transformers (its text model alone will do).
+            An open_clip model, or a CLIP model of transformers (its text model alone will do), or
+            one of its detectors OWL-ViT and OWLv2.
         tokenizer : object
             That model's tokenizer. One of transformers, or an open_clip one around it, is changed
             in place; any other open_clip tokenizer comes back inside a `WordTokenizer`.
@@ -479,6 +480,8 @@ class Names(Mapping[str, Tensor]):
         Once saved, it is loaded by ``AutoTokenizer``, ``CLIPProcessor`` or ``pipeline``; where a
         word has several tokens ``CLIPTokenizer`` would forget it, and raises a TypeError instead.
         A warning says so.
+        OWL-ViT and OWLv2 pool at the highest id and have no setting for it: they get a forward
+        hook, which a saved model does not hold. To load one, load the original and install anew.
         """
         check_rows(self)
         words = {f"<{name}>": rows for name, rows in self.items()}

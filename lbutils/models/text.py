@@ -436,6 +436,13 @@ def _asked(lines: list[list[int]], ends: list[int], length: int) -> tuple[Tensor
     return torch.tensor(asked), found
 
 
+def text_tower(model: nn.Module) -> Any:
+    """A model's text tower, or the model itself if it is one; of a detector that of its encoder."""
+    # A model of transformers with a head names what is beneath it; without one that is itself.
+    base: Any = getattr(model, "base_model", model)
+    return getattr(base, "text", getattr(base, "text_model", base))
+
+
 def token_embedding(model: nn.Module) -> nn.Embedding:
     """Input embedding of a model's text tower, whatever family it is of.
 
@@ -444,9 +451,9 @@ def token_embedding(model: nn.Module) -> nn.Embedding:
     ValueError
         If there is none where open_clip and transformers have it.
     """
-    text: Any = getattr(model, "text", getattr(model, "text_model", model))
+    text = text_tower(model)
     tower: Any
-    for tower in (text, getattr(text, "transformer", None)):
+    for tower in (getattr(text, "embeddings", None), text, getattr(text, "transformer", None)):
         if hasattr(tower, "token_embedding"):
             return tower.token_embedding
         if hasattr(tower, "get_input_embeddings"):
