@@ -30,7 +30,10 @@ def image_ids():
     return pd.concat([table(name)["image_id"] for name in shards])
 
 
-@pytest.mark.parametrize("scale", SCALES["mini"])
+# Of the middle one the counts are also those of small and of what it has more, below.
+@pytest.mark.parametrize(
+    "scale", ["small", pytest.param("medium", marks=pytest.mark.slow), "large"]
+)
 def test_screening_equals_a_new_screening_of_the_captions(scale):
     names = table("concepts.csv")["name"]
     found = screen(
@@ -44,6 +47,16 @@ def test_screening_equals_a_new_screening_of_the_captions(scale):
         kept[f"compositional_{scale}"].astype(str).tolist()
         == found["compositional"].astype(str).tolist()
     )
+
+
+def test_counts_of_a_scale_are_those_of_the_one_before_and_of_its_own_captions():
+    kept, pairs = table("screening.csv"), table("pairs.parquet")
+    for before, scale in pairwise(SCALES["mini"]):
+        more = pairs.loc[pairs["scale"] == scale, "captions"].explode().tolist()
+        added = screen(table("concepts.csv")["name"], more)["captions"].to_numpy()
+        counts = kept[f"captions_{before}"] + added
+        assert kept[f"captions_{scale}"].tolist() == counts.tolist()
+        assert (kept[f"subset_{scale}"] == "ip").tolist() == (counts > 0).tolist()
 
 
 def test_concepts():

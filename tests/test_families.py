@@ -523,18 +523,19 @@ def counted(arch):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_parameters_are_counted():
+@pytest.mark.parametrize("size", ["small", pytest.param("largest", marks=pytest.mark.slow)])
+def test_parameters_are_counted(size):
     """Of every small architecture, and of each family's largest."""
     table = encoder_table()
     there = ~table["model"].str.startswith("hf-hub:") & (table["parameters"] != "")
     rows = table[(table["library"] == "open_clip") & there]
     sizes = rows["parameters"].astype(int)
     largest = sizes.groupby(rows["family"]).idxmax()
-    chosen = rows[(sizes < 155e6) | rows.index.isin(largest)]
+    chosen = rows[sizes < 155e6] if size == "small" else rows[rows.index.isin(largest)]
     plain = chosen["model"].str.removesuffix("-quickgelu")  # which has no parameters of its own
     for name in chosen[~plain.duplicated()].index:
         assert counted(rows.loc[name, "model"]) == int(rows.loc[name, "parameters"]), name
-    assert len(set(plain)) > 12
+    assert len(set(plain)) > 5
 
 
 def test_parameters_of_transformers_are_counted():

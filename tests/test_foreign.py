@@ -310,18 +310,18 @@ def published(planted, tmp_path, monkeypatch):
     return publish
 
 
-# What a link or an index may name on the hub is not on this disk.
+# The same checks run on what was fetched: one case for each file that they must find there, and
+# what a repository may name that a folder may not. What a link names is not on this disk.
+FETCHED = ("tokenizer", "processor", "generation", "configuration", "adapter", "mark")
 REPOSITORIES = [
-    *(("open_clip", plant) for plant in {**ANY, **OPEN_CLIP}.items()),
-    *(("hub", plant) for plant in {**ANY, **HUB}.items()),
+    *(("open_clip", (name, ANY[name])) for name in FETCHED),
+    *(("open_clip", (name, OPEN_CLIP[name])) for name in ("trust in code", "text tower above")),
+    *(("open_clip", (name, OPEN_CLIP[name])) for name in ("trunk of the hub", "not a mapping")),
+    *(("hub", plant) for plant in {**{name: ANY[name] for name in FETCHED}, **HUB}.items()),
 ]
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case for case in REPOSITORIES if case[1][0] not in ("link", "text tower of the hub")],
-    ids=label,
-)
+@pytest.mark.parametrize("case", REPOSITORIES, ids=label)
 def test_a_repository_is_data(planted, published, case):
     kind, (_, (plant, told)) = case
     folder = planted(kind)

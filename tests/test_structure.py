@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ SCRIPTS = sorted((ROOT / "data").rglob("*.py"))
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
+@cache
 def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -99,12 +101,12 @@ def test_the_package_is_its_rooms():
     assert all(len(path.relative_to(PACKAGE).parts) <= 2 for path in MODULES)
 
 
-@pytest.mark.parametrize("path", IN_ROOMS, ids=dotted)
-def test_imports_run_downwards(path):
-    room = path.parent.name
-    late = late_imports(room, imported(path))
-    assert not late, f"{dotted(path)} imports {late}, which {room} may not"
-    assert not borrowed(room, path), f"{dotted(path)} uses what is private to another room"
+def test_imports_run_downwards():
+    rooms = {path: path.parent.name for path in IN_ROOMS}
+    late = {dotted(path): late_imports(room, imported(path)) for path, room in rooms.items()}
+    assert not {name: found for name, found in late.items() if found}
+    private = {dotted(path): borrowed(room, path) for path, room in rooms.items()}
+    assert not {name: found for name, found in private.items() if found}
 
 
 def test_an_upward_import_is_found(tmp_path):
@@ -169,12 +171,12 @@ def test_tables_and_figures_do_without_torch():
     assert found.returncode == 0, found.stderr
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_no_torch_in_functions_either(path):
+def test_no_torch_in_functions_either():
     # `python -m lbutils` asks whether torch loads.
-    if within(dotted(path), WITHOUT_TORCH) and path.stem != "__main__":
+    light = [path for path in MODULES if within(dotted(path), WITHOUT_TORCH)]
+    for path in (path for path in light if path.stem != "__main__"):
         tops = {found.split(".")[0] for found in imported(path)}
-        assert not tops & {"torch", "torchvision", "open_clip", "timm"}
+        assert not tops & {"torch", "torchvision", "open_clip", "timm"}, dotted(path)
 
 
 def test_the_package_itself_is_light():
@@ -195,25 +197,44 @@ def test_lazy_names_resolve():
     assert {name for name in lbutils.__all__ if not hasattr(lbutils, name)} == set()
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name_of)
-def test_no_pickle(path):
-    assert not {name.split(".")[0] for name in imported(path)} & PICKLERS
+def pickling(path):
+    """Where a file reads or writes pickles, or might."""
+    found = [name for name in imported(path) if name.split(".")[0] in PICKLERS]
     for node in ast.walk(tree(path)):
-        if not isinstance(node, ast.Call):
-            continue
-        called = ast.unparse(node.func)
-        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        where = f"{name_of(path)}:{node.lineno}"
-        assert not called.endswith(("read_pickle", "to_pickle")), where
-        assert options.get("allow_pickle", "False") == "False", where
-        if called == "torch.load":
-            assert options.get("weights_only") == "True", f"{where}: weights_only=True is missing"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            allowed = options.get("allow_pickle", "False") == "False"
+            if called == "torch.load":
+                allowed = options.get("weights_only") == "True"
+            if called.endswith(("read_pickle", "to_pickle")) or not allowed:
+                found.append(f"{name_of(path)}:{node.lineno}")
+    return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_nothing_is_for_one_system_alone(path):
+def test_no_pickle():
+    assert not [where for path in (*MODULES, *SCRIPTS) for where in pickling(path)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("import pickle", "from joblib import load", "torch.load(x)", "pd.read_pickle(x)"),
+        *("torch.load(x, weights_only=False)", "np.load(x, allow_pickle=True)"),
+    ],
+)
+def test_a_pickle_is_found(line, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for name, lines in (("fine", []), ("wrong", [line])):
+        lines = [*lines, "torch.load(x, weights_only=True)", "np.load(x)"]
+        (tmp_path / f"{name}.py").write_text("\n".join(lines))
+    assert not pickling(tmp_path / "fine.py") and pickling(tmp_path / "wrong.py")
+
+
+def test_nothing_is_for_one_system_alone():
     posix = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios"}
-    assert not imported(path) & (posix | {"_winapi", "msvcrt", "winreg"}), name_of(path)
+    for path in MODULES:
+        assert not imported(path) & (posix | {"_winapi", "msvcrt", "winreg"}), name_of(path)
 
 
 def public(node, prefix=""):
@@ -228,17 +249,16 @@ def public(node, prefix=""):
                 yield from public(child, f"{prefix}{child.name}.")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_what_is_public_is_described(path):
-    module = tree(path)
-    assert ast.get_docstring(module), f"{name_of(path)} has no docstring"
-    bare = [name for name, node in public(module) if not ast.get_docstring(node)]
-    assert not bare, f"{name_of(path)}: no docstring on {', '.join(bare)}"
+def test_what_is_public_is_described():
+    for path in MODULES:
+        assert ast.get_docstring(tree(path)), f"{name_of(path)} has no docstring"
+        bare = [name for name, node in public(tree(path)) if not ast.get_docstring(node)]
+        assert not bare, f"{name_of(path)}: no docstring on {', '.join(bare)}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_no_path_edits_and_no_absolute_paths(path):
-    for node in ast.walk(tree(path)):
+def test_no_path_edits_and_no_absolute_paths():
+    nodes = ((path, node) for path in MODULES for node in ast.walk(tree(path)))
+    for path, node in nodes:
         if isinstance(node, ast.Attribute):
             assert ast.unparse(node) != "sys.path", f"{name_of(path)}:{node.lineno}"
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
