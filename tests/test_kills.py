@@ -98,7 +98,9 @@ def quietly(work, given, folder):
 # What tells of time or of processes, or is rewritten by each start of a sweep.
 CLOCK = {"made", "seconds", "pairs_per_second"}
 # .gitattributes is fetched only so that it lists the repository.
-OF_THE_CLIENT = re.compile(r"^\.locks/|^datasets--[^/]+/(?!snapshots/|lbutils\.json$)|/\.gitattributes$")
+OF_THE_CLIENT = re.compile(
+    r"^\.locks/|^datasets--[^/]+/(?!snapshots/|lbutils\.json$)|/\.gitattributes$"
+)
 UNLIKE = (".lock", ".ipynb", ".png", ".html")
 
 
