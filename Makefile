@@ -30,7 +30,7 @@ export OMP_WAIT_POLICY ?= passive
 export PYTHONWARNINGS ?= ignore:IProgress not found
 
 .DEFAULT_GOAL := help
-.PHONY: env run test bench site data clean distclean help
+.PHONY: env run full test bench site data clean distclean help
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 | \2/p' Makefile | awk -F '|' '{printf "%-16s%s\n", $$1, $$2}'
@@ -38,12 +38,14 @@ help: ## show this list
 env: $(READY) ## make .venv with the pinned packages, and check it
 	@$(BIN)/python -m lbutils
 
-run: env ## run the notebooks on the miniature; results go to runs/mini/index.html
+run: env ## run the notebooks in minutes, with few draws; results go to runs/mini--quick/index.html
 	@$(BIN)/python -m lbutils run $(ARGS)
 
+full: env ## run them as their committed outputs show; what is done is kept, in runs/mini
+	@$(BIN)/python -m lbutils full $(ARGS)
+
 # Ten draws of all methods on nine domains take minutes; whether notebooks run shows with fewer.
-test: export LBUTILS_MAX_DRAWS ?= 1
-test: export LBUTILS_MAX_DOMAINS ?= 3
+test: export LBUTILS_PROFILE ?= test
 test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

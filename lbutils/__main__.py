@@ -15,7 +15,8 @@ from lbutils._util import is_installed
 # What a command does, and the module that does it; loaded only when it is called.
 COMMANDS = {
     "check": ("whether the installed packages work together (the default)", ""),
-    "run": ("run notebooks, or a grid over one, and gather what they found", "run.notebooks"),
+    "run": ("run notebooks with few draws, or a grid over one", "run.notebooks"),
+    "full": ("run notebooks as their committed outputs show them", "run.notebooks"),
     "status": ("the runs of a grid: which, which cell, since when", "run.notebooks"),
     "start": ("copies of the notebooks to work in", "run.lessons"),
     "lesson": ("copies of the notebooks for students and teachers, and a plan", "run.lessons"),

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lbutils.run import profiles
+
 NAMES = ("red panda", "axolotl", "hot dog", "okapi", "sea otter")
 
 
 @pytest.fixture
 def full_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the variables by which `make test` shortens runs: they count as settings."""
-    for name in ("LBUTILS_MAX_DRAWS", "LBUTILS_MAX_DOMAINS"):
-        monkeypatch.delenv(name, raising=False)
+    """Without the variable by which `make test` shortens notebooks: it counts as a setting."""
+    monkeypatch.delenv(profiles.VARIABLE, raising=False)
 
 
 @dataclass

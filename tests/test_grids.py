@@ -213,7 +213,7 @@ def test_the_key_of_a_run(tmp_path, monkeypatch):
         notebooks._run_name(path, {"seed": 1}, "other code"),
         notebooks._run_name(notebook(tmp_path / "b", WORK + "\n1"), {"seed": 1}, "code"),
     }
-    monkeypatch.setenv("LBUTILS_MAX_DRAWS", "7")
+    monkeypatch.setenv("LBUTILS_PROFILE", "test")
     others.add(notebooks._run_name(path, {"seed": 1}, "code"))
     assert len(others | {name}) == 5
 
@@ -450,6 +450,7 @@ def test_the_papers_grid(monkeypatch):
     assert {name for name, _ in opened} == {"laion-beyond"} and len(opened) == 9
 
 
+@pytest.mark.usefixtures("full_runs")
 def test_a_grid_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
     """None that a run of notebooks has, whatever the grid's file is called."""
     monkeypatch.setattr(notebooks, "results_dir", lambda: tmp_path)
@@ -562,11 +563,17 @@ def test_what_would_run_is_said_and_nothing_is_written(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "option",
-    [["--workers", "2"], ["--workers", "0"], ["--dask", "x"], ["--retry"], ["--limit", "3"]],
+    [["--dask", "x"], ["--retry"], ["--limit", "3"]],
 )
 def test_options_that_say_nothing_without_a_grid(capsys, option):
     assert notebooks.main(["run", "03", *option]) == 2
     assert f"{option[0]} is for grids" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("full_runs")
+def test_no_worker_is_too_few(capsys):
+    assert notebooks.main(["run", "03", "--workers", "0"]) == 2
+    assert "--workers takes 1 or more, not 0" in capsys.readouterr().err
 
 
 def test_a_disk_that_takes_nothing_is_told_before_anything_runs(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import yaml
 
 from lbutils.__main__ import main
 from lbutils.run import find_notebooks, lessons, parameters, profiles
+from lbutils.run.notebooks import check_parameters
 
 NOTEBOOKS = find_notebooks()
 LESSONS = {path: lessons.read_lesson(path) for path in NOTEBOOKS}
@@ -59,20 +60,16 @@ def test_a_profile_sets_what_its_notebooks_have(name):
     known = {path.stem[:2] for path in NOTEBOOKS}
     assert set(profiles.profiles()[name]["notebooks"]) <= known
     for notebook in NOTEBOOKS:
-        given = profiles.of_profile(name, notebook)
+        given = profiles.of_profile(name, notebook.stem)
         defaults = parameters.of_notebook(notebook)
         assert not given or parameters.differing(given, defaults) == given
+        check_parameters([notebook], given)
 
 
-def test_a_profile_that_is_not_there_or_sets_nonsense_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="lesson"):
-        profiles.of_profile("leson", NOTEBOOKS[0])
-    wrong = {"p": {"about": "", "notebooks": {"01": {"sampel": 3}, "02": {"starts": "two"}}}}
-    monkeypatch.setattr(profiles, "profiles", lambda: wrong)
-    with pytest.raises(ValueError, match=r"profile p, 01.*sample"):
-        profiles.of_profile("p", NOTEBOOKS[0])
-    with pytest.raises(ValueError, match="starts takes int"):
-        profiles.of_profile("p", NOTEBOOKS[1])
+def test_a_profile_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="unknown profile 'leson'.*Did you mean 'lesson'"):
+        profiles.of_profile("leson", NOTEBOOKS[0].stem)
+    assert profiles.of_profile(None, NOTEBOOKS[0].stem) == {}
 
 
 def test_start_copies_notebooks_and_keeps_what_is_there(tmp_path, capsys):
@@ -103,7 +100,7 @@ def test_copies_are_notebooks_without_outputs_that_take_the_lessons_parameters(m
         (injected,) = [c for c in code if "injected-parameters" in c.metadata.get("tags", [])]
         given = {}
         exec(injected.source, given)
-        wanted = profiles.of_profile("lesson", notebook)
+        wanted = profiles.of_profile("lesson", notebook.stem)
         assert {name: given[name] for name in wanted} == wanted
         before = code[code.index(injected) - 1]
         assert "parameters" in before.metadata["tags"]

@@ -22,15 +22,6 @@ def encoder():
     return load_encoder("mini")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def all_draws():
-    """As `make test` asks notebooks to make do with one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("LBUTILS_MAX_DRAWS", raising=False)
-        patch.delenv("LBUTILS_MAX_DOMAINS", raising=False)
-        yield
-
-
 @pytest.fixture(scope="module")
 def mixed(encoder):
     bench = load_benchmark("mini", domains=["Insects", "Plants"])
@@ -246,11 +237,8 @@ def test_shares_are_checked(mixed, encoder, share):
         next(mixtures(encoder, mixed[1], share=share))
 
 
-def test_the_environment_makes_do_with_less(encoder, mixed, monkeypatch):
-    monkeypatch.setenv("LBUTILS_MAX_DRAWS", "1")
-    monkeypatch.setenv("LBUTILS_MAX_DOMAINS", "1")
-    with pytest.warns(UserWarning, match="LBUTILS_MAX"):
-        found = list(mixtures(encoder, mixed[1], range(3)))
+def test_few_domains_do(encoder, mixed):
+    found = list(mixtures(encoder, mixed[1], [0], most_domains=1))
     assert [(m.domain, m.draw) for m in found] == [("Insects", 0)]
     # Distractors are the names of all domains none the less.
     assert set(found[0].distractors) == set(mixed[1]["Plants"].oop.names)

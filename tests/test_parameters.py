@@ -8,7 +8,7 @@ import nbformat
 import papermill
 import pytest
 
-from lbutils.run import parameters
+from lbutils.run import parameters, profiles
 from lbutils.run.parameters import check, differing, parse, place
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def test_defaults_go_where_they_always_went():
     assert check(STEM, session(CELL, out="/x/y")).place.as_posix() == "/x/y"
 
 
-def test_other_settings_have_a_folder_of_their_own(monkeypatch):
+def test_other_settings_have_a_folder_of_their_own():
     food = check(STEM, session(CELL, domains=["Food"]))
     assert food.changed == {"domains": ["Food"]}
     assert food.place.name.startswith("mini--domains=Food-")
@@ -65,9 +65,36 @@ def test_other_settings_have_a_folder_of_their_own(monkeypatch):
         )
     }
     assert len(places) == 13 and all(len(name) < 100 and "/" not in name for name in places)
-    # Fewer draws in a trial run are other settings as well.
-    monkeypatch.setenv("LBUTILS_MAX_DRAWS", "1")
-    assert check(STEM, session(CELL)).changed == {"LBUTILS_MAX_DRAWS": "1"}
+
+
+def test_a_profile_of_the_environment_sets_what_has_its_default(monkeypatch):
+    known = {
+        "p": {"notebooks": {"03": {"resamples": 3, "controls": 5}}},
+        "other": {"notebooks": {}},
+    }
+    monkeypatch.setattr(profiles, "profiles", lambda: known)
+    monkeypatch.setenv("LBUTILS_PROFILE", "p")
+    cells = session(CELL, controls=7)
+    run = check(STEM, cells)
+    assert (cells["resamples"], cells["controls"]) == (3, 7)
+    assert run.changed == {"LBUTILS_PROFILE": "p", "resamples": 3, "controls": 7}
+    # One that changes nothing here has a folder of its own all the same.
+    monkeypatch.setenv("LBUTILS_PROFILE", "other")
+    assert check(STEM, session(CELL)).place.name.startswith("mini--LBUTILS_PROFILE=other-")
+    monkeypatch.setenv("LBUTILS_PROFILE", "others")
+    with pytest.raises(ValueError, match="unknown profile 'others'.*Did you mean 'other'"):
+        check(STEM, session(CELL))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"startz": 1}, "'startz'.*Did you mean 'starts'"), ({"starts": "two"}, "starts takes int")],
+)
+def test_a_profile_that_sets_nonsense_is_refused(monkeypatch, given, message):
+    monkeypatch.setattr(profiles, "profiles", lambda: {"p": {"notebooks": {"03": given}}})
+    monkeypatch.setenv("LBUTILS_PROFILE", "p")
+    with pytest.raises(ValueError, match=message):
+        check(STEM, session(CELL))
 
 
 def test_a_default_that_is_written_out_is_none():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lbutils.measure import published
+from lbutils.run import together
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
@@ -71,6 +72,14 @@ def test_claims_stand_in_the_notebook_that_they_name(row):
     printed = {round(value, 1) for value in published.claims()["published"].dropna()}
     for number, *_ in figures(paper):
         assert stands([number], notebook) or round(float(number), 1) in printed, number
+
+
+@pytest.mark.parametrize(
+    "row", list(together.full_figures().itertuples()), ids=lambda row: row.Index
+)
+def test_the_committed_claims_stand_in_their_notebooks(row):
+    numbers = [f"{value:.1f}" for value in (row.ours, row.low, row.high)]
+    assert stands(numbers, row.notebook[:2]), numbers
 
 
 @pytest.mark.parametrize("row", rows("| four shots"), ids=lambda row: row[0])

@@ -32,6 +32,7 @@ claim = dict(id="ip_cost", claim="it costs IP nothing", ours=0.2, low=-0.5, high
 write_record(place / "records", KIND, {"seed": seed}, [row], claims=[claim], provenance={})
 print("done", seed)
 """
+PROFILES = "profiles: {quick: {about: one of each, notebooks: {}}}"
 # The record that WORK writes, without the second that importing lbutils takes a kernel.
 LIGHT = """
 import json
@@ -68,6 +69,7 @@ def notebooks(tmp_path):
 @pytest.fixture
 def repository(notebooks, monkeypatch):
     (notebooks.parent / "data").symlink_to(DATA)
+    (notebooks / "profiles.yaml").write_text(PROFILES)
     monkeypatch.setattr(_util, "PACKAGE", notebooks.parent / "lbutils")
     return notebooks.parent
 
@@ -175,7 +177,8 @@ def test_wrong_command_lines_are_one_line(repository, capsys, arguments, message
 
 
 def test_an_unknown_benchmark_is_one_line(tmp_path, monkeypatch, capsys):
-    make(tmp_path / "notebooks", "01_b", parameters='benchmark = "mini"')
+    path = make(tmp_path / "notebooks", "01_b", parameters='benchmark = "mini"')
+    path.with_name("profiles.yaml").write_text(PROFILES)
     monkeypatch.setattr(_util, "PACKAGE", tmp_path / "lbutils")
     assert sweeps.main(["run", "--benchmark", "mimi"]) == 2
     assert "Did you mean 'mini'" in capsys.readouterr().err
@@ -187,12 +190,12 @@ def test_run_end_to_end(repository, capsys):
     stale = records.write_record(
         out / "records", "02_fails", {}, claims=[{"id": "clustering", "verdict": "reproduced"}]
     )
-    assert sweeps.main(["run", "-p", "rate=0.25"]) == 1
+    assert sweeps.main(["full", "-p", "rate=0.25"]) == 1
     printed = capsys.readouterr().out
     assert not stale.exists()
 
     lines = printed.splitlines()
-    assert lines[0].startswith("01_works") and lines[0].endswith(" s")
+    assert any(line.startswith("01_works ") and line.endswith(" s") for line in lines)
     assert "ValueError: broken on purpose" in printed
     (claim,) = [line for line in lines if line.startswith(published.CLAIMS["ip_cost"])]
     assert "0.2 [-0.5, 0.9] points" in claim and claim.endswith("  reproduced")
@@ -202,9 +205,10 @@ def test_run_end_to_end(repository, capsys):
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     (record,) = (name for name in names if name.startswith("records/"))
     assert names == {
-        "01_works.html", "02_fails.html", "claims.csv", "figures/one_figure.png", "index.html",
+        "01_works.html", "02_fails.html", "claims.csv", "done/01_works.json",
+        "figures/one_figure.png", "index.html",
         "notebooks/01_works.ipynb", "notebooks/02_fails.ipynb", record, "records.csv",
-        "records.parquet",
+        "records.parquet", "times.csv",
     }  # fmt: skip
     executed = nbformat.read(out / "notebooks" / "01_works.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text == "done 0\n"

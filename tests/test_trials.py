@@ -56,12 +56,6 @@ def run(encoder, shades, monkeypatch, methods, **options):
     return tasks.run(encoder, shades, methods, **{**given, **options})
 
 
-@pytest.fixture(autouse=True)
-def all_draws_of_all_domains(monkeypatch):
-    for what in ("DRAWS", "DOMAINS"):
-        monkeypatch.delenv(f"LBUTILS_MAX_{what}", raising=False)
-
-
 def test_every_method_meets_every_task(tiny_encoder, shades, monkeypatch):
     methods = {name: RIVALS[name] for name in ("zero-shot", "prototypes", "ProLIP")}
     found = run(tiny_encoder, shades, monkeypatch, methods)
@@ -192,19 +186,13 @@ def test_features_before_the_projection_only_where_a_method_takes_them(
         task.fit(RIVALS["ProLIP"], tiny_encoder, "a {name}")
 
 
-def test_fewer_draws_by_the_environment_are_said(tiny_encoder, shades, monkeypatch):
-    monkeypatch.setenv("LBUTILS_MAX_DRAWS", "1")
-    methods = {"prototypes": RIVALS["prototypes"]}
-    with pytest.warns(UserWarning, match="1 of 2 draws"):
-        found = run(tiny_encoder, shades, monkeypatch, methods)
-    assert set(found.scores["prototypes", 1]["Shades"]) == {0}
-
-
-def test_fewer_domains_by_the_environment_are_the_smallest(tiny_encoder, shades, monkeypatch):
-    monkeypatch.setenv("LBUTILS_MAX_DOMAINS", "1")
+def test_few_domains_are_the_smallest(tiny_encoder, shades, monkeypatch):
     few = Domain("Few", "colour", shades["Shades"].ip, subset("oop", ("puce", "ecru")))
     world = {**shades, "Few": few}
     methods = {"prototypes": RIVALS["prototypes"]}
-    with pytest.warns(UserWarning, match="1 of 2 domains"):
-        found = run(tiny_encoder, world, monkeypatch, methods, shots=[1], draws=[0])
+    options = {"shots": [1], "draws": [0], "most_domains": 1}
+    found = run(tiny_encoder, world, monkeypatch, methods, **options)
     assert set(found.scores["prototypes", 1]) == {"Few"}
+    assert list(tasks.smallest(world)) == list(world)
+    with pytest.raises(ValueError, match="most_domains=0 must be at least 1"):
+        tasks.smallest(world, 0)

@@ -134,7 +134,7 @@ def test_a_run_writes_nothing_into_the_package(installed):
     notebook.cells, notebook.metadata["language_info"] = [parameters, writing], {"name": "python"}
     nbformat.write(notebook, installed / "_notebooks" / "01_writes.ipynb")
     before = visible(installed / "_notebooks")
-    assert notebooks.main(["run"]) == 0
+    assert notebooks.main(["full"]) == 0
     assert visible(installed / "_notebooks") == before
     out = Path.cwd() / "runs" / "mini"
     assert {"left", "index.html", "notebooks/01_writes.ipynb"} <= visible(out)

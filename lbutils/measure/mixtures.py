@@ -19,7 +19,7 @@ from lbutils._util import suggest
 from lbutils.data.benchmark import Domain
 from lbutils.learn.colours import colour_evidence, colour_shares
 from lbutils.measure.joint import JointScores, joint_scores
-from lbutils.measure.tasks import allowed, capped
+from lbutils.measure.tasks import smallest
 from lbutils.models.classifier import class_means
 from lbutils.models.features import image_features
 from lbutils.unlabelled.cluster import matched_hits
@@ -210,6 +210,7 @@ def mixtures(
     *,
     share: float = 0.8,
     others: bool = True,
+    most_domains: int | None = None,
 ) -> Iterator[Mixture]:
     """Mixtures of every domain and draw.
 
@@ -224,17 +225,18 @@ def mixtures(
         Domains need training and test images of IP and OOP classes; IP validation images, where
         there are none, are replaced by half of the IP training images.
     draws : iterable of int
-        Numbers of draws, each its own random share. The environment variables of `tasks.run`
-        make do with fewer, and with fewer domains.
+        Numbers of draws, each its own random share.
     share : float
         Of each class's images, at least one.
     others : bool
         Whether the OOP names of all other domains are distractors.
+    most_domains : int, optional
+        Make do with so many domains, as `tasks.smallest` chooses them; distractors stay.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must be above 0, and 1 at most")
-    draws = capped(list(draws), "DRAWS")
-    for name, domain in allowed(benchmark).items():
+    draws = list(draws)
+    for name, domain in smallest(benchmark, most_domains).items():
         ip, oop = domain.ip, domain.oop
         if not len(ip.train):
             raise ValueError(f"{name} has no training images of IP classes: leave it out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -197,6 +196,7 @@ def run(
     workers: int = 1,
     progress: bool = True,
     biases: Mapping[str, float] | None = None,
+    most_domains: int | None = None,
 ) -> Trials:
     """Scores of every method on every task.
 
@@ -209,9 +209,7 @@ def run(
         ``factory(encoder, templates=, hint=, shots=, seed=, ip_names=)`` returns a method that is
         not fitted, such as those of `lbutils.rivals.RIVALS`.
     shots, draws : iterable of int
-        Images a class, and numbers of few-shot draws; all methods get the same. The environment
-        variables ``LBUTILS_MAX_DRAWS`` and ``LBUTILS_MAX_DOMAINS`` make do with fewer draws, and
-        with the domains of fewest OOP classes, with a warning: tests set them.
+        Images a class, and numbers of few-shot draws; all methods get the same.
     templates : str or sequence of str
         Templates of the names.
     views, seed : int
@@ -224,6 +222,8 @@ def run(
         For some methods, what is added to the logits of learned names in the joint vocabulary;
         chosen on IP episodes (`joint.best_bias`), never on test images. Scores with it are in
         ``calibrated``, from the same fits.
+    most_domains : int, optional
+        Make do with so many domains, as `smallest` chooses them.
 
     Raises
     ------
@@ -238,8 +238,8 @@ def run(
             raise ValueError(suggest(name, methods, "method"))
         if not np.isfinite(bias):
             raise ValueError(f"the bias {bias} of {name} must be a finite number")
-    shots, draws = list(shots), capped(list(draws), "DRAWS")
-    benchmark = allowed(benchmark)
+    shots, draws = list(shots), list(draws)
+    benchmark = smallest(benchmark, most_domains)
     before = _takes_before(encoder, benchmark, methods, templates, shots)
     todo = list(tasks(encoder, benchmark, shots, draws, views, seed, before))
     alone = workers == 1 or encoder.device.type != "cpu"
@@ -285,19 +285,14 @@ def _takes_before(
     return False
 
 
-def capped(all_: list[Any], what: str) -> list[Any]:
-    """The first draws or domains, as many as the environment allows."""
-    most = int(os.environ.get(f"LBUTILS_MAX_{what}") or len(all_))
-    if most < len(all_):
-        told = f"LBUTILS_MAX_{what}: {most} of {len(all_)} {what.lower()} are run"
-        warnings.warn(told, stacklevel=3)
-    return all_[:most]
+def smallest(benchmark: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:
+    """The domains of fewest OOP classes, as many as `most`, in their order; all for None.
 
-
-def allowed(benchmark: Mapping[str, Any]) -> dict[str, Any]:
-    """The domains that the environment allows, in their order: those of fewest OOP classes."""
-    small = sorted(benchmark, key=lambda name: len(benchmark[name].oop.names))
-    kept = capped(small, "DOMAINS")
+    Raises ValueError if `most` is below 1.
+    """
+    if most is not None and most < 1:
+        raise ValueError(f"most_domains={most} must be at least 1, or None for all")
+    kept = sorted(benchmark, key=lambda name: len(benchmark[name].oop.names))[:most]
     return {name: domain for name, domain in benchmark.items() if name in kept}
 
 

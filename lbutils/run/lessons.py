@@ -172,7 +172,7 @@ def copy_for_lesson(
 
 def _parameters(notebook: Path) -> nbformat.NotebookNode:
     """A cell that sets what the profile ``lesson`` changes, as papermill would add it."""
-    given = of_profile("lesson", notebook)
+    given = of_profile("lesson", notebook.stem)
     source = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in given.items())])
     return new_code_cell(source, id="lesson-parameters", metadata={"tags": ["injected-parameters"]})
 

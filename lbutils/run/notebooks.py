@@ -1,8 +1,8 @@
 """Notebooks run in order, or over a grid of parameters, and what they found in one place.
 
-``lbutils run`` runs every notebook on the miniature and prints the paper's
-claims beside what was found; ``lbutils run grid.yaml`` runs one notebook over
-a grid.
+``lbutils run`` runs every notebook on the miniature, few draws of few domains, and prints the
+paper's claims beside what was found, now and in the full run. ``lbutils full`` makes the full
+run, and goes on where it was stopped; ``lbutils run grid.yaml`` runs one notebook over a grid.
 """
 
 from __future__ import annotations
@@ -45,16 +45,21 @@ from lbutils.data.benchmark import load_benchmark
 from lbutils.data.folder import data_dir
 from lbutils.measure import published, records
 from lbutils.run import grid as grids
-from lbutils.run import parameters, pools
+from lbutils.run import parameters, pools, profiles, together
 
 NOT_RUN = "not run"
 _BENCHMARK = ("benchmark", "scale", "domains")
+_TAKEN = ("seconds", "cpu", "memory")  # what an `Outcome` says that a notebook took
 _SOURCES = ("local-dir:", "hf-hub:", "transformers:")  # of encoders that no table lists
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one notebook went: where its executed copy lies, its time, its error if any."""
+    """How one notebook went: where its executed copy lies, what it took, its error if any.
+
+    ``seconds`` passed, ``cpu`` seconds of processors were used, and ``memory`` is the most that
+    its processes held together, in MB.
+    """
 
     notebook: Path
     title: str
@@ -63,6 +68,8 @@ class Outcome:
     seconds: float
     error: str | None
     traceback: str | None = None
+    cpu: float = 0.0
+    memory: float = 0.0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -171,14 +178,17 @@ def run(
     given: Mapping[str, Any] | None = None,
     *,
     out: str | os.PathLike[str],
+    profile: str | None = None,
+    workers: int = 1,
+    resume: bool = False,
     progress: bool = True,
     timeout: float | None = None,
 ) -> list[Outcome]:
-    """Run notebooks one after another and gather everything that they found under `out`.
+    """Run notebooks and gather everything that they found under `out`.
 
     Under `out` lie afterwards ``notebooks/`` (executed), one HTML page a notebook,
-    ``figures/``, ``records/``, ``records.csv`` and ``.parquet``, ``claims.csv`` and
-    ``index.html``. A notebook that fails does not stop those after it.
+    ``figures/``, ``records/``, ``records.csv`` and ``.parquet``, ``claims.csv``, ``times.csv``
+    and ``index.html``. A notebook that fails does not stop the others.
 
     Parameters
     ----------
@@ -187,55 +197,130 @@ def run(
         Parameters; each notebook gets those that it has.
     out : path
         Folder for everything that is written.
+    profile : str, optional
+        As `profiles.of_profile` takes it; what is `given` goes before it. `out` may then hold
+        no records that were made with other settings, such as those of the full run.
+    workers : int
+        Notebooks at a time, the longest first.
+    resume : bool
+        Leave out notebooks that ran to their end in `out` with the same code and parameters.
     progress : bool
-        Show a bar over each notebook's cells.
+        Show a bar over all notebooks.
     timeout : float, optional
         Seconds that a notebook may take; one that takes longer has failed.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        As `check_parameters`, before anything runs.
+        As `check_parameters`, or if `out` belongs to something else; before anything runs.
     """
     given = parameters.absolute(given or {})
     check_parameters(notebooks, given)
+    chosen = {path: _chosen(path, given, profile) for path in notebooks}
+    for path, own in chosen.items():
+        check_parameters([path], own)
     out = Path(out).resolve()
+    settings = settings_of(given, profile)
     if (out / "runs.csv").exists():
         raise ValueError(f"{out} is the folder of a grid: give --out another")
-    outcomes = []
-    for notebook in notebooks:
-        own = parameters.of_notebook(notebook)
-        chosen = {name: value for name, value in given.items() if name in own}
-        # A record left by an earlier run must not pass for the result of this one.
-        for stale in (out / "records").glob(f"{notebook.stem}-*.json"):
-            stale.unlink()
-        outcome = _execute(notebook, chosen, out, progress, timeout=timeout)
-        _stamp(out, notebook.stem, parameters.differing(chosen, own))
-        print(f"{notebook.stem:<32} {_clock(outcome.seconds):>8}", flush=True)
+    if profile:
+        _check_unmixed(out, settings)
+    keys = {path: _run_name(path, own, _code(path)) for path, own in chosen.items()}
+    done = {path: together.noted(out, path, keys[path]) if resume else None for path in chosen}
+    outcomes = {path: _again(path, out, told) for path, told in done.items() if told}
+    jobs = {path: (path, own, out, keys[path], timeout) for path, own in chosen.items()
+            if path not in outcomes}  # fmt: skip
+    seconds = together.expected(profile)
+    found = together.spread(
+        _run_one, jobs, out, workers=workers, seconds=seconds, progress=progress
+    )
+    for path, result in found:
+        outcomes[path] = outcome = _arrived(path, out, result)
+        tqdm.write(f"{path.stem:<32} {_clock(outcome.seconds):>8}", file=sys.stdout)
         if outcome.error:
-            print(f"  failed: {outcome.error}\n  see {outcome.executed}", flush=True)
-        outcomes.append(outcome)
+            told = f"  failed: {outcome.error}\n  see {outcome.executed}"
+            tqdm.write(told, file=sys.stdout)
+    ordered = [outcomes[path] for path in notebooks]
+    _gather(ordered, out, given, profile)
+    return ordered
+
+
+def _chosen(path: Path, given: Mapping[str, Any], profile: str | None) -> dict[str, Any]:
+    """Parameters of one notebook: those of the profile, and of the given ones that it has."""
+    own = parameters.of_notebook(path)
+    known = profiles.of_profile(profile, path.stem) if path.stem in parameters.OWN else {}
+    return {**known, **{name: value for name, value in given.items() if name in own}}
+
+
+def _check_unmixed(out: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a folder with results of other settings, such as those of the full run."""
+    for name, record in records.read_records(out, []).items():
+        wanted = settings.get(record["kind"])
+        if wanted is not None and record["settings"] != dict(wanted):
+            told = parameters.described(record["settings"])
+            raise ValueError(f"{out / name} was made with other settings ({told}): "
+                             "give --out another folder")  # fmt: skip
+
+
+def _run_one(
+    notebook: Path, given: Mapping[str, Any], out: Path, key: str, timeout: float | None
+) -> Outcome:
+    """Run one notebook in the folder that it shares with others, and note that it is done."""
+    together.forget(out, notebook)
+    outcome = _execute(notebook, given, out, timeout=timeout)
+    _stamp(out, notebook.stem, parameters.differing(given, parameters.of_notebook(notebook)))
+    if not outcome.error:
+        together.note(out, notebook, key, {name: getattr(outcome, name) for name in _TAKEN})
+    return outcome
+
+
+def _again(notebook: Path, out: Path, told: Mapping[str, Any]) -> Outcome:
+    """The outcome of a notebook that ran before, from what was noted of it."""
+    page = out / f"{notebook.stem}.html"
+    executed = out / "notebooks" / notebook.name
+    shown = page if page.is_file() else None
+    return Outcome(notebook, _title(notebook), executed, shown, error=None, **told)
+
+
+def _arrived(notebook: Path, out: Path, result: Outcome | Exception) -> Outcome:
+    """The outcome; of a notebook whose process did not come back, that it failed."""
+    if isinstance(result, Outcome):
+        return result
+    executed = out / "notebooks" / notebook.name
+    trace = "".join(traceback.format_exception(result))
+    return Outcome(notebook, _title(notebook), executed, None, 0.0, _told(result), trace)
+
+
+def _gather(
+    outcomes: Sequence[Outcome], out: Path, given: Mapping[str, Any], profile: str | None
+) -> None:
+    """Write the tables and the page over everything that lies in `out`."""
     troubles: list[str] = []
-    table = claims_table(out, settings_of(given), troubles)
+    table = claims_table(out, settings_of(given, profile), troubles)
+    if profile:
+        table = beside_full(table)
     found = records.collect(out, troubles=troubles)
     records.write_table(table, out / "claims.csv")
     records.write_table(found, out / "records.csv")
     records.write_table(found, out / "records.parquet")
+    took = [
+        {"notebook": one.notebook.stem, **{n: getattr(one, n) for n in _TAKEN}}
+        for one in outcomes
+        if not one.error
+    ]
+    records.write_table(together.times_table(took, profile), out / "times.csv")
     troubles = list(dict.fromkeys(troubles))
-    write_text(out / "index.html", index_page(outcomes, table, out, given, troubles))
+    write_text(out / "index.html", index_page(outcomes, table, out, given, troubles, profile))
     for trouble in troubles:
         print(f"passed over: {trouble}", file=sys.stderr)
-    return outcomes
 
 
-def settings_of(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def settings_of(given: Mapping[str, Any], profile: str | None = None) -> dict[str, dict[str, Any]]:
     """What differs from the defaults in each numbered notebook, by its stem, under `given`."""
-    found = {}
-    for notebook in find_notebooks():
-        own = parameters.of_notebook(notebook)
-        chosen = {name: value for name, value in given.items() if name in own}
-        found[notebook.stem] = parameters.differing(chosen, own)
-    return found
+    return {
+        path.stem: parameters.differing(_chosen(path, given, profile), parameters.of_notebook(path))
+        for path in find_notebooks()
+    }
 
 
 def _stamp(out: Path, kind: str, settings: Mapping[str, Any]) -> None:
@@ -251,7 +336,6 @@ def _execute(
     notebook: Path,
     given: Mapping[str, Any],
     out: Path,
-    progress: bool,
     paged: bool = True,
     timeout: float | None = None,
 ) -> Outcome:
@@ -270,24 +354,22 @@ def _execute(
         chosen["out"] = str(out)
     # Set aside first, so that a notebook that cannot start leaves no older copy to be read.
     executed.unlink(missing_ok=True)
-    # Where no terminal redraws the bar, it speaks every ten seconds.
-    pace = 0.1 if sys.stderr.isatty() else 10.0
-    bar = {"desc": notebook.stem, "leave": False, "mininterval": pace} if progress else False
     start, error, trace, limit = time.perf_counter(), None, None, timeout
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(executed),
-            chosen,
-            kernel_name="python3",
-            progress_bar=bar,
-            cwd=str(home),
-            # The kernel warns at every start that its loopback port is not encrypted, and calls its
-            # own end an error.
-            extra_arguments=["--IPKernelApp.log_level=50"],
-            # Of what is left for the whole notebook; nbclient takes 0 for no limit.
-            timeout_func=lambda _: limit and max(1, round(start + limit - time.perf_counter())),
-        )
+        with together.measured() as took:
+            papermill.execute_notebook(
+                str(notebook),
+                str(executed),
+                chosen,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(home),
+                # The kernel warns at every start that its loopback port is not encrypted, and
+                # calls its own end an error.
+                extra_arguments=["--IPKernelApp.log_level=50"],
+                # Of what is left for the whole notebook; nbclient takes 0 for no limit.
+                timeout_func=lambda _: limit and max(1, round(start + limit - time.perf_counter())),
+            )
     except papermill.exceptions.PapermillExecutionError as failure:
         error = f"{failure.ename}: {_first_line(failure.evalue)}"
         trace = strip_ansi("\n".join(failure.traceback))
@@ -300,7 +382,7 @@ def _execute(
     error, trace = (redacted(told) if told else told for told in (error, trace))
     _forget(executed, given)
     page = _page(executed, out) if paged and executed.exists() else None
-    return Outcome(notebook, _title(notebook), executed, page, seconds, error, trace)
+    return Outcome(notebook, _title(notebook), executed, page, seconds, error, trace, **took)
 
 
 def _forget(executed: Path, given: Mapping[str, Any]) -> None:
@@ -405,14 +487,22 @@ def claims_table(
     return pd.DataFrame(rows, columns=[*records.CLAIM, "settings"])
 
 
+def beside_full(table: pd.DataFrame) -> pd.DataFrame:
+    """The claims table with a column ``full``: what the full run found, as it is committed."""
+    known = together.full_figures().reindex(table["id"])
+    rows = known.assign(unit=table["unit"].to_numpy()).itertuples()
+    return table.assign(full=[_interval(row) for row in rows])
+
+
 def format_claims(table: pd.DataFrame) -> str:
-    """The claims table as text for a terminal: claim, ours, published, verdict."""
-    rows = [("claim", "ours [95 %]", "published", "verdict")]
-    rows += [
-        (row.claim, _interval(row), _figure(row.published, row.unit), row.verdict)
-        for row in table.itertuples()
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    """The claims table as text for a terminal: claim, ours, the full run's, published, verdict."""
+    rows = [("claim", "ours [95 %]", *(("full run",) * ("full" in table)), "published", "verdict")]
+    for row in table.itertuples():
+        full = (row.full,) if "full" in table else ()
+        rows.append(
+            (row.claim, _interval(row), *full, _figure(row.published, row.unit), row.verdict)
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
@@ -473,6 +563,7 @@ def index_page(
     out: Path,
     given: Mapping[str, Any],
     troubles: Sequence[str] = (),
+    profile: str | None = None,
 ) -> str:
     """The HTML of a page that leads to everything in `out`.
 
@@ -487,9 +578,11 @@ def index_page(
         The parameters that were set.
     troubles : sequence of str
         What is wrong with files that were passed over.
+    profile : str, optional
+        The profile of the run.
     """
     found = records.provenance_of(given.get("seed"))
-    settings = parameters.described(given)
+    settings = _described(given, profile)
     figures = sorted((out / "figures").glob("*.png"))
     parts = [
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>",
@@ -508,7 +601,7 @@ def index_page(
     ]
     if figures:
         parts += ["<h2>Figures</h2>", _figures_html(figures, out)]
-    parts += ["<h2>Records</h2>", _records_html(out, settings_of(given))]
+    parts += ["<h2>Records</h2>", _records_html(out, settings_of(given, profile))]
     parts += [f"<p>Passed over: {html.escape(trouble)}</p>" for trouble in troubles]
     parts += [
         "<h2>Tables</h2><p>Every figure that was recorded: <a href='records.csv'>records.csv</a>, ",
@@ -526,21 +619,31 @@ def _benchmark_name(benchmark: Any) -> str:
     return "the miniature" if benchmark == "mini" else Path(str(benchmark)).name
 
 
+def _described(given: Mapping[str, Any], profile: str | None) -> str:
+    """The settings of a run in words."""
+    if not profile:
+        return parameters.described(given)
+    also = f", {parameters.described(given)}" if given else ""
+    return f"profile {profile} ({profiles.profiles()[profile]['about']}){also}"
+
+
 def _claims_html(table: pd.DataFrame) -> str:
-    rows = ["<tr><th>claim<th>ours [95 %]<th>published<th>verdict</tr>"]
+    more = "<th>full run" if "full" in table else ""
+    rows = [f"<tr><th>claim<th>ours [95 %]{more}<th>published<th>verdict</tr>"]
     for row in table.itertuples():
         note = "" if pd.isna(row.note) else f"<div class='note'>{html.escape(str(row.note))}</div>"
         rows.append(
             f"<tr><td>{html.escape(row.claim)}{note}"
             f"<td class='n'>{html.escape(_interval(row))}"
-            f"<td class='n'>{html.escape(_figure(row.published, row.unit))}"
+            + (f"<td class='n'>{html.escape(row.full)}" if more else "")
+            + f"<td class='n'>{html.escape(_figure(row.published, row.unit))}"
             f"<td class='verdict'>{_SIGNS[row.verdict]} {html.escape(row.verdict)}</tr>"
         )
     return f"<div class='wide'><table>{''.join(rows)}</table></div>"
 
 
 def _notebooks_html(outcomes: Sequence[Outcome], out: Path) -> str:
-    rows = ["<tr><th>notebook<th>time<th>executed</tr>"]
+    rows = ["<tr><th>notebook<th>time<th>memory<th>executed</tr>"]
     for outcome in outcomes:
         title = html.escape(outcome.title)
         if outcome.page:
@@ -550,6 +653,7 @@ def _notebooks_html(outcomes: Sequence[Outcome], out: Path) -> str:
         source = html.escape(outcome.executed.relative_to(out).as_posix())
         rows.append(
             f"<tr><td>{title}<td class='n'>{_clock(outcome.seconds)}"
+            f"<td class='n'>{outcome.memory / 1000:.1f} GB"
             f"<td><a href='{source}'>{html.escape(outcome.executed.name)}</a></tr>"
         )
     return f"<div class='wide'><table>{''.join(rows)}</table></div>"
@@ -896,9 +1000,7 @@ def _grid_run(
             stale.unlink(missing_ok=True)
         start, trace = time.perf_counter(), None
         try:
-            outcome = _execute(
-                notebook, point, folder, progress=False, paged=False, timeout=timeout
-            )
+            outcome = _execute(notebook, point, folder, paged=False, timeout=timeout)
             error, trace = outcome.error, outcome.traceback
         # Whatever it is that fails, a full disk or a missing kernel, the other runs go on.
         except Exception as failure:
@@ -1208,12 +1310,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.timeout is not None and options.timeout <= 0:
             raise ValueError(f"--timeout takes seconds above 0, not {options.timeout:g}")
-        files = [name for name in options.notebooks if name.endswith((".yaml", ".yml"))]
-        if files and len(options.notebooks) > 1:
-            raise ValueError("one grid at a time, and no notebooks beside it")
-        if not files and (idle := [n for n in _OF_GRIDS if _is_given(options, n)]):
-            raise ValueError(f"--{idle[0]} is for grids: name one in YAML")
-        names = [grids.read_grid(files[0]).notebook] if files else options.notebooks
+        file = _grid_of(options)
+        names = [grids.read_grid(file).notebook] if file else options.notebooks
         own = [parameters.of_notebook(path) for path in find_notebooks(names)]
         defaults = {name: value for found in reversed(own) for name, value in found.items()}
         given = dict(parameters.parse(text, defaults) for text in options.parameters)
@@ -1221,7 +1319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError("the folder is set by --out, not by -p out=")
         if options.benchmark is not None:
             given["benchmark"] = options.benchmark
-        return _run_grid(files[0], given, options) if files else _run_all(given, options)
+        return _run_grid(file, given, options) if file else _run_all(given, options)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -1230,38 +1328,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _grid_of(options: argparse.Namespace) -> str | None:
+    """The grid's file that was named, if one was; with options that fit what is to run."""
+    files = [name for name in options.notebooks if name.endswith((".yaml", ".yml"))]
+    if files and options.command == "full":
+        raise ValueError("a grid sets its own parameters: lbutils run has grids")
+    if files and len(options.notebooks) > 1:
+        raise ValueError("one grid at a time, and no notebooks beside it")
+    if files and options.profile:
+        raise ValueError("--profile is for notebooks: a grid sets its own parameters")
+    if not files and (idle := [n for n in _OF_GRIDS if _is_given(options, n)]):
+        raise ValueError(f"--{idle[0]} is for grids: name one in YAML")
+    return files[0] if files else None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lbutils", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("run", help="run notebooks and gather what they found")
-    command.add_argument(
-        "notebooks", nargs="*", help="number, name or path, or a grid in YAML; default: all"
-    )
-    command.add_argument("--benchmark", help="mini, or the folder of LAION-Beyond")
-    command.add_argument(
-        "--out", type=Path, help="default: runs/ and the benchmark's name; of a grid runs/sweeps/"
-    )
-    command.add_argument("--timeout", type=float, metavar="SECONDS", help="of one run, at most")
-    command.add_argument("--dry-run", action="store_true", help="check, and say what would run")
-    command.add_argument(
-        "-p",
-        dest="parameters",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="repeatable",
-    )
-    only = command.add_argument_group("grids")
-    only.add_argument("--workers", type=int, help="processes, a GPU each")
+    run_ = commands.add_parser("run", help="few draws and domains, or a grid in YAML")
+    full = commands.add_parser("full", help="what the committed outputs show")
+    for command in (run_, full):
+        command.add_argument(
+            "notebooks", nargs="*", help="number, name or path, or a grid in YAML; default: all"
+        )
+        command.add_argument("--benchmark", help="mini, or the folder of LAION-Beyond")
+        command.add_argument(
+            "--out", type=Path, help="default: in runs/, by the settings; of a grid runs/sweeps/"
+        )
+        command.add_argument("--timeout", type=float, metavar="SECONDS", help="of one run")
+        command.add_argument("--dry-run", action="store_true", help="check, say what would run")
+        command.add_argument(
+            "--workers", type=int, help="notebooks at a time; of a grid, processes"
+        )
+        command.add_argument("-p", dest="parameters", action="append", default=[],
+                             metavar="NAME=VALUE", help="repeatable")  # fmt: skip
+    run_.add_argument("--profile", help="of notebooks/profiles.yaml; default: quick")
+    full.add_argument("--again", action="store_true", help="make what is done once more")
+    only = run_.add_argument_group("grids")
     only.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster")
     only.add_argument("--retry", action="store_true", help="make runs again that failed")
     only.add_argument("--limit", type=int, help="most runs that are allowed")
     command = commands.add_parser("status", help="which runs of a grid are where")
     command.add_argument("folder", type=Path, help="the sweep's --out")
+    full.set_defaults(profile=None, dask=None, retry=False, limit=None)
     return parser
 
 
-_OF_GRIDS = ("workers", "dask", "retry", "limit")  # options that say nothing without a grid
+_OF_GRIDS = ("dask", "retry", "limit")  # options that say nothing without a grid
 
 
 def _is_given(options: argparse.Namespace, name: str) -> bool:
@@ -1269,26 +1382,48 @@ def _is_given(options: argparse.Namespace, name: str) -> bool:
     return getattr(options, name) is not None and getattr(options, name) is not False
 
 
+def _profile_of(options: argparse.Namespace) -> str | None:
+    """The profile that is asked for; none of the full run."""
+    if os.environ.get(profiles.VARIABLE):
+        raise ValueError(f"{profiles.VARIABLE} is set: unset it, --profile is for these commands")
+    if options.command == "full":
+        return None
+    profile: str = options.profile or "quick"
+    profiles.of_profile(profile, "")  # refuses one that is not there
+    return profile
+
+
 def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
-    notebooks = find_notebooks(options.notebooks)
+    notebooks, profile = find_notebooks(options.notebooks), _profile_of(options)
     defaults = {n: v for path in notebooks for n, v in parameters.of_notebook(path).items()}
-    changed = parameters.differing(given, defaults)
-    out = options.out or parameters.place(changed)
+    place = parameters.place(parameters.differing(given, defaults))
+    out = options.out or (place.with_name(f"{place.name}--{profile}") if profile else place)
+    told = _described(given, profile)
+    check_parameters(notebooks, parameters.absolute(given))
     if options.dry_run:
-        check_parameters(notebooks, parameters.absolute(given))
+        for path in notebooks:
+            check_parameters([path], parameters.absolute(_chosen(path, given, profile)))
         print("\n".join(f"to run   {notebook.stem}" for notebook in notebooks))
-        print(f"settings: {parameters.described(changed)}\nresults would go to {out}")
+        print(f"settings: {told}\nresults would go to {out}")
         return 0
-    outcomes = run(notebooks, given, out=out, timeout=options.timeout)
-    claims = claims_table(out, settings_of(given), [])
-    print(f"\nsettings: {parameters.described(changed)}\n{format_claims(claims)}")
+    workers = options.workers or min(2, os.cpu_count() or 1)
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers takes 1 or more, not {options.workers}")
+    if profile:
+        print(f"{profile} run, not the full one (lbutils full): {told}", flush=True)
+    resume = options.command == "full" and not options.again
+    outcomes = run(notebooks, given, out=out, profile=profile, workers=workers, resume=resume,
+                   timeout=options.timeout)  # fmt: skip
+    claims = claims_table(out, settings_of(given, profile), [])
+    print(f"\nsettings: {told}")
+    print(format_claims(beside_full(claims) if profile else claims))
     print(f"\nresults: {Path(out).resolve() / 'index.html'}")
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
 
 def _run_grid(file: str, given: dict[str, Any], options: argparse.Namespace) -> int:
     out = (options.out or sweep_dir(file)).resolve()
-    names = [n for n in (*_OF_GRIDS, "timeout", "dry_run") if _is_given(options, n)]
+    names = [n for n in (*_OF_GRIDS, "workers", "timeout", "dry_run") if _is_given(options, n)]
     settings = {name: getattr(options, name) for name in names}
     table = grid_file(file, given, out=out, **settings)
     swept = [c for c in table if c not in ("status", "seconds", "error", "folder")]

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -21,6 +21,7 @@ from typing import Any, get_args, get_origin
 
 from lbutils._util import results_dir, suggest
 from lbutils.captions.text import redacted
+from lbutils.run import profiles
 
 COMMON: dict[str, Any] = {
     "benchmark": "mini",
@@ -67,6 +68,7 @@ OWN: dict[str, dict[str, Any]] = {
         "slow_draws": 1,
         "views": 4,
         "workers": 2,
+        "most_domains": None,
     },
     "05_zero_shot_name_learning": {
         "lexicon": "",
@@ -77,6 +79,7 @@ OWN: dict[str, dict[str, Any]] = {
         "slow_discovery": ["gaussian", "contrastive_mean_shift", "parametric"],
         "released_min_images": 4,
         "shown_domain": None,
+        "most_domains": None,
     },
     "06_ablations": {
         "templates": None,
@@ -84,6 +87,7 @@ OWN: dict[str, dict[str, Any]] = {
         "draws": 1,
         "views": 4,
         "workers": 2,
+        "most_domains": None,
     },
     "07_teach_clip_your_own_words": {
         "folder": "",
@@ -125,9 +129,10 @@ KINDS: dict[str, Any] = {
     "larger": list[list[str]],
     "backbones": list[list[str]],
     "dosed": str,
+    "most_domains": int,
 }
 # Variables under which the same parameters give other numbers.
-VARIABLES = ("LBUTILS_DATA", "LBUTILS_MAX_DRAWS", "LBUTILS_MAX_DOMAINS", "LBUTILS_AUTOCAST")
+VARIABLES = ("LBUTILS_DATA", profiles.VARIABLE, "LBUTILS_AUTOCAST")
 _PATHS = ("captions", "folder", "lexicon")  # parameters that name files, if they name anything
 _PERHAPS = ("benchmark", "pretrained", "larger", "backbones")  # that may, or what is published
 _PREFIXES = ("local-dir:", "transformers:")  # of encoders in folders
@@ -157,7 +162,7 @@ class Run:
     place: Path
 
 
-def check(notebook: str, namespace: Mapping[str, Any]) -> Run:
+def check(notebook: str, namespace: MutableMapping[str, Any]) -> Run:
     """What this run of a notebook is, after its parameters were found to be right.
 
     Parameters
@@ -167,6 +172,8 @@ def check(notebook: str, namespace: Mapping[str, Any]) -> Run:
     namespace : mapping
         Its ``globals()``. Under IPython they hold the source of the cells that ran, in which
         parameters are seen that the notebook does not have: papermill sets those all the same.
+        Of those that have their default, the profile of the environment
+        (`lbutils.run.profiles`) sets the ones that it names.
 
     Raises
     ------
@@ -184,6 +191,12 @@ def check(notebook: str, namespace: Mapping[str, Any]) -> Run:
         if name not in namespace:
             raise ValueError(f"the parameters cell sets no {name}: write {name} = {default!r}")
         check_value(name, namespace[name], default)
+    for name, value in profiles.of_environment(notebook).items():
+        if name not in defaults:
+            raise ValueError(suggest(name, defaults, "parameter"))
+        check_value(name, value, defaults[name])
+        if _same(namespace[name], defaults[name]):
+            namespace[name] = value
     params = {name: namespace[name] for name in defaults if name != "out"}
     changed = differing(params, defaults)
     out = namespace["out"]

@@ -1,49 +1,48 @@
-"""Sets of parameters for all notebooks at once, such as those of a lesson.
+"""Sets of parameters for all notebooks at once, such as those of a quick run.
 
 They are data: ``notebooks/profiles.yaml`` says for each what it is for, and what it changes in
-which notebook.
+which notebook. `lbutils.run.parameters.check` takes the one that the environment variable
+`VARIABLE` names, if any, so that notebooks run with it however they are started.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import yaml
 
 from lbutils._util import shipped, suggest
-from lbutils.run import parameters
 
-
-def _said() -> dict[str, Any]:
-    text = (shipped("notebooks") / "profiles.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.safe_load(text)
-    return found
+VARIABLE = "LBUTILS_PROFILE"
 
 
 def profiles() -> dict[str, dict[str, Any]]:
     """Each profile's ``about`` (a line) and ``notebooks``: parameters by the notebook's number."""
-    found: dict[str, dict[str, Any]] = _said()["profiles"]
+    text = (shipped("notebooks") / "profiles.yaml").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = yaml.safe_load(text)["profiles"]
     return found
 
 
-def of_profile(name: str, notebook: Path) -> dict[str, Any]:
-    """What a profile changes in a notebook; nothing where it does not name it.
+def of_profile(name: str | None, notebook: str) -> dict[str, Any]:
+    """What a profile changes in a notebook, by its stem; nothing where it does not name it.
+
+    Without a name there is no profile, and nothing is changed.
 
     Raises
     ------
     ValueError
-        If there is no such profile, or it sets what the notebook does not have or take.
+        If there is no such profile.
     """
+    if not name:
+        return {}
     known = profiles()
     if name not in known:
         raise ValueError(suggest(name, known, "profile"))
-    given: dict[str, Any] = known[name]["notebooks"].get(notebook.stem.split("_")[0], {})
-    defaults = parameters.of_notebook(notebook) if given else {}
-    for key, value in given.items():
-        if key not in defaults:
-            raise ValueError(
-                f"profile {name}, {notebook.stem}: {suggest(key, defaults, 'parameter')}"
-            )
-        parameters.check_value(key, value, defaults[key])
+    given: dict[str, Any] = known[name]["notebooks"].get(notebook.split("_")[0], {})
     return given
+
+
+def of_environment(notebook: str) -> dict[str, Any]:
+    """What the profile of the environment changes in a notebook; nothing if it names none."""
+    return of_profile(os.environ.get(VARIABLE), notebook)

@@ -1,0 +1,161 @@
+"""All notebooks at once: what is run again, where results go, what stands beside them."""
+
+import json
+import os
+import re
+import time
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from lbutils.measure import published, records
+from lbutils.run import find_notebooks, notebooks, parameters, profiles, together
+
+pytestmark = pytest.mark.usefixtures("full_runs")
+PARAMETERS = 'out = ""\nshots = 4'
+WORK = """
+import pathlib
+folder = pathlib.Path(out)
+(folder / f"ran-{shots}").mkdir(exist_ok=True)
+times = len(list((folder / f"ran-{shots}").iterdir()))
+(folder / f"ran-{shots}" / str(times)).touch()
+if shots == 13:
+    raise RuntimeError("no such thing")
+"""
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """Two small notebooks, in place of the committed ones, and profiles that change one."""
+    metadata = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
+    for number in ("01_first", "02_second"):
+        cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(WORK)]
+        nbformat.write(new_notebook(cells=cells, metadata=metadata), tmp_path / f"{number}.ipynb")
+        monkeypatch.setitem(parameters.OWN, number, {"shots": 4})
+    own = [tmp_path / "01_first.ipynb", tmp_path / "02_second.ipynb"]
+    monkeypatch.setattr(notebooks, "find_notebooks", lambda names=(): own)
+    known = {
+        "p": {"about": "one shot", "notebooks": {"02": {"shots": 1}}},
+        "bad": {"about": "", "notebooks": {"02": {"shots": 13}}},
+    }
+    monkeypatch.setattr(profiles, "profiles", lambda: known)
+    return own
+
+
+def ran(out, shots):
+    return len(list((out / f"ran-{shots}").glob("*")))
+
+
+def test_what_has_run_is_not_run_again_and_what_failed_is(two, tmp_path):
+    out = tmp_path / "out"
+    run = {"out": out, "progress": False, "resume": True}
+    for _ in range(2):
+        outcomes = notebooks.run(two, profile="p", **run)
+        assert [outcome.error for outcome in outcomes] == [None, None]
+        assert all(outcome.seconds > 0 and outcome.page for outcome in outcomes)
+        assert (ran(out, 4), ran(out, 1)) == (1, 1)
+    notebooks.run(two[1:], profile="p", **run | {"resume": False})
+    assert (ran(out, 4), ran(out, 1)) == (1, 2)
+    # Another code is another run.
+    text = two[0].read_text(encoding="utf-8").replace("no such thing", "no such thing at all")
+    two[0].write_text(text, encoding="utf-8")
+    notebooks.run(two, profile="p", **run)
+    assert (ran(out, 4), ran(out, 1)) == (2, 2)
+    run["out"] = bad = tmp_path / "bad"
+    for times in (1, 2):
+        outcomes = notebooks.run(two, profile="bad", **run)
+        assert "no such thing" in outcomes[1].error and ran(bad, 13) == times
+    assert ran(bad, 4) == 1
+
+
+@pytest.mark.slow
+def test_two_at_a_time(two, tmp_path):
+    outcomes = notebooks.run(two, profile="p", out=tmp_path / "out", workers=2, progress=False)
+    assert [outcome.notebook for outcome in outcomes] == two
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    took = pd.read_csv(tmp_path / "out" / "times.csv")
+    assert took["notebook"].tolist() == [path.stem for path in two]
+    # A kernel holds some memory and takes some time.
+    assert (took["memory"] > 20).all() and (took["seconds"] > 0).all()
+    assert set(took["profile"]) == {"p"} and (took["cores"] == os.cpu_count()).all()
+
+
+def test_a_folder_with_the_full_results_is_refused(two, tmp_path):
+    out = tmp_path / "out"
+    path = records.write_record(out / "records", "02_second", {"seed": 0}, provenance={})
+    with pytest.raises(ValueError, match=r"made with other settings \(defaults\)"):
+        notebooks.run(two, profile="p", out=out)
+    assert path.is_file() and not (out / "notebooks").exists()
+
+
+def test_commands_and_profiles(two, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parameters, "results_dir", lambda: tmp_path)
+    quick = {"quick": profiles.profiles()["p"], **profiles.profiles()}
+    monkeypatch.setattr(profiles, "profiles", lambda: quick)
+
+    def place(*arguments):
+        assert notebooks.main([*arguments, "--dry-run"]) == 0
+        return re.search(r"results would go to (.*)", capsys.readouterr().out)[1]
+
+    assert place("full") == str(tmp_path / "mini")
+    assert place("run") == str(tmp_path / "mini--quick")
+    assert place("run", "--profile", "p") == str(tmp_path / "mini--p")
+    assert place("full", "-p", "shots=2") == place("run", "-p", "shots=2").removesuffix("--quick")
+    monkeypatch.setenv("LBUTILS_PROFILE", "p")
+    for command in ("run", "full"):
+        assert notebooks.main([command]) == 2 and "unset it" in capsys.readouterr().err
+    monkeypatch.delenv("LBUTILS_PROFILE")
+    assert notebooks.main(["run", "--profile", "qick"]) == 2
+    assert "Did you mean 'quick'" in capsys.readouterr().err
+    assert notebooks.main(["full", "a.yaml"]) == 2 and "grid" in capsys.readouterr().err
+    assert notebooks.main(["run", "a.yaml", "--profile", "p"]) == 2
+
+
+def test_a_quick_run_stands_beside_the_full_one():
+    full = together.full_figures()
+    assert set(full.index) == {*published.CLAIMS, *published.LOTS}
+    claims = pd.DataFrame({
+        "id": full.index, "claim": full.index, "ours": 1.25, "low": 0.5, "high": 2.0,
+        "unit": "points", "published": 3.0, "verdict": "not shown", "note": "",
+    })  # fmt: skip
+    lines = notebooks.format_claims(notebooks.beside_full(claims)).splitlines()[2:]
+    for line, row in zip(lines, full.itertuples(), strict=True):
+        assert "1.2 [0.5, 2.0] points" in line and line.endswith("not shown")
+        assert f"{row.ours:.1f} [{row.low:.1f}, {row.high:.1f}] points" in line
+
+
+def test_times_are_of_notebooks_and_profiles_that_are_there():
+    table, stems = together.full_times(), {path.stem for path in find_notebooks()}
+    assert set(table["notebook"]) <= stems
+    assert set(table["profile"]) <= {together.FULL, *profiles.profiles()}
+    assert not table.duplicated(["notebook", "profile"]).any()
+    assert (table[["seconds", "cpu", "memory", "cores"]] > 0).all(axis=None)
+
+
+def test_how_far_a_notebook_is_shows_in_its_file(tmp_path):
+    marks = ["completed", "completed", "running", "pending"]
+    cells = [new_code_cell("", metadata={"papermill": {"status": mark}}) for mark in marks]
+    nbformat.write(new_notebook(cells=cells), path := tmp_path / "01_x.ipynb")
+    assert together._share(path) == 0.5
+    path.write_text(json.dumps({"cells": [{"cell_type": "code"}]}))
+    assert together._share(path) == together._share(tmp_path / "02_x.ipynb") == 0.0
+
+
+def test_jobs_go_the_longest_first_and_are_told_by_their_notebook(tmp_path):
+    order, jobs = [], {}
+    for name in ("a", "b", "c"):
+        jobs[tmp_path / f"{name}.ipynb"] = (name,)
+    took = {"b": 90.0, "c": 5.0}
+    found = dict(
+        together.spread(order.append, jobs, tmp_path, workers=1, seconds=took, progress=False)
+    )
+    assert order == ["b", "a", "c"] and set(found) == set(jobs)
+
+
+def test_what_processes_took_is_measured():
+    with together.measured() as took:
+        os.system("python3 -c \"import time; x = 'x' * 10**8; time.sleep(1.5)\"")
+        time.sleep(0.1)
+    assert took["memory"] > 100 and took["cpu"] > 0
