@@ -38,6 +38,8 @@ def lazy(
 
     So a face costs nothing to import, and what works on tables alone never loads torch.
 
+    Source: PEP 562.
+
     Parameters
     ----------
     face : str
@@ -46,10 +48,6 @@ def lazy(
         The names that each module below the package gives to it, such as
         ``{"names": ["Names", "NameEmbeddings"]}``. A module's name is no name of the face: the
         import system would put the one in the other's place.
-
-    References
-    ----------
-    PEP 562.
     """
     home = {name: f"{face}.{module}" for module, names in homes.items() for name in names}
 
@@ -79,10 +77,8 @@ def shipped(part: str) -> Path:
 def results_dir() -> Path:
     """``runs``, where results go: in the checkout, or else in the current folder.
 
-    Raises
-    ------
-    ValueError
-        If the current folder is one of the installed package, which holds nobody's results.
+    Raises ValueError if the current folder is one of the installed package, which holds nobody's
+    results.
     """
     if not is_installed():
         return PACKAGE.parent / "runs"
@@ -124,6 +120,9 @@ def file_name(value: Any, what: str = "name", owner: Any = "", portable: bool = 
 
     Every text that becomes part of a path and comes from a file, or from a caller, passes here.
 
+    Raises ValueError if it is no text, empty, a path, too long, or has signs that cannot be in a
+    name.
+
     Parameters
     ----------
     value : object
@@ -134,11 +133,6 @@ def file_name(value: Any, what: str = "name", owner: Any = "", portable: bool = 
         Whether it must be a name on every system: not hidden, without signs that Windows does
         not have in names, and no device of it. What others named need not be, such as classes
         of a released benchmark; on Windows itself it must.
-
-    Raises
-    ------
-    ValueError
-        If it is no text, empty, a path, too long, or has signs that cannot be in a name.
     """
     portable = portable or os.name == "nt"
     has, shown = f"{owner} has a {what} that".lstrip(), short(value)

@@ -34,14 +34,12 @@ def test_accuracies_equal_scikit_learn(pair):
     recall = recall_score(y, p, labels=present, average=None, zero_division=0)
     np.testing.assert_allclose(found[present], recall)
     assert np.isnan(np.delete(found, present)).all() and len(found) == 5
-    assert ev.balanced_accuracy(y, p) == pytest.approx(recall.mean())
     if set(p) <= set(y):
-        assert ev.balanced_accuracy(y, p) == pytest.approx(balanced_accuracy_score(y, p))
+        assert np.nanmean(found) == pytest.approx(balanced_accuracy_score(y, p))
 
 
 def test_accuracy_without_images_is_nan():
     assert math.isnan(ev.accuracy([], []))
-    assert math.isnan(ev.balanced_accuracy([], []))
     assert ev.per_class_accuracy([], []).shape == (0,)
     assert np.isnan(ev.per_class_accuracy([], [], classes=3)).all()
 

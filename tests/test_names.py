@@ -128,13 +128,14 @@ def test_both_forwards_agree_away_from_the_start(tiny_encoder):
 def test_sheets_stay_valid_when_longer_prefixes_come(tiny_encoder):
     names = NameEmbeddings(tiny_encoder, NAMES[:2], "a {name}")
     before = names()
-    names.caption_features([("one two three four five six seven eight ", "")], [0])
+    names.features([(names.add_contexts([("one two three four five six seven eight ", "")])[0], 0)])
     assert torch.equal(names(), before)
 
 
 def test_caption_features_equal_encode_text(tiny_encoder):
     names = NameEmbeddings(tiny_encoder, ["red panda", "ant"], "a {name}")
-    found = names.caption_features([("the ", " sleeps"), ("oh, an ", "!")], [0, 1])
+    numbers = names.add_contexts([("the ", " sleeps"), ("oh, an ", "!")])
+    found = names.features(list(zip(numbers, [0, 1], strict=True)))
     expected = tiny_encoder.encode_text(["the red panda sleeps", "oh, an ant!"])
     assert torch.allclose(found, expected, atol=1e-5)
 
@@ -176,9 +177,9 @@ def test_packed_prompts_do_not_see_each_other(many, tiny_encoder):
     captions = [("word " * (i % 11), " end" * (i * 5 % 13)) for i in range(many)]
     names = NameEmbeddings(tiny_encoder, NAMES, "a {name}")
     owners = [i % len(NAMES) for i in range(many)]
-    found = names.caption_features(captions, owners)
     one = SubstitutedText(tiny_encoder)
     numbers = names.add_contexts(captions)
+    found = names.features(list(zip(numbers, owners, strict=True)))
     for feature, number, owner in zip(found, numbers, owners, strict=True):
         alone = one(one.sheet([names.codes(number, owner)]), names.rows)
         assert torch.allclose(feature, alone[0], atol=1e-5)

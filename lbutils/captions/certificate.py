@@ -50,6 +50,8 @@ def certify(
 ) -> dict[str, Any]:
     """The certificate of a screening at one scale or several, as JSON's own types.
 
+    Raises ValueError if the surveys differ in their names or rules.
+
     Parameters
     ----------
     surveys : Survey or mapping
@@ -72,11 +74,6 @@ def certify(
         ``captions`` by level (those at the level or a stricter one), ``words_seen``,
         ``pieces_seen`` and ``examples``. The verdict is the ``subset`` of
         `lbutils.captions.survey.screen`: "ip", "oop" or "undecided".
-
-    Raises
-    ------
-    ValueError
-        If the surveys differ in their names or rules.
     """
     if isinstance(surveys, Survey):
         surveys = {corpus: surveys}
@@ -238,13 +235,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'
 def check_place(path: str | os.PathLike[str]) -> Path:
     """The path, if a certificate can be written there.
 
-    Raises
-    ------
-    ValueError
-        If it does not end in ``.json``, or if the file there, or the ``.csv`` beside it, is not one
-        that `write_certificate` wrote.
-    OSError
-        If its folder cannot be written to.
+    Raises ValueError if it does not end in ``.json``, or if the file there, or the ``.csv`` beside
+    it, is not one that `write_certificate` wrote. Raises OSError if its folder cannot be written
+    to.
     """
     place = Path(path)
     if place.suffix != ".json":
@@ -280,10 +273,7 @@ def write_certificate(certificate: Mapping[str, Any], path: str | os.PathLike[st
     "-", "@", a tabulator or a line break, has an apostrophe in front, and so has one that begins
     with an apostrophe itself: taking off one apostrophe gives back every text.
 
-    Raises
-    ------
-    ValueError
-        As `check_place`.
+    Raises ValueError as `check_place`.
     """
     place = check_place(path)
     text = json.dumps(certificate, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -302,10 +292,7 @@ def _defused(cell: Any) -> Any:
 def read_certificate(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A certificate that `write_certificate` wrote.
 
-    Raises
-    ------
-    ValueError
-        If the file is not a certificate of this format; the message names it.
+    Raises ValueError if the file is not a certificate of this format; the message names it.
     """
     try:
         certificate = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -325,11 +312,8 @@ def compare_certificates(first: Mapping[str, Any], second: Mapping[str, Any]) ->
 
     Time of making and examples are not compared.
 
-    Returns
-    -------
-    DataFrame
-        ``name`` (empty for what concerns all), ``scale``, ``what``, ``first``, ``second``. No rows
-        if the certificates agree.
+    Returns a DataFrame: ``name`` (empty for what concerns all), ``scale``, ``what``, ``first``,
+    ``second``. No rows if the certificates agree.
     """
     sides = [dict(_statements(certificate)) for certificate in (first, second)]
     rows = [
@@ -363,11 +347,8 @@ def check_scales(certificate: Mapping[str, Any]) -> pd.DataFrame:
     LAION-400M lies within LAION-2B, and that within LAION-5B only as far as the releases were
     made so; a row here says that the corpora are not nested, or a file was not read.
 
-    Returns
-    -------
-    DataFrame
-        ``name``, ``level``, ``smaller``, ``larger`` (scales), ``captions_smaller``,
-        ``captions_larger``. No rows if a larger corpus only turned OOP into IP.
+    Returns a DataFrame: ``name``, ``level``, ``smaller``, ``larger`` (scales),
+    ``captions_smaller``, ``captions_larger``. No rows if a larger corpus only turned OOP into IP.
     """
     rows = []
     for concept in certificate["concepts"]:

@@ -110,6 +110,9 @@ def find(sources: Iterable[str | os.PathLike[str]]) -> tuple[list[File], list[Be
     be read is a file with an `error`: other suffixes, hidden files with a suffix of captions,
     ``_temporary`` folders, a missing member of a range.
 
+    Raises FileNotFoundError if a source names nothing that can be read or fails to be. Raises
+    ValueError if there is no source, or a range ends before it begins.
+
     Parameters
     ----------
     sources : iterable of str or path
@@ -118,13 +121,6 @@ def find(sources: Iterable[str | os.PathLike[str]]) -> tuple[list[File], list[Be
         knows, and its chains: ``simplecache::https://...`` reads of servers that send whole files
         only. Parquet, CSV, TSV and JSON lines are read, the last three also compressed by gzip,
         bzip2, xz or zstd.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a source names nothing that can be read or fails to be.
-    ValueError
-        If there is no source, or a range ends before it begins.
     """
     files: list[File] = []
     beside: list[Beside] = []
@@ -355,10 +351,7 @@ def fingerprint(url: str) -> str:
 
     A store that keeps no digest (plain HTTP often does not) is asked for the file instead.
 
-    Raises
-    ------
-    ValueError
-        If the file cannot be read; the message names it.
+    Raises ValueError if the file cannot be read; the message names it.
     """
     with _named(url, "cannot be read"):
         system, path = open_system(url)
@@ -381,17 +374,13 @@ def read_batches(file: File, rows: int) -> Iterator[tuple[pa.StringArray, np.nda
     Memory stays below some batches of `BATCH_BYTES` and 64 of the file's longest captions, plus
     what the pages of a Parquet file take that are read at a time.
 
+    Raises ValueError if the file is truncated, corrupt or ambiguous, or has a caption of more than
+    `BATCH_BYTES`; the message names it.
+
     Parameters
     ----------
-    file : File
     rows : int
         Captions in a batch, at most; fewer where they are long.
-
-    Raises
-    ------
-    ValueError
-        If the file is truncated, corrupt or ambiguous, or has a caption of more than
-        `BATCH_BYTES`; the message names it.
     """
     start = 0
     with _named(file.url, "is truncated or corrupt, or cannot be read"):

@@ -43,30 +43,19 @@ def most_frequent(
     A model knows best what it read most, so this is the first thing to try for a name that it does
     not know, before anything is learned.
 
+    Returns a DataFrame: one row a name, in order: ``name``; ``text``, the name itself unless a
+    synonym is in more captions; ``captions``, in how many `text` is, and ``captions_name`` the
+    name. Raises ValueError as `screen` does, or if synonyms are given for what is no name.
+
+    Source: REAL-Prompt of Parashar et al., "The neglected tails in vision-language models", CVPR
+    2024, whose counts were of LAION's captions.
+
     Parameters
     ----------
-    names : iterable of str
-    captions : as in `screen`
     synonyms : mapping of str to sequence of str
         Other texts for the same thing, of some of the names.
     **options
         As in `screen`, which counts.
-
-    Returns
-    -------
-    DataFrame
-        One row a name, in order: ``name``; ``text``, the name itself unless a synonym is in more
-        captions; ``captions``, in how many `text` is, and ``captions_name`` the name.
-
-    Raises
-    ------
-    ValueError
-        As `screen` does, or if synonyms are given for what is no name.
-
-    Notes
-    -----
-    Source: REAL-Prompt of Parashar et al., "The neglected tails in vision-language models", CVPR
-    2024, whose counts were of LAION's captions.
     """
     names = as_names(names)
     for name in synonyms:
@@ -97,6 +86,12 @@ def choose_classes(
     that share their captions. OOP names are taken one by one, across domains, each time the one
     that costs fewest further captions; then the IP names that are left in most captions.
 
+    Raises ValueError if a domain has two names of one canonical form, or too few candidates; the
+    message says which; if a file cannot be read, or no caption was read of something that is named.
+
+    Greedy choice: exact for names that share no caption. The cheapest set in general is a
+    minimum-weight cover, which is NP-hard.
+
     Parameters
     ----------
     candidates : DataFrame
@@ -117,17 +112,6 @@ def choose_classes(
         ``domain``, ``name``, ``subset`` ("oop", "ip", or "" if not chosen), ``captions`` (that name
         it), ``withheld`` (captions lost to the corpus when this name was taken, in that order),
         ``kept`` (captions that name it and are left).
-
-    Raises
-    ------
-    ValueError
-        If a domain has two names of one canonical form, or too few candidates; the message says
-        which. If a file cannot be read, or no caption was read of something that is named.
-
-    Notes
-    -----
-    Greedy choice: exact for names that share no caption. The cheapest set in general is a
-    minimum-weight cover, which is NP-hard.
     """
     names = as_names(candidates["name"], "candidates")
     domains = list(candidates["domain"])
@@ -175,17 +159,14 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 def read_names(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Names, each once, and their synonyms, from a text file or a table, in UTF-8.
 
+    Raises ValueError if the file is another kind of file or not UTF-8, if it has no name, if a
+    table has no column ``name`` or two, or a row with another number of cells or without a name.
+
     Parameters
     ----------
     path : str or path
         ``.txt`` or no suffix: a name a line. ``.csv`` or ``.tsv``: a column ``name``, and perhaps
         ``synonyms``, separated by semicolons. Rows of one name are merged.
-
-    Raises
-    ------
-    ValueError
-        If the file is another kind of file or not UTF-8, if it has no name, if a table has no
-        column ``name`` or two, or a row with another number of cells or without a name.
     """
     place = Path(path)
     suffix = place.suffix.lower()

@@ -76,6 +76,13 @@ def screen(
     word boundaries, so "ant" is found in "an ant, an ant" (one caption) and not in "elephant".
     Counts are exact. Captions are streamed; memory does not grow with their number.
 
+    Raises ValueError if a concept has no letter or digit, if a file is unreadable, truncated or
+    lacks `column`, or if an option is unknown. Raises FileNotFoundError if `captions` names a path
+    that does not exist. Raises TypeError if a caption is not a string.
+
+    Source: vocabulary screening, section 4.1 of the paper, made exact: word boundaries in place of
+    substrings, and the token level.
+
     Parameters
     ----------
     concepts : iterable of str
@@ -106,27 +113,12 @@ def screen(
         ``compositional`` (OOP, but all pieces occur; without `tokenize`, all words); then
         ``captions_<level>`` for each further level: captions at this level or a stricter one.
 
-    Raises
-    ------
-    ValueError
-        If a concept has no letter or digit, if a file is unreadable, truncated or lacks
-        `column`, or if an option is unknown.
-    FileNotFoundError
-        If `captions` names a path that does not exist.
-    TypeError
-        If a caption is not a string.
-
     Warns
     -----
     UserWarning
         For names in scripts written without spaces, unless `unspaced` says what to do: they are
         found only where they stand between spaces or punctuation, so OOP is not proven for them.
         For every file that is passed over, and for what leaves names undecided.
-
-    Notes
-    -----
-    Source: vocabulary screening, section 4.1 of the paper, made exact: word boundaries in
-    place of substrings, and the token level.
     """
     # A table has no place for the files' hashes, which take time, nor for a file's error.
     options = {"hashes": options.get("state") is not None, "on_error": "raise", **options}
@@ -166,6 +158,9 @@ def survey(
     A file that cannot be read does not stop the others: it is named in the result, none of its
     captions is counted, and `Survey.complete` is False.
 
+    Raises ValueError, FileNotFoundError, TypeError as `screen`, but not for a file that is
+    unreadable among others.
+
     Parameters
     ----------
     concepts, captions, tokenize, column, progress
@@ -197,11 +192,6 @@ def survey(
         and `state` need.
     on_error : {"report", "raise"}
         "raise" stops at a file that cannot be opened, before any is read.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError, TypeError
-        As `screen`, but not for a file that is unreadable among others.
     """
     query = make_query(concepts, tokenize, levels, synonyms, unspaced, examples)
     sources = _sources(captions)
@@ -248,16 +238,13 @@ def mentions(
 ) -> pd.DataFrame:
     """Which captions name which concepts: a row for every such pair, with `caption` and `concept`.
 
+    Returns a DataFrame: ``caption``: number of the caption's row, counted through all files;
+    ``concept``: place in `concepts`. Sorted by caption.
+
     Parameters
     ----------
     concepts, captions, column, levels, synonyms, unspaced
         As in `survey`. Memory grows with the number of mentions, not with that of captions.
-
-    Returns
-    -------
-    DataFrame
-        ``caption``: number of the caption's row, counted through all files; ``concept``: place
-        in `concepts`. Sorted by caption.
     """
     query = make_query(concepts, None, levels, synonyms, unspaced, 0)
     found: list[np.ndarray] = [np.empty((2, 0), np.int64)]
@@ -276,10 +263,7 @@ def _all_batches(
 ) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
     """Batches of captions in memory or of files, with rows that start at 0 in each.
 
-    Raises
-    ------
-    ValueError
-        If a file cannot be read, or if nothing was read of something that was named.
+    Raises ValueError if a file cannot be read, or if nothing was read of something that was named.
     """
     sources = _sources(captions)
     if sources is None:
@@ -435,10 +419,7 @@ def _refuse_paths(
 ) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
     """The batches, unless all captions turn out to be paths, which would be screened as texts.
 
-    Raises
-    ------
-    ValueError
-        At the end, where one caption that is no path is enough to go on.
+    Raises ValueError at the end, where one caption that is no path is enough to go on.
     """
     path = ""
     only_paths = True
@@ -521,21 +502,16 @@ def count_file(
 ) -> tuple[str, Tally]:
     """Fingerprint and counts of one file, from `state` where they are stored, else stored there.
 
+    Raises ValueError if the file is unreadable, truncated or corrupt; nothing is stored.
+
     Parameters
     ----------
-    query : Query
-    file : File
     state : str, optional
         Folder or URL of stored counts.
     hashes : bool
         Without `state`, whether to compute the fingerprint, which is empty otherwise.
     tick : callable, optional
         Called with the number of rows as they are read.
-
-    Raises
-    ------
-    ValueError
-        If the file is unreadable, truncated or corrupt; nothing is stored.
     """
     if file.error:
         raise ValueError(file.error)

@@ -96,10 +96,8 @@ def format_of(url: str) -> tuple[str, str | None] | None:
 def open_system(url: str) -> tuple[Any, str]:
     """The file system of a path or URL, and the path within it.
 
-    Raises
-    ------
-    ModuleNotFoundError
-        If a package for the protocol is missing; the message says what to install.
+    Raises ModuleNotFoundError if a package for the protocol is missing; the message says what to
+    install.
     """
     if "://" not in url:
         # For fsspec "::" links places; in the name of a file here it means nothing.
@@ -441,10 +439,7 @@ def flatten(column: pa.Array, rows: int) -> Iterator[tuple[pa.StringArray, np.nd
     Nulls are left out. A batch has at most `rows` captions, and of bytes no more than
     `BATCH_BYTES` unless a single caption has.
 
-    Raises
-    ------
-    pyarrow.ArrowInvalid
-        If a caption is not UTF-8. This is a ValueError too.
+    Raises pyarrow.ArrowInvalid if a caption is not UTF-8. This is a ValueError too.
     """
     number = np.arange(len(column))
     while _is_list(column.type):

@@ -66,19 +66,15 @@ _SHORTEST_PART = 3
 def as_names(names: Iterable[str], what: str = "names") -> list[str]:
     """The names as a list.
 
+    Raises ValueError if it is one text, which would be read letter by letter. Raises TypeError if
+    it is a table, or one of the names is not text.
+
     Parameters
     ----------
     names : iterable of str
         A list, a column, the keys of a mapping.
     what : str
         What they are, for the message.
-
-    Raises
-    ------
-    ValueError
-        If it is one text, which would be read letter by letter.
-    TypeError
-        If it is a table, or one of the names is not text.
     """
     if isinstance(names, (str, bytes)):
         raise ValueError(f"{what} must be a list of texts, not one text: pass [{names!r}]")
@@ -172,10 +168,8 @@ def cleaned(text: str) -> str:
     HTML entities are resolved, also escaped ones (``"AT&amp;amp;T"`` is ``"AT&T"``), wrongly
     decoded text is mended (``"cafÃ©"`` is ``"café"``) and control characters are taken out.
 
-    Notes
-    -----
-    Source: ``basic_clean`` of open_clip and of OpenAI's CLIP, which this equals but for white
-    space at the ends.
+    Source: ``basic_clean`` of open_clip and of OpenAI's CLIP, which this equals but for white space
+    at the ends.
     """
     return html.unescape(html.unescape(ftfy.fix_text(text)))
 
@@ -344,11 +338,6 @@ def compounds(phrase: str) -> list[str]:
 
     ``"hot dog"`` gives ``"hotdog"``, ``"sunflower"`` gives ``"sun flower"`` among others; a hyphen
     is a space in canonical text.
-
-    Parameters
-    ----------
-    phrase : str
-        In canonical form.
     """
     return [form for form in dict.fromkeys(_respaced(phrase)) if form != phrase]
 
@@ -359,11 +348,6 @@ def inflections(phrase: str) -> list[str]:
     English number and possessive of the last word, and of the head of "... of ..."; neighbours
     written as one word (a hyphen is a space in canonical text); a single word written as two.
     The rules are generous, as a form too many makes a verdict of absence only safer.
-
-    Parameters
-    ----------
-    phrase : str
-        In canonical form.
     """
     head, of, tail = phrase.partition(" of ")
     first, _, last = head.rpartition(" ")

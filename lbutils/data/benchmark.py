@@ -75,11 +75,9 @@ class Split:
     def image(self, index: int, transparent: bool = False) -> Image.Image:
         """The image at `index` as RGB, on white where it is transparent; or as RGBA, as it is.
 
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            If the image is missing, cannot be decoded or is a decompression bomb (few bytes that
-            would fill memory with pixels), with its name and what to do.
+        Raises FileNotFoundError, ValueError if the image is missing, cannot be decoded or is a
+        decompression bomb (few bytes that would fill memory with pixels), with its name and what to
+        do.
         """
         image_id = self.ids[index]
         content = self.source.read(image_id)
@@ -172,10 +170,8 @@ class Subset:
         no random generator, no other class and no order of files. IP images drawn here were
         seen by the encoder in pre-training.
 
-        Raises
-        ------
-        ValueError
-            If `shots` is not a positive integer or no draw numbered `seed` is committed.
+        Raises ValueError if `shots` is not a positive integer or no draw numbered `seed` is
+        committed.
         """
         if isinstance(shots, bool) or not isinstance(shots, (int, np.integer)) or shots < 1:
             raise ValueError(f"shots must be a positive integer, not {shots!r}")

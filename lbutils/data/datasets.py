@@ -68,12 +68,7 @@ class Dataset:
 def dataset_table() -> pd.DataFrame:
     """The rows of ``data/datasets.csv`` by name, as texts; empty where not known.
 
-    Raises
-    ------
-    FileNotFoundError
-        If the file is missing.
-    ValueError
-        If a column is: which.
+    Raises FileNotFoundError if the file is missing. Raises ValueError if a column is: which.
     """
     path = data_dir() / "datasets.csv"
     if not path.is_file():
@@ -87,10 +82,7 @@ def dataset_table() -> pd.DataFrame:
 def find_dataset(name: str) -> Dataset:
     """The data set of a name in the table.
 
-    Raises
-    ------
-    ValueError
-        If there is none of this name, or it cannot be had: why.
+    Raises ValueError if there is none of this name, or it cannot be had: why.
     """
     table = dataset_table()
     if name not in table.index:
@@ -112,16 +104,12 @@ def find_dataset(name: str) -> Dataset:
 def class_names(dataset: Dataset, own: Sequence[str] | None) -> tuple[str, ...]:
     """The published name of each class, in the order of the labels.
 
+    Raises ValueError if there are others than the data set has, or two are one name: which.
+
     Parameters
     ----------
-    dataset : Dataset
     own : sequence of str or None
         What the files call the classes, where they do.
-
-    Raises
-    ------
-    ValueError
-        If there are others than the data set has, or two are one name: which.
     """
     if dataset.names == "own":
         found = [re.sub(r"[_\s]+", " ", name).strip() for name in own or ()]
@@ -209,10 +197,7 @@ class Labelled(NamedTuple):
 def split_of(part: Labelled, names: Sequence[str], source: Any, title: str) -> Split:
     """The split of labelled images over `names`, without captions.
 
-    Raises
-    ------
-    ValueError
-        If there is no image, or a label is beyond the names: the image and its label.
+    Raises ValueError if there is no image, or a label is beyond the names: the image and its label.
     """
     labels = np.asarray(part.labels, dtype=np.int64)
     if not len(labels):
@@ -257,10 +242,7 @@ class Webdataset:
     how CLIP_benchmark and DataComp keep their tasks. ``zeroshot_classification_templates.txt``
     has the templates, with ``{c}`` for the name.
 
-    Raises
-    ------
-    ValueError
-        If a file is missing, an image has no label, or the other way round: which.
+    Raises ValueError if a file is missing, an image has no label, or the other way round: which.
     """
 
     root: Path
@@ -339,10 +321,7 @@ _LAYOUTS = (
 def folder_dataset(root: Path) -> Dataset:
     """A folder of one's own as a data set: class folders, or archives of webdataset's kind.
 
-    Raises
-    ------
-    ValueError
-        If it is neither.
+    Raises ValueError if it is neither.
     """
     name = root.resolve().name
     given: dict[str, Any] = {
@@ -389,18 +368,14 @@ def read_verdicts(
 
     Names are found by their canonical form.
 
+    Raises ValueError if it is no certificate, has no such scale, or lacks a name: which.
+
     Parameters
     ----------
     path : path
         The certificate.
-    names : sequence of str
     scale : str, optional
         Which of its scales; needed if it has several.
-
-    Raises
-    ------
-    ValueError
-        If it is no certificate, has no such scale, or lacks a name: which.
     """
     certificate = read_certificate(path)
     scales = list(certificate["scales"])
@@ -432,10 +407,7 @@ def as_benchmark(
     Classes whose verdict is "undecided" are left out, with a warning. Draws are computed from
     names and ids, as `Subset.few_shot` does where none are committed.
 
-    Raises
-    ------
-    ValueError
-        If no class is IP, or none OOP.
+    Raises ValueError if no class is IP, or none OOP.
     """
     groups = defaultdict(list)
     for label, verdict in enumerate(verdicts.verdict):

@@ -89,17 +89,13 @@ def read_hints(benchmark: str) -> dict[str, str]:
 def published_table(name: str) -> pd.DataFrame:
     """One published table, as it lies in `data/published/{name}.csv`.
 
+    Raises ValueError if there is no such table. Raises FileNotFoundError if the folder of published
+    tables is missing.
+
     Parameters
     ----------
     name : str
         A file's stem, such as ``"table1_clustering"``. Accuracies are in percent.
-
-    Raises
-    ------
-    ValueError
-        If there is no such table.
-    FileNotFoundError
-        If the folder of published tables is missing.
     """
     folder = data_dir() / "published"
     known = sorted(path.stem for path in folder.glob("*.csv"))
@@ -232,6 +228,8 @@ def find_folders(
 ) -> dict[tuple[str, str], Path]:
     """Folder of each (domain, kind), domains in the order of `known`, then by name.
 
+    Raises ValueError if there is none, one leads out of `root`, or several could be meant.
+
     Parameters
     ----------
     root : Path
@@ -241,11 +239,6 @@ def find_folders(
     scale : str, optional
         Where several folders hold one subset, that with the paper's number of classes at this
         scale is taken.
-
-    Raises
-    ------
-    ValueError
-        If there is none, one leads out of `root`, or several could be meant.
     """
     found: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(path for path in root.iterdir() if path.is_dir()):
@@ -307,11 +300,8 @@ def split_file(folder: Path) -> Path:
 def read_json(file: Path, root: Path) -> Any:
     """The content of a JSON file in a benchmark's folder.
 
-    Raises
-    ------
-    ValueError
-        If it leads out of `root`, is no file or larger than a split file can be, is cut short
-        or nested beyond what can be read.
+    Raises ValueError if it leads out of `root`, is no file or larger than a split file can be, is
+    cut short or nested beyond what can be read.
     """
     if not is_inside(file, places(root)):
         raise ValueError(f"{file} leads out of {root}: put the file itself there")
@@ -344,21 +334,17 @@ def read_left_out(root: Path) -> frozenset[str]:
 def read_rows(folder: Path, root: Path) -> list[Row]:
     """The images that a folder's split file lists, in its order: train, val, test.
 
+    Raises ValueError for a file that is not readable or does not follow the layout; an entry at
+    fault is named: a field that is missing or of another type, a name that is a path or leads out
+    of the folder, labels that disagree with names, more classes than can be meant. Raises
+    FileNotFoundError if there is no split file.
+
     Parameters
     ----------
     folder : Path
         ``{Domain}{n_classes}_{OOP|IP}`` in `root`.
     root : Path
         The benchmark's folder, which no entry may leave.
-
-    Raises
-    ------
-    ValueError
-        For a file that is not readable or does not follow the layout; an entry at fault is
-        named: a field that is missing or of another type, a name that is a path or leads out of
-        the folder, labels that disagree with names, more classes than can be meant.
-    FileNotFoundError
-        If there is no split file.
     """
     file = split_file(folder)
     content = read_json(file, root)
@@ -558,12 +544,8 @@ def write_released(
 
     `draws` gives few-shot draws, if there are any, and is asked once all entries are written.
 
-    Raises
-    ------
-    ValueError
-        If a name cannot be that of a folder or file, or two images would share one.
-    FileExistsError
-        If the folder is there and not empty.
+    Raises ValueError if a name cannot be that of a folder or file, or two images would share one.
+    Raises FileExistsError if the folder is there and not empty.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is there already: give a folder of another name")

@@ -119,6 +119,10 @@ def download(
     What is complete is taken without asking the hub. A download that was cut short is taken up
     again. Every new file is compared with the hub's checksum, and archives are unpacked.
 
+    Raises ValueError for an unknown domain, a commit other than that of what is there, folders that
+    the repository does not have at `scale`, or files that differ from their checksums. Raises
+    Unreachable if the hub cannot be reached, or the download was cut short.
+
     Parameters
     ----------
     domains : sequence of str, optional
@@ -131,14 +135,6 @@ def download(
     revision : str, optional
         A commit or branch; that of ``data/downloads.csv`` by default. A branch is looked up
         once: later calls stay with the commit that was found.
-
-    Raises
-    ------
-    ValueError
-        For an unknown domain, a commit other than that of what is there, folders that the
-        repository does not have at `scale`, or files that differ from their checksums.
-    Unreachable
-        If the hub cannot be reached, or the download was cut short.
     """
     known = layout.read_hints("laion_beyond")
     named = list(known) if domains is None else as_names(domains, "domains")
@@ -362,6 +358,8 @@ def choose(
 ) -> dict[str, list[str]]:
     """Paths to fetch for the wanted domains, by folder, whether plain or packed in archives.
 
+    Raises ValueError if a domain has no folder that fits, with what the repository does have.
+
     Parameters
     ----------
     files : iterable of str
@@ -370,11 +368,6 @@ def choose(
         Domains to take, and all of the paper's.
     scale : str
         Beyond "400m", a folder has to have the paper's number of classes at that scale.
-
-    Raises
-    ------
-    ValueError
-        If a domain has no folder that fits, with what the repository does have.
     """
     files, known = list(files), list(known)
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -538,11 +531,8 @@ def unpack(archive: Path, target: Path) -> None:
     is the target itself, whatever a file manager left beside it. Nothing is seen of the content
     before all of it is unpacked.
 
-    Raises
-    ------
-    ValueError
-        If the archive is damaged, holds a link or a path that leads out of it, or grows by more
-        than images do, or beyond the disk's free space. Nothing is unpacked then.
+    Raises ValueError if the archive is damaged, holds a link or a path that leads out of it, or
+    grows by more than images do, or beyond the disk's free space. Nothing is unpacked then.
     """
     kind = ARCHIVES[_ending(archive.name) or ".tar"]
     with _undamaged(archive):

@@ -104,6 +104,8 @@ def relabel(bench: Benchmark, named: Iterable[str], scale: str) -> Benchmark:
     The paper says how many of each domain, not which; screening the corpus for them does
     (`lbutils.captions.screening`), and `compare_counts` tells whether the numbers come out.
 
+    Raises ValueError if a name is no OOP class, or the scale is not larger.
+
     Parameters
     ----------
     bench : Benchmark
@@ -112,11 +114,6 @@ def relabel(bench: Benchmark, named: Iterable[str], scale: str) -> Benchmark:
         OOP class names that occur in the captions of `scale`; of all domains.
     scale : str
         The larger scale.
-
-    Raises
-    ------
-    ValueError
-        If a name is no OOP class, or the scale is not larger.
     """
     scales = next((known for known in SCALES.values() if bench.scale in known), ())
     larger = scales[scales.index(bench.scale) + 1 :] if scales else ()
@@ -180,19 +177,15 @@ def export(bench: Benchmark, folder: str | os.PathLike[str]) -> Path:
     draws are committed ``few_shot.json``, the image files by rank, of each draw and class. Where
     draws are computed, as for LAION-Beyond, they follow from class names and ids.
 
+    Raises FileExistsError if there is something in the folder. Raises ValueError if a class name
+    cannot name a folder, or a class has no image and would be lost.
+
     Parameters
     ----------
     bench : Benchmark
         Such as ``load_benchmark("mini")``.
     folder : path
         Where it goes; new or empty.
-
-    Raises
-    ------
-    FileExistsError
-        If there is something in the folder.
-    ValueError
-        If a class name cannot name a folder, or a class has no image and would be lost.
     """
     root = Path(folder).expanduser()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):

@@ -18,20 +18,15 @@ from lbutils.data.images import sha256
 def mini_file(name: str) -> Path:
     """The path of a file of the miniature, whose content has been checked.
 
+    Raises FileNotFoundError, ValueError if the file is missing, is not listed in ``checksums.csv``
+    or differs from its SHA-256 there. The message has the command that restores it.
+
+    A file is hashed once per process, and again only if it was touched (`images.sha256`).
+
     Parameters
     ----------
     name : str
         Relative to ``data/mini``, with forward slashes.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the file is missing, is not listed in ``checksums.csv`` or differs from its
-        SHA-256 there. The message has the command that restores it.
-
-    Notes
-    -----
-    A file is hashed once per process, and again only if it was touched (`images.sha256`).
     """
     path = data_dir() / "mini" / name
     expected = _checksums().get(name)

@@ -190,6 +190,8 @@ def names_in_space(points: pd.DataFrame, label_classes: int = st.MOST_NAMED) -> 
     Moves that cross none of one another are in colour and named, the same in all panels. Other
     classes are grey.
 
+    Raises ValueError if a kind is unknown, or a name is not there once before and once after.
+
     Parameters
     ----------
     points : DataFrame
@@ -197,11 +199,6 @@ def names_in_space(points: pd.DataFrame, label_classes: int = st.MOST_NAMED) -> 
         and ``class``; optionally ``panel``.
     label_classes : int
         So many classes are in colour at most.
-
-    Raises
-    ------
-    ValueError
-        If a kind is unknown, or a name is not there once before and once after.
     """
     st.require(points, "x", "y", "kind", "class")
     for kind in st.unique(points["kind"]):

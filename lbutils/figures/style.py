@@ -273,7 +273,6 @@ def save(
 
     Parameters
     ----------
-    figure : Figure
     path : path
         Without suffix; its folder is made. A file is written whole or not at all.
     formats : iterable of str

@@ -42,10 +42,7 @@ RESAMPLES = 10_000
 def results(name: str) -> pd.DataFrame:
     """A committed table of ``data/results``: "lots" or "interventions", a row a concept and run.
 
-    Raises
-    ------
-    FileNotFoundError
-        If it was not made: the script that makes it.
+    Raises FileNotFoundError if it was not made: the script that makes it.
     """
     path = data_dir() / "results" / f"{name}.csv"
     if not path.is_file():
@@ -71,8 +68,6 @@ def measure(
         The miniature at scale "lots-0", "lots-1" or "lots-2".
     shots, draws : iterable of int
         Training images of a name that is learned, and the committed draws of them.
-    progress : bool
-        Whether to show a bar over domains.
 
     Returns
     -------
@@ -179,17 +174,14 @@ def restricted(split: Split, classes: np.ndarray) -> Split:
 def by_arm(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """A measure of each dealt concept in each arm, mean over seeds: one row a concept.
 
+    Raises ValueError if a concept lacks an arm: all three rotations are needed.
+
     Parameters
     ----------
     table : DataFrame
         Of `measure`, for all rotations and seeds.
     column : str
         The measure.
-
-    Raises
-    ------
-    ValueError
-        If a concept lacks an arm: all three rotations are needed.
     """
     own = table[table["arm"] != ALWAYS]
     wide = own.pivot_table(column, ["domain", "name"], "arm", aggfunc="mean", sort=False)
@@ -211,11 +203,8 @@ def interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[float
 def effects(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Mean in each arm, and the effects of name and image, for each measure.
 
-    Returns
-    -------
-    DataFrame
-        One row a measure and quantity (the three arms and `EFFECTS`): ``measure``, ``quantity``,
-        ``mean``, ``low``, ``high``, ``concepts``.
+    Returns a DataFrame: one row a measure and quantity (the three arms and `EFFECTS`): ``measure``,
+    ``quantity``, ``mean``, ``low``, ``high``, ``concepts``.
     """
     rows = []
     for column in columns:
@@ -233,10 +222,7 @@ def effects(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """The pre-registered claims 1 to 6 with their figures and verdicts.
 
-    Returns
-    -------
-    DataFrame
-        ``id``, ``claim``, ``figure``, ``mean``, ``low``, ``high``, ``verdict``.
+    Returns a DataFrame: ``id``, ``claim``, ``figure``, ``mean``, ``low``, ``high``, ``verdict``.
     """
     arms = {c: by_arm(table, c) for c in ("zero_shot_all", "zero_shot_arm", "cluster")}
     arms |= {c: by_arm(table, c) for c in ("retrieval", "learned_4")}
@@ -301,23 +287,15 @@ def _judged(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
 def text_cells(table: pd.DataFrame, variant: str = "infonce") -> pd.DataFrame:
     """Zero-shot accuracy of each dealt concept by what image tower and captions hold of it.
 
+    Returns a DataFrame: one row a concept, a column for each pair (arm of the image tower, arm of
+    the captions), in per cent, mean over seeds. Raises ValueError if a concept lacks a cell.
+
     Parameters
     ----------
     table : DataFrame
         Of ``data/results/interventions.csv``: text towers trained anew on frozen image towers.
     variant : str
         One of its variants; all but "infonce" have the cells alone in which both arms agree.
-
-    Returns
-    -------
-    DataFrame
-        One row a concept, a column for each pair (arm of the image tower, arm of the captions),
-        in per cent, mean over seeds.
-
-    Raises
-    ------
-    ValueError
-        If a concept lacks a cell.
     """
     own = table[(table["variant"] == variant) & (table["text_arm"] != ALWAYS)]
     wide = own.pivot_table(
@@ -332,11 +310,8 @@ def text_cells(table: pd.DataFrame, variant: str = "infonce") -> pd.DataFrame:
 def text_verdict(table: pd.DataFrame) -> pd.DataFrame:
     """The pre-registered claim 7, what captions and what image towers do, with its verdict.
 
-    Returns
-    -------
-    DataFrame
-        Two rows with the columns of `verdicts`, each with the verdict on its own part, and one
-        on the claim as a whole, whose figures are NaN.
+    Returns a DataFrame: two rows with the columns of `verdicts`, each with the verdict on its own
+    part, and one on the claim as a whole, whose figures are NaN.
     """
     cells = text_cells(table)
     captions = cells.xs("both", axis=1, level=1) - cells.xs("image", axis=1, level=1)
@@ -356,10 +331,8 @@ def text_verdict(table: pd.DataFrame) -> pd.DataFrame:
 def variant_effects(table: pd.DataFrame) -> pd.DataFrame:
     """Effects of name and image under each variant, image tower and captions of one rotation.
 
-    Returns
-    -------
-    DataFrame
-        ``variant``, ``quantity``, ``mean``, ``low``, ``high``; no verdict was registered.
+    Returns a DataFrame: ``variant``, ``quantity``, ``mean``, ``low``, ``high``; no verdict was
+    registered.
     """
     rows = []
     for variant in dict.fromkeys(table["variant"]):

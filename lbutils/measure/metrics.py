@@ -109,11 +109,6 @@ def per_class_accuracy(
     return np.divide(hits, images, out=np.full(size, np.nan), where=images > 0)
 
 
-def balanced_accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
-    """The mean over classes with images of their accuracies; NaN without images."""
-    return _nanmean(per_class_accuracy(labels, predictions))
-
-
 def class_balanced(accuracy: float, n_this: int, n_other: int) -> float:
     """A subset's accuracy weighted by its share of classes, ``n_this / (n_this + n_other)``.
 
@@ -153,6 +148,9 @@ def joint_margins(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> Margins:
     Added to the logits of all OOP names, a bias sends an image to the OOP names when it exceeds
     the image's margin, so these numbers hold its prediction under every bias.
 
+    Raises ValueError if the shapes disagree, `n_ip` leaves IP or OOP without names, one has no
+    images, or logits are NaN or +inf.
+
     Parameters
     ----------
     logits : array-like
@@ -162,12 +160,6 @@ def joint_margins(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> Margins:
         (N,) in the joint vocabulary; an image is IP when its label is below `n_ip`.
     n_ip : int
         Number of IP names.
-
-    Raises
-    ------
-    ValueError
-        If the shapes disagree, `n_ip` leaves IP or OOP without names, one has no images, or
-        logits are NaN or +inf.
     """
     scores, y = _logits(logits, labels)
     if not 0 < n_ip < scores.shape[1]:
@@ -189,6 +181,8 @@ def joint_accuracy(
 ) -> dict[str, float]:
     """Accuracies of IP and OOP images over the joint vocabulary and over their own names.
 
+    Raises ValueError as `joint_margins`, or if `bias` is NaN.
+
     Parameters
     ----------
     logits, labels, n_ip : array-like, array-like, int
@@ -202,11 +196,6 @@ def joint_accuracy(
         ``ip_joint`` and ``oop_joint`` (over all names) with ``h_joint``, their harmonic mean;
         ``ip_separate`` and ``oop_separate`` (each over its own names) with ``h_separate``. The
         paper's table is ``h_separate``; a deployed classifier meets the joint vocabulary.
-
-    Raises
-    ------
-    ValueError
-        As `joint_margins`, or if `bias` is NaN.
     """
     of = joint_margins(logits, labels, n_ip)
     if np.isnan(bias):
@@ -249,6 +238,8 @@ def ece(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> float:
     ``(low, high]`` of equal width, and the gaps of the bins are weighted by their images. NaN
     without images.
 
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+
     Parameters
     ----------
     logits : array-like
@@ -257,10 +248,6 @@ def ece(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> float:
         (N,) columns of `logits`.
     bins : int
         Number of intervals of 0..1.
-
-    Notes
-    -----
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
     place, confidence, hit = confidences(logits, labels, bins)
     if not len(place):
@@ -272,20 +259,14 @@ def ece(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> float:
 def reliability(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> pd.DataFrame:
     """A reliability diagram: one row a bin of confidence, in its order.
 
+    Returns a DataFrame: ``low`` and ``high`` (edges of the bin), ``confidence`` and ``accuracy``
+    (means over its images, in 0..1, NaN without images) and ``images``. Source: Guo et al., On
+    Calibration of Modern Neural Networks, ICML 2017, Figure 1.
+
     Parameters
     ----------
     logits, labels, bins : array-like, array-like, int
         See `ece`, which is the mean of ``|accuracy - confidence|`` weighted by ``images``.
-
-    Returns
-    -------
-    DataFrame
-        ``low`` and ``high`` (edges of the bin), ``confidence`` and ``accuracy`` (means over its
-        images, in 0..1, NaN without images) and ``images``.
-
-    Notes
-    -----
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, Figure 1.
     """
     place, confidence, hit = confidences(logits, labels, bins)
     images = np.bincount(place, minlength=bins)
@@ -303,11 +284,6 @@ def reliability(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> pd.D
             "images": images,
         }
     )
-
-
-def _nanmean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 def _by_domain(*arguments: ClassValues | None) -> list[dict[str, Any]]:
@@ -418,6 +394,18 @@ def bootstrap(
 ) -> Interval:
     """The mean of per-class values with its expanded percentile interval, classes resampled.
 
+    Returns an Interval: ``(mean, low, high)``. Without classes all are NaN; with a single class in
+    every domain the interval is NaN, since nothing can be resampled. Raises ValueError if a domain
+    has no class with images, a class lacks some draws, or shapes disagree.
+
+    Resamples of n classes vary by (n - 1) / n of what the mean does, and percentiles take no
+    account of how badly few classes show that variance. Both are made up for by percentiles further
+    out, so that in simulation means over the miniature's domains are covered as often as `level`
+    says; but where nearly all of a single domain's few classes score alike, such as 0, no interval
+    knows of those that would not. Source: Hesterberg, What teachers should know about the
+    bootstrap, The American Statistician 69, 2015; degrees of freedom over domains by Welch,
+    Biometrika 34, 1947.
+
     Parameters
     ----------
     values : array-like or mapping
@@ -429,27 +417,6 @@ def bootstrap(
         (C,) images a class: the mean over images instead of the mean over classes.
     resamples, level, seed : int, float, int
         Number of bootstrap samples, coverage, and seed; the same seed gives the same interval.
-
-    Returns
-    -------
-    Interval
-        ``(mean, low, high)``. Without classes all are NaN; with a single class in every
-        domain the interval is NaN, since nothing can be resampled.
-
-    Raises
-    ------
-    ValueError
-        If a domain has no class with images, a class lacks some draws, or shapes disagree.
-
-    Notes
-    -----
-    Resamples of n classes vary by (n - 1) / n of what the mean does, and percentiles take no
-    account of how badly few classes show that variance. Both are made up for by percentiles
-    further out, so that in simulation means over the miniature's domains are covered as often as
-    `level` says; but where nearly all of a single domain's few classes score alike, such as 0, no
-    interval knows of those that would not. Source: Hesterberg, What teachers should know about
-    the bootstrap, The American Statistician 69, 2015; degrees of freedom over domains by Welch,
-    Biometrika 34, 1947.
     """
     mean, replicates, spread = _means(values, weights, resamples, seed)
     return interval_of(mean, replicates, level, spread)
@@ -466,6 +433,10 @@ def compare(
 ) -> Comparison:
     """How much better the first of two methods is, paired over draws and classes.
 
+    Returns a Comparison: ``difference`` (first minus second), ``low``, ``high``, ``share`` (in how
+    many of the resamples the first is ahead, ties counting half) and ``p`` (see `comparison_of`).
+    Raises ValueError if the methods were not scored on the same domains, classes and draws.
+
     Parameters
     ----------
     first, second : array-like or mapping
@@ -475,17 +446,6 @@ def compare(
         (C,) images a class.
     resamples, level, seed : int, float, int
         See `bootstrap`.
-
-    Returns
-    -------
-    Comparison
-        ``difference`` (first minus second), ``low``, ``high``, ``share`` (in how many of the
-        resamples the first is ahead, ties counting half) and ``p`` (see `comparison_of`).
-
-    Raises
-    ------
-    ValueError
-        If the methods were not scored on the same domains, classes and draws.
     """
     ones, others = _by_domain(first, second)
     gaps = {domain: _gap(ones[domain], others[domain]) for domain in ones}
@@ -499,12 +459,10 @@ def comparison_of(
 ) -> Comparison:
     """The comparison that bootstrap replicates (resamples,) of a paired difference give.
 
-    Notes
-    -----
-    ``p`` is twice the smaller share of replicates on one side of zero, zeros counted on both
-    and the estimate itself as one replicate more (Davison and Hinkley, Bootstrap Methods and
-    their Application, 1997, section 4.2): it agrees with the interval but for that one, and is
-    never below ``2 / (resamples + 1)``. A `spread` moves it as it moves the interval.
+    ``p`` is twice the smaller share of replicates on one side of zero, zeros counted on both and
+    the estimate itself as one replicate more (Davison and Hinkley, Bootstrap Methods and their
+    Application, 1997, section 4.2): it agrees with the interval but for that one, and is never
+    below ``2 / (resamples + 1)``. A `spread` moves it as it moves the interval.
     """
     interval = interval_of(difference, replicates, level, spread)
     if np.isnan(replicates).any():
@@ -523,20 +481,14 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     Below a level they reject, the chance of any false rejection is at most that level, however
     the tests depend on one another.
 
+    Raises ValueError if `p_values` is not (n,) or holds numbers outside 0..1. Source: Holm, A
+    simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6,
+    1979.
+
     Parameters
     ----------
     p_values : array-like
         (n,) in 0..1, one a rival.
-
-    Raises
-    ------
-    ValueError
-        If `p_values` is not (n,) or holds numbers outside 0..1.
-
-    Notes
-    -----
-    Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal
-    of Statistics 6, 1979.
     """
     p = np.asarray(p_values, float)
     if p.ndim != 1 or (p < 0).any() or (p > 1).any():

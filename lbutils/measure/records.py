@@ -64,6 +64,10 @@ def write_record(
     The file is written beside its place and moved there, so that a reader sees the whole
     record or none. A run with the same `kind`, `key` and `settings` replaces its record.
 
+    Raises ValueError if a field is unknown, a verdict is not one of `VERDICTS`, a metric has no
+    name or value, two metrics have the same key, or a number is infinite (NaN becomes null). Raises
+    TypeError if something is neither JSON nor a NumPy scalar or array, nor a path.
+
     Parameters
     ----------
     folder : path
@@ -85,14 +89,6 @@ def write_record(
         ``published``, ``verdict`` (one of `VERDICTS`), ``note``; missing ones are null.
     provenance : mapping, optional
         Default: `provenance_of` the key's seed.
-
-    Raises
-    ------
-    ValueError
-        If a field is unknown, a verdict is not one of `VERDICTS`, a metric has no name or
-        value, two metrics have the same key, or a number is infinite (NaN becomes null).
-    TypeError
-        If something is neither JSON nor a NumPy scalar or array, nor a path.
     """
     if isinstance(metrics, pd.DataFrame):
         metrics = metrics.to_dict("records")
@@ -131,10 +127,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Records of before there were settings have None there: it is not known what was set.
 
-    Raises
-    ------
-    ValueError
-        If the file cannot be read or is not a record; the message names it.
+    Raises ValueError if the file cannot be read or is not a record; the message names it.
     """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -171,17 +164,14 @@ def read_records(
 ) -> dict[str, dict[str, Any]]:
     """Every record of a folder by its file, relative to the folder; the oldest file first.
 
+    Raises ValueError if a file is not a record and `troubles` is not given; the message names it.
+
     Parameters
     ----------
     folder : path
         Searched as `record_files` does.
     troubles : list of str, optional
         Takes what is wrong with a file, which is then passed over.
-
-    Raises
-    ------
-    ValueError
-        If a file is not a record and `troubles` is not given; the message names it.
     """
     found, changed = {}, {}
     for path in record_files(folder):
@@ -201,6 +191,9 @@ def collect(
 ) -> pd.DataFrame:
     """A tidy table of every metric in the records of a folder.
 
+    Raises ValueError if a file is not a record, or two records of the same settings give one key
+    different values; the message names them. Where they agree, the first one's row is kept.
+
     Parameters
     ----------
     folder : path
@@ -217,12 +210,6 @@ def collect(
         The columns of `KEY` and `VALUES`, then ``kind``, ``settings`` (canonical JSON, null if
         not known) and ``record`` (the file, relative to `folder`); sorted by key and settings.
         Shots and seeds are nullable integers.
-
-    Raises
-    ------
-    ValueError
-        If a file is not a record, or two records of the same settings give one key different
-        values; the message names them. Where they agree, the first one's row is kept.
     """
     rows = []
     for name, record in sorted(read_records(folder, troubles).items()):
@@ -255,11 +242,8 @@ def collect_claims(
 
     Parameters are those of `read_records`.
 
-    Returns
-    -------
-    DataFrame
-        The columns of `CLAIM`, then ``kind``, ``settings`` (canonical JSON, null if not known)
-        and ``record``.
+    Returns a DataFrame: the columns of `CLAIM`, then ``kind``, ``settings`` (canonical JSON, null
+    if not known) and ``record``.
     """
     newest: dict[tuple[str | None, ...], dict[str, Any]] = {}
     for name, record in read_records(folder, troubles).items():
@@ -276,7 +260,6 @@ def above(found: Sequence[float], bound: float) -> str:
     ----------
     found : sequence of float
         Mean, low, high, and whatever follows.
-    bound : float
     """
     _, low, high = found[:3]
     return "reproduced" if low > bound else "contradicted" if high < bound else "not shown"

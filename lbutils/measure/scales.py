@@ -24,6 +24,9 @@ ARMS = ("0", "1", "2", "4", "all")
 def admissions(benchmarks: Mapping[str, Any]) -> pd.DataFrame:
     """Since which corpus each concept is named, and by how many captions of each.
 
+    Raises ValueError if there is no scale, a name is IP and OOP again at a later scale, or a later
+    scale lacks a domain or a name.
+
     Parameters
     ----------
     benchmarks : mapping of str to Benchmark
@@ -36,12 +39,6 @@ def admissions(benchmarks: Mapping[str, Any]) -> pd.DataFrame:
         ``domain``, ``name``, ``subset`` (at the first scale), ``since`` (the first scale at which
         it is IP, or "never") and ``captions_<scale>`` (with the name as a phrase; NaN for a
         benchmark without pre-training captions).
-
-    Raises
-    ------
-    ValueError
-        If there is no scale, a name is IP and OOP again at a later scale, or a later scale lacks a
-        domain or a name.
     """
     if not benchmarks:
         raise ValueError("admissions need one scale at least")
@@ -85,6 +82,8 @@ def class_accuracies(
 ) -> pd.DataFrame:
     """Accuracy of every class, over three vocabularies.
 
+    Raises ValueError if the shapes disagree, or a label is no place in the vocabulary.
+
     Parameters
     ----------
     logits : array-like, shape (M, C)
@@ -101,11 +100,6 @@ def class_accuracies(
     DataFrame
         One row a class: ``own`` (in percent, among the names of its subset, IP or OOP), ``group``
         (among the names of its group), ``joint`` (among all) and ``images``. NaN without images.
-
-    Raises
-    ------
-    ValueError
-        If the shapes disagree, or a label is no place in the vocabulary.
     """
     values, y, own = np.asarray(logits), np.asarray(labels), np.asarray(groups)
     if values.ndim != 2 or len(values) != len(y) or values.shape[1] != len(own):
@@ -145,9 +139,12 @@ def class_table(
 ) -> pd.DataFrame:
     """Accuracy of each class of a benchmark under each method, with one encoder.
 
+    Returns a DataFrame: one row a method, draw and class: ``method``, ``draw``, the columns of
+    `concepts`, and those of `class_accuracies`. Raises ValueError if there is no task, or
+    `concepts` lacks a class; and whatever a method raises.
+
     Parameters
     ----------
-    encoder : DualEncoder
     benchmark : mapping of str to Domain
         The classes, and their images: the same for every encoder that is to be compared.
     methods : mapping of str to factory
@@ -160,19 +157,6 @@ def class_table(
         Numbers of draws of them.
     templates, views, seed
         As in `tasks.run`.
-    progress : bool
-        Whether to show a bar.
-
-    Returns
-    -------
-    DataFrame
-        One row a method, draw and class: ``method``, ``draw``, the columns of `concepts`, and those
-        of `class_accuracies`.
-
-    Raises
-    ------
-    ValueError
-        If there is no task, or `concepts` lacks a class; and whatever a method raises.
     """
     numbers = list(draws)
     todo = tasks.tasks(encoder, benchmark, [shots], numbers, views, seed, before=False)
@@ -192,11 +176,8 @@ def class_table(
 def doses() -> pd.DataFrame:
     """What lots gave back to the concepts that the miniature's largest corpus admits.
 
-    Returns
-    -------
-    DataFrame
-        ``domain``, ``name``, ``arm`` (of `ARMS`), ``drawings`` (with the name, in the corpus of the
-        encoder "large-dosed") and ``captions`` (with the name as a phrase).
+    Returns a DataFrame: ``domain``, ``name``, ``arm`` (of `ARMS`), ``drawings`` (with the name, in
+    the corpus of the encoder "large-dosed") and ``captions`` (with the name as a phrase).
     """
     table = pd.read_csv(mini_file("doses.csv"), dtype={"arm": str})
     found = table.merge(pd.read_csv(mini_file("concepts.csv")), validate="one_to_one")

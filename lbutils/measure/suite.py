@@ -92,6 +92,12 @@ class Loaded:
 def read_dataset(name: str, root: Path, download: bool = False) -> Loaded:
     """A data set of the table below `root`, or a folder of one's own.
 
+    Raises ValueError if there is no such data set, it is not there (its size, and what to do), or
+    in another layout than its loader's; if class names clash, or a label is beyond them.
+
+    CIFAR is kept in pickles. They are read by torchvision, which compares their MD5 first, and hold
+    arrays. Images that are files are read by this package's reader, as all others are.
+
     Parameters
     ----------
     name : str
@@ -100,17 +106,6 @@ def read_dataset(name: str, root: Path, download: bool = False) -> Loaded:
         Where torchvision's loaders look for their folders.
     download : bool
         Let them fetch what is not there.
-
-    Raises
-    ------
-    ValueError
-        If there is no such data set, it is not there (its size, and what to do), or in another
-        layout than its loader's; if class names clash, or a label is beyond them.
-
-    Notes
-    -----
-    CIFAR is kept in pickles. They are read by torchvision, which compares their MD5 first, and
-    hold arrays. Images that are files are read by this package's reader, as all others are.
     """
     own_folder = Path(name).is_dir()
     root = Path(name if own_folder else root).expanduser().absolute()
@@ -196,10 +191,7 @@ def _loaded(
 def method(name: str) -> Callable[..., Any]:
     """The factory of a method: a row of `RIVALS`, or ``"names"`` for name learning.
 
-    Raises
-    ------
-    ValueError
-        If there is no such method, or it needs features that are not computed here.
+    Raises ValueError if there is no such method, or it needs features that are not computed here.
     """
     if name == NAMES:
         return _learner
@@ -250,10 +242,8 @@ def predictions(
 
     The method is fitted to the classes `learned`; all others are names that it does not learn.
 
-    Raises
-    ------
-    ValueError
-        If it learns, and the data set has no training images, or not of each of these classes.
+    Raises ValueError if it learns, and the data set has no training images, or not of each of these
+    classes.
     """
     others = [label for label in range(len(data.names)) if label not in set(learned)]
     factory = method(setting.method)
@@ -403,10 +393,7 @@ def _rows(
 def prompts_of(spec: str, data: Loaded) -> Templates:
     """Templates, or prompts by class, of a word of the command line, checked against the names.
 
-    Raises
-    ------
-    ValueError
-        If it names no set and no file, or they do not fit: the entry.
+    Raises ValueError if it names no set and no file, or they do not fit: the entry.
     """
     if spec == "published":
         published = data.dataset.templates

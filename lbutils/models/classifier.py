@@ -28,9 +28,15 @@ def text_classifier(
 ) -> torch.Tensor:
     """Text features of the names, ``(C, D)`` float32 of unit length, on the CPU.
 
+    Raises ValueError if there are no names, or one text in place of a list, or a template does not
+    fit, or a name has no prompt.
+
+    Warns with UserWarning if the encoder reads different names as the same text, as it does with
+    names that are alike up to where a prompt is cut, or up to case: their rows are equal then.
+    Source: Radford et al. 2021, section 3.1.4; open_clip, ``zero_shot_classifier.py``.
+
     Parameters
     ----------
-    encoder : DualEncoder
     names : sequence of str
         Class names, taken literally.
     templates : str, sequence of str, or mapping of str to sequence of str
@@ -39,23 +45,6 @@ def text_classifier(
         prompts are averaged and normalised again.
     hint : str, optional
         Superclass for templates with a ``{hint}``.
-    batch_size : int
-
-    Raises
-    ------
-    ValueError
-        If there are no names, or one text in place of a list, or a template does not fit, or a
-        name has no prompt.
-
-    Warns
-    -----
-    UserWarning
-        If the encoder reads different names as the same text, as it does with names that are alike
-        up to where a prompt is cut, or up to case: their rows are equal then.
-
-    Notes
-    -----
-    Source: Radford et al. 2021, section 3.1.4; open_clip, ``zero_shot_classifier.py``.
     """
     names = as_names(names, "class names")
     if not names:
@@ -88,7 +77,6 @@ def warn_of_twins(names: Sequence[str], read: Sequence[Hashable], length: int) -
 
     Parameters
     ----------
-    names : sequence of str
     read : sequence
         What the encoder reads for each name.
     length : int
@@ -284,6 +272,9 @@ def check_training(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features ``(V, N, D)`` float32 and labels ``(N,)`` int64, on the CPU and fit to train on.
 
+    Raises ValueError if the split is empty, names two classes alike, or has a label without a name;
+    if the features do not fit it, are not finite, or not of unit length.
+
     Parameters
     ----------
     split : Split
@@ -294,12 +285,6 @@ def check_training(
         Whether features must be of unit length.
     empty : bool
         Whether a split without images will do.
-
-    Raises
-    ------
-    ValueError
-        If the split is empty, names two classes alike, or has a label without a name; if the
-        features do not fit it, are not finite, or not of unit length.
     """
     labels = torch.tensor(np.asarray(split.labels), dtype=torch.long)
     if not len(labels) and not empty:

@@ -53,6 +53,9 @@ _PROBE = "Don't dröp 2 naïve 狐 foxes' names, e.g. O'Brien & <b>Åse</b>!"
 class DualEncoder:
     """A frozen image-text model with its tokenizer and preprocessing.
 
+    Raises ValueError if no preprocessing is given and the model carries none, or if it carries
+    another.
+
     Parameters
     ----------
     model : nn.Module
@@ -87,11 +90,6 @@ class DualEncoder:
     logit_bias : float
         What a model trained with a sigmoid loss, such as SigLIP, adds to the scaled
         similarities; 0 for others. It changes no ranking and no softmax.
-
-    Raises
-    ------
-    ValueError
-        If no preprocessing is given and the model carries none, or if it carries another.
     """
 
     def __init__(
@@ -284,6 +282,9 @@ def load_encoder(
 ) -> DualEncoder:
     """The frozen encoder of a name, ready to encode.
 
+    Weights are read by safetensors, or by torch with ``weights_only=True``. What was downloaded
+    before is found without a network (``HF_HUB_OFFLINE=1``).
+
     Parameters
     ----------
     name : str
@@ -318,11 +319,6 @@ def load_encoder(
         If a model of transformers is asked for and it is not installed.
     RuntimeError
         If weights cannot be downloaded: what to do instead.
-
-    Notes
-    -----
-    Weights are read by safetensors, or by torch with ``weights_only=True``. What was downloaded
-    before is found without a network (``HF_HUB_OFFLINE=1``).
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     crop_scale = crop_scale or (mini.CROP_SCALE if name == "mini" else CROP_SCALE)

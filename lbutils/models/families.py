@@ -67,6 +67,8 @@ class HubTokenizer:
 class HubPixels:
     """A model's image processor as a function from an image to pixels ``(3, H, W)``.
 
+    Raises ValueError if the processor makes no pixels of one size.
+
     Parameters
     ----------
     processor : object
@@ -78,11 +80,6 @@ class HubPixels:
         Height and width of the pixels.
     config : dict
         The processor's settings, for cache keys.
-
-    Raises
-    ------
-    ValueError
-        If the processor makes no pixels of one size.
     """
 
     def __init__(self, processor: Any):
@@ -285,17 +282,14 @@ KINDS = (Contrastive, FirstTokens, QueryTokens)
 def wrap(model: nn.Module, tokenizer: Any) -> tuple[HubModel, HubTokenizer]:
     """A model of transformers and its tokenizer, as `DualEncoder` takes them.
 
+    Raises ValueError if the model is no dual encoder.
+
     Parameters
     ----------
     model : nn.Module
         A model with image and text features in one space.
     tokenizer : object
         The tokenizer of transformers that goes with it.
-
-    Raises
-    ------
-    ValueError
-        If the model is no dual encoder.
     """
     for kind in KINDS:
         if kind.fits(model):
@@ -310,19 +304,14 @@ def wrap(model: nn.Module, tokenizer: Any) -> tuple[HubModel, HubTokenizer]:
 def read_model(source: str) -> tuple[HubModel, HubTokenizer, HubPixels]:
     """Model, tokenizer and preprocessing of a folder, or of a repository on the hub.
 
+    Raises ModuleNotFoundError if transformers is not installed. Raises OSError if a file is missing
+    or cannot be downloaded. Raises ValueError if the weights do not fill the model, or it is no
+    dual encoder of one image size.
+
     Parameters
     ----------
     source : str
         A folder that transformers saved, or a repository. No code of it is run.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If transformers is not installed.
-    OSError
-        If a file is missing or cannot be downloaded.
-    ValueError
-        If the weights do not fill the model, or it is no dual encoder of one image size.
     """
     try:
         import transformers

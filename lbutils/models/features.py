@@ -96,6 +96,8 @@ def image_features(
 ) -> Tensor:
     """Features of unit length of a split's images, float32, on the CPU.
 
+    Returns a Tensor: (N, D) if `views` is 0, else (views, N, D).
+
     Parameters
     ----------
     encoder : DualEncoder
@@ -118,11 +120,6 @@ def image_features(
     autocast : "bf16" or "fp16", optional
         Precision of the model's products, on a GPU only. Features are another entry of the cache.
         By default ``$LBUTILS_AUTOCAST``, which encoders on a CPU pass over.
-
-    Returns
-    -------
-    Tensor
-        (N, D) if `views` is 0, else (views, N, D).
 
     Raises
     ------
@@ -161,10 +158,7 @@ def extract(
     Parameters are those of `image_features`. A warning says how many images are left out, and the
     cache remembers which. A file that is missing is an error here as well.
 
-    Raises
-    ------
-    ValueError, OSError
-        As `image_features` does, unreadable images apart.
+    Raises ValueError, OSError as `image_features` does, unreadable images apart.
     """
     job = _job(encoder, split, True, **options)
     features, skipped = _extract(job, cache, progress)
@@ -480,10 +474,7 @@ def _write(path: Path, block: _Block, description: str, ids: tuple[str, ...]) ->
 def _read(path: Path | None, description: str, ids: tuple[str, ...]) -> _Block | None:
     """Features of a cache file, or None if there is no such file.
 
-    Raises
-    ------
-    ValueError
-        If it is truncated, corrupt, or of other weights, preprocessing or images.
+    Raises ValueError if it is truncated, corrupt, or of other weights, preprocessing or images.
     """
     if path is None:
         return None

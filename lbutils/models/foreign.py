@@ -73,10 +73,7 @@ class Refused(ValueError):
 def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file of an encoder.
 
-    Raises
-    ------
-    Refused
-        If it is no file, too large, or is no JSON, no UTF-8 or no object.
+    Raises Refused if it is no file, too large, or is no JSON, no UTF-8 or no object.
     """
     if not file.is_file():  # to open a pipe would wait for ever
         raise Refused(f"{file} is no file: download it again")
@@ -116,10 +113,7 @@ def check_repository(name: str) -> None:
 
     Only they are downloaded, to the hub's cache.
 
-    Raises
-    ------
-    OSError, RuntimeError
-        If none can be downloaded.
+    Raises OSError, RuntimeError if none can be downloaded.
     """
     found = {}
     lacking: EntryNotFoundError | None = None
@@ -203,6 +197,9 @@ def open_clip_settings(
 ) -> dict[str, Any]:
     """What `open_clip.create_model` takes of a configuration: its checked ``model_cfg``.
 
+    Raises Refused if a key is unknown or of another type than open_clip's, a tower is missing, or a
+    name leads elsewhere.
+
     Parameters
     ----------
     described : mapping
@@ -213,12 +210,6 @@ def open_clip_settings(
         The folder in which it lies, which the text tower's configuration may not leave: a path
         relative to it comes back whole. Without one, a repository may name others on the hub,
         whose configurations are then checked as well.
-
-    Raises
-    ------
-    Refused
-        If a key is unknown or of another type than open_clip's, a tower is missing, or a name
-        leads elsewhere.
     """
     model = described.get("model_cfg")
     if not isinstance(model, dict):

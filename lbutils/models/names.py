@@ -69,10 +69,11 @@ def _in_order(content: bytes) -> bytes:
 class NameEmbeddings(nn.Module):
     """Class names as trainable rows inside fixed prompts; everything else stays the encoder's.
 
+    Raises ValueError if names repeat, are empty or become so by the tokenizer's clean-up, or a
+    template leaves no room for a name. Source: name-tuning, section 5.1 of the paper (eq. 2).
+
     Parameters
     ----------
-    encoder : DualEncoder
-        The frozen image-text model.
     names : sequence of str
         Class names, all different, taken literally.
     templates : str or sequence of str
@@ -96,22 +97,11 @@ class NameEmbeddings(nn.Module):
     rows : Parameter, shape (R, W)
         The rows of all names, one below the other. Each name has its own copies, even of pieces
         that it shares with another name.
-    names : tuple of str
     spans : list of (int, int)
         First row of each name, and the row after its last.
     shortened : tuple of str
         Names too long for the context behind the templates. They have rows for as many pieces
         as fit, and a warning says so.
-
-    Raises
-    ------
-    ValueError
-        If names repeat, are empty or become so by the tokenizer's clean-up, or a template leaves
-        no room for a name.
-
-    Notes
-    -----
-    Source: name-tuning, section 5.1 of the paper (eq. 2).
     """
 
     def __init__(
@@ -236,12 +226,6 @@ class NameEmbeddings(nn.Module):
         """
         return features_together([self], [pairs])[0]
 
-    def caption_features(
-        self, contexts: Sequence[tuple[str, str]], owners: Sequence[int]
-    ) -> Tensor:
-        """Features ``(B, D)`` of contexts ``(before, after)`` with the names `owners` put in."""
-        return self.features(list(zip(self.add_contexts(contexts), map(int, owners), strict=True)))
-
     def forward(self) -> Tensor:
         """Text classifier ``(C, D)`` of unit length, the mean over the templates."""
         return classifiers_together([self])[0]
@@ -262,10 +246,7 @@ class NameEmbeddings(nn.Module):
     def load(self, names: Mapping[str, Tensor]) -> NameEmbeddings:
         """Self, with the rows of learned names put in.
 
-        Raises
-        ------
-        ValueError
-            If a name is missing, or has another number or width of rows.
+        Raises ValueError if a name is missing, or has another number or width of rows.
         """
         for name, (start, end) in zip(self.names, self.spans, strict=True):
             if name not in names:
@@ -404,19 +385,15 @@ class Names(Mapping[str, Tensor]):
     def load(cls, path: str | os.PathLike[str], encoder: Any = None) -> Names:
         """Names read from a file.
 
+        Raises FileNotFoundError if there is no such file. Raises ValueError if it is not a file of
+        names, or the tokenizers differ.
+
         Parameters
         ----------
         path : path
             File written by `save`.
         encoder : DualEncoder, optional
             If given, its tokenizer must be the one that the names were learned with.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If it is not a file of names, or the tokenizers differ.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no learned names at {path}")
@@ -451,6 +428,15 @@ class Names(Mapping[str, Tensor]):
         place: its token embedding gets one more entry a row, and text is pooled at the id of the
         end of text where it was at the highest id.
 
+        An open_clip model keeps its words in its weights: to load them elsewhere, its configuration
+        needs the new ``vocab_size``, ``"pool_type": "eos"`` and ``"eos_id"``. Words are placed
+        behind all entries that the model has, be they padding or words that this tokenizer does not
+        know; a tokenizer of transformers gets unused tokens for those. Once saved, it is loaded by
+        ``AutoTokenizer``, ``CLIPProcessor`` or ``pipeline``; where a word has several tokens
+        ``CLIPTokenizer`` would forget it, and raises a TypeError instead. A warning says so.
+        OWL-ViT and OWLv2 pool at the highest id and have no setting for it: they get a forward
+        hook, which a saved model does not hold. To load one, load the original and install anew.
+
         Parameters
         ----------
         model : nn.Module
@@ -470,18 +456,6 @@ class Names(Mapping[str, Tensor]):
             embeddings are others than those of the model that the names were learned with; if a
             word is already installed, or is a token of the tokenizer; if two names differ in case
             only, or the tokenizer reads them alike. Nothing is changed then.
-
-        Notes
-        -----
-        An open_clip model keeps its words in its weights: to load them elsewhere, its
-        configuration needs the new ``vocab_size``, ``"pool_type": "eos"`` and ``"eos_id"``.
-        Words are placed behind all entries that the model has, be they padding or words that this
-        tokenizer does not know; a tokenizer of transformers gets unused tokens for those.
-        Once saved, it is loaded by ``AutoTokenizer``, ``CLIPProcessor`` or ``pipeline``; where a
-        word has several tokens ``CLIPTokenizer`` would forget it, and raises a TypeError instead.
-        A warning says so.
-        OWL-ViT and OWLv2 pool at the highest id and have no setting for it: they get a forward
-        hook, which a saved model does not hold. To load one, load the original and install anew.
         """
         check_rows(self)
         words = {f"<{name}>": rows for name, rows in self.items()}

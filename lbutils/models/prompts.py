@@ -36,6 +36,8 @@ class Slots(NamedTuple):
 def templates(name: str) -> tuple[str, ...]:
     """Templates of a set, in its order.
 
+    Raises ValueError if there is no such set.
+
     Parameters
     ----------
     name : str
@@ -45,11 +47,6 @@ def templates(name: str) -> tuple[str, ...]:
         Of open_clip's package: ``"openai80"`` (CLIP's 80 ImageNet templates, the same source).
         Of ``data/prompts/class_templates.json``: those published for one public data set, such as
         ``"flowers"`` (the same source, as in CLIP_benchmark).
-
-    Raises
-    ------
-    ValueError
-        If there is no such set.
     """
     if name in _OPEN_CLIP:
         from open_clip import zero_shot_metadata
@@ -69,11 +66,8 @@ def templates(name: str) -> tuple[str, ...]:
 def resolve(spec: Templates) -> tuple[str, ...]:
     """Templates from the name of a set, from one template, or from a sequence of templates.
 
-    Raises
-    ------
-    ValueError
-        If `spec` is empty, names no set, or a template lacks its one ``{name}``; if it is prompts
-        by class, where templates that all names share are wanted.
+    Raises ValueError if `spec` is empty, names no set, or a template lacks its one ``{name}``; if
+    it is prompts by class, where templates that all names share are wanted.
     """
     if isinstance(spec, Mapping):
         raise ValueError(
@@ -98,19 +92,14 @@ def prompts_by_class(
 
     ``before + after`` is a prompt as the encoder reads it; the name is the beginning of ``after``.
 
+    Raises ValueError if a name has no prompt, or a prompt has a slot that is neither name nor hint,
+    or a hint and none is given: the name and the prompt are told.
+
     Parameters
     ----------
     spec : str, sequence of str, or mapping of str to sequence of str
         Templates, as `resolve` takes them; or the prompts of each name, in which ``{name}`` and
         ``{hint}`` are filled where they stand. Other classes in it are passed over.
-    names : sequence of str
-    hint : str, optional
-
-    Raises
-    ------
-    ValueError
-        If a name has no prompt, or a prompt has a slot that is neither name nor hint, or a hint
-        and none is given: the name and the prompt are told.
     """
     if not isinstance(spec, Mapping):
         cuts = [slots(template, hint) for template in resolve(spec)]
@@ -146,12 +135,8 @@ def read_prompts(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     This is the form in which CuPL and DCLIP release theirs. What is in the prompts is checked
     where they meet names, by `prompts_by_class`.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not of this form, or names a class twice: which entry.
+    Raises FileNotFoundError if there is no such file. Raises ValueError if it is not of this form,
+    or names a class twice: which entry.
     """
     place = Path(path)
     if not place.is_file():
@@ -181,14 +166,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def hint(benchmark: str, domain: str) -> str:
     """Superclass word of a domain, such as ``"animal"``, from ``data/prompts/hints.csv``.
 
-    Raises
-    ------
-    ValueError
-        If the benchmark or the domain has no hint in the table.
-
-    Notes
-    -----
-    Source: the superclass in the prompt of the authors' released code.
+    Raises ValueError if the benchmark or the domain has no hint in the table. Source: the
+    superclass in the prompt of the authors' released code.
     """
     hints = read_hints(benchmark)
     if domain not in hints:
@@ -199,11 +178,8 @@ def hint(benchmark: str, domain: str) -> str:
 def slots(template: str, hint: str | None = None) -> Slots:
     """Template with the hint filled in, cut at its ``{name}``.
 
-    Raises
-    ------
-    ValueError
-        If there is not exactly one ``{name}``, if a slot is neither name nor hint, or if the
-        template wants a hint and none is given.
+    Raises ValueError if there is not exactly one ``{name}``, if a slot is neither name nor hint, or
+    if the template wants a hint and none is given.
     """
     parts = _parts(template, hint)
     if parts.count("{name}") != 1:
@@ -218,10 +194,7 @@ def slots(template: str, hint: str | None = None) -> Slots:
 def fill(template: str, name: str, hint: str | None = None) -> str:
     """Prompt with the name as literal text, whatever characters it has.
 
-    Raises
-    ------
-    ValueError
-        As `slots` does.
+    Raises ValueError as `slots` does.
     """
     return fill_with_span(template, name, hint)[0]
 
@@ -231,10 +204,7 @@ def fill_with_span(
 ) -> tuple[str, tuple[int, int]]:
     """Prompt, and the character span ``(start, end)`` of the name in it.
 
-    Raises
-    ------
-    ValueError
-        As `slots` does.
+    Raises ValueError as `slots` does.
     """
     before, after = slots(template, hint)
     return before + name + after, (len(before), len(before) + len(name))
@@ -243,17 +213,12 @@ def fill_with_span(
 def pieces(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text without start, end and padding.
 
+    Raises TypeError if the tokenizer has no way to encode without special tokens.
+
     Parameters
     ----------
     tokenizer : object
         An open_clip tokenizer: with an ``encode`` of its own, or around a Hugging Face one.
-    text : str
-        Any text.
-
-    Raises
-    ------
-    TypeError
-        If the tokenizer has no way to encode without special tokens.
     """
     if hasattr(tokenizer, "encode"):
         return list(tokenizer.encode(text))
@@ -276,10 +241,7 @@ def encode_slots(
     space or at a change between letters and punctuation. Where it does not (the name "C++"
     before a full stop), the parts keep the name's own pieces apart, which is what is wanted.
 
-    Raises
-    ------
-    ValueError
-        If the name has no token at all.
+    Raises ValueError if the name has no token at all.
     """
     ids = pieces(tokenizer, name)
     if not ids:

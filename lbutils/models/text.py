@@ -53,10 +53,7 @@ class Frame:
     def read(cls, tokenizer: Any) -> Frame:
         """Frame of a tokenizer, read off a short and an overlong text of one word.
 
-        Raises
-        ------
-        ValueError
-            If the tokenizer puts tokens behind the padding.
+        Raises ValueError if the tokenizer puts tokens behind the padding.
         """
         body = pieces(tokenizer, "a")
         row = tokenizer(["a"])[0].tolist()
@@ -91,7 +88,6 @@ def encode_prompts(
 
     Parameters
     ----------
-    encoder : DualEncoder
     prompts : sequence of Slots
         Texts, ``before + after``.
     batch_size : int
@@ -169,15 +165,12 @@ class Sheet:
 class SubstitutedText:
     """Text features of prompts with trainable rows, by the model's own forward.
 
+    Raises ValueError if no token embedding is found.
+
     Parameters
     ----------
     encoder : DualEncoder
         Any model with ``encode_text(ids)`` and a token embedding.
-
-    Raises
-    ------
-    ValueError
-        If no token embedding is found.
     """
 
     def __init__(self, encoder: Any):
@@ -446,10 +439,7 @@ def text_tower(model: nn.Module) -> Any:
 def token_embedding(model: nn.Module) -> nn.Embedding:
     """Input embedding of a model's text tower, whatever family it is of.
 
-    Raises
-    ------
-    ValueError
-        If there is none where open_clip and transformers have it.
+    Raises ValueError if there is none where open_clip and transformers have it.
     """
     text = text_tower(model)
     tower: Any

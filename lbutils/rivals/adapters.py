@@ -29,6 +29,9 @@ class CLIPAdapter(TrainedClassifier):
     The feature f becomes ``ratio * A(f) + (1 - ratio) * f``, normalised, where A is two layers
     without bias, each followed by a ReLU.
 
+    Source: Gao et al. 2024, "CLIP-Adapter: better vision-language models with feature adapters",
+    IJCV; the image adapter, as in the released code.
+
     Parameters
     ----------
     ratio : float
@@ -42,11 +45,6 @@ class CLIPAdapter(TrainedClassifier):
     ----------
     weights_ : tuple of Tensor
         Of the layers, (D / reduction, D) and (D, D / reduction). ``classifier_`` is zero-shot's.
-
-    Notes
-    -----
-    Source: Gao et al. 2024, "CLIP-Adapter: better vision-language models with feature adapters",
-    IJCV; the image adapter, as in the released code.
     """
 
     ratio: float = 0.2
@@ -100,6 +98,9 @@ class CLIPAdapter(TrainedClassifier):
 class TaskRes(TrainedClassifier):
     """Text features with a learned residual each: ``t + alpha * r``, normalised.
 
+    Source: Yu et al. 2023, "Task residual for tuning vision-language models", CVPR; the regular
+    base. Names that were not learned have no residual.
+
     Parameters
     ----------
     alpha : float
@@ -110,11 +111,6 @@ class TaskRes(TrainedClassifier):
     Attributes
     ----------
     residuals_ : Tensor, shape (C, D)
-
-    Notes
-    -----
-    Source: Yu et al. 2023, "Task residual for tuning vision-language models", CVPR; the regular
-    base. Names that were not learned have no residual.
     """
 
     alpha: float = 0.5
@@ -145,6 +141,12 @@ class TipAdapter(FewShotClassifier):
     The cache adds ``alpha * exp(-beta * (1 - f k))`` to the class of each key k. A key is the
     normalised mean of an image's views.
 
+    Source: Zhang et al. 2022, "Tip-Adapter: training-free adaption of CLIP for few-shot
+    classification", ECCV. Names that were not learned have no key, so only the columns of the
+    learned names get a cache term; `background` is ours. The authors' keys are the mean of the
+    views' features before these are normalised, here after: features are kept at unit length, and
+    the views of one image have about the same length.
+
     Parameters
     ----------
     alpha, beta : float
@@ -159,14 +161,6 @@ class TipAdapter(FewShotClassifier):
     ----------
     keys_, values_ : Tensor, shape (N, D) and (N, C)
         Values are one-hot labels. ``classifier_`` is zero-shot's.
-
-    Notes
-    -----
-    Source: Zhang et al. 2022, "Tip-Adapter: training-free adaption of CLIP for few-shot
-    classification", ECCV. Names that were not learned have no key, so only the columns of the
-    learned names get a cache term; `background` is ours. The authors' keys are the mean of the
-    views' features before these are normalised, here after: features are kept at unit length, and
-    the views of one image have about the same length.
     """
 
     alpha: float = 1.0
@@ -211,8 +205,6 @@ class TipAdapterF(TrainedClassifier, TipAdapter):
     The authors train 20 epochs at 0.001 and keep the best on test data; here the last step is the
     result.
 
-    Notes
-    -----
     Source: Zhang et al. 2022, as `TipAdapter`.
     """
 
@@ -241,6 +233,9 @@ class CrossModalProbe(TrainedClassifier):
     Starts at the text features. The names, one sample in each template, are half of every step,
     the images the other half.
 
+    Source: Lin et al. 2023, "Multimodality helps unimodality: cross-modal few-shot learning with
+    multimodal models", CVPR; the linear probe. Names that were not learned keep their text.
+
     Parameters
     ----------
     optimizer, lr, steps
@@ -251,11 +246,6 @@ class CrossModalProbe(TrainedClassifier):
     ----------
     classifier_ : Tensor, shape (C, D)
         Rows of the probe; not of unit length.
-
-    Notes
-    -----
-    Source: Lin et al. 2023, "Multimodality helps unimodality: cross-modal few-shot learning with
-    multimodal models", CVPR; the linear probe. Names that were not learned keep their text.
     """
 
     optimizer: str = "adamw"
@@ -289,6 +279,9 @@ class CLAP(TrainedClassifier):
     class on its own training images, so names that work are held and others let go; nothing is
     tuned on validation data. All views of all images are samples of a step.
 
+    Source: Silva-Rodriguez et al. 2024, "A closer look at the few-shot adaptation of large
+    vision-language models", CVPR, and its released code (multipliers are set once).
+
     Parameters
     ----------
     constraint : float
@@ -306,11 +299,6 @@ class CLAP(TrainedClassifier):
     ----------
     multipliers_ : Tensor, shape (C,)
         1 for a class without a training image, which keeps it at its text.
-
-    Notes
-    -----
-    Source: Silva-Rodriguez et al. 2024, "A closer look at the few-shot adaptation of large
-    vision-language models", CVPR, and its released code (multipliers are set once).
     """
 
     constraint: float = 1.0
@@ -370,6 +358,10 @@ class LPPlusPlus(FewShotClassifier):
     their class's features, the multipliers at `start` times the mean similarity of an image to
     its own name.
 
+    Source: Huang et al. 2024, "LP++: a surprisingly strong linear probe for few-shot CLIP", CVPR,
+    and its released code. A name that was not learned is a class without images, for which the
+    model has its text alone: its logit is the mean multiplier times the similarity.
+
     Parameters
     ----------
     start : float
@@ -390,12 +382,6 @@ class LPPlusPlus(FewShotClassifier):
     bias_, alpha_ : Tensor, shape (C,)
     history_ : list of float
         Loss of each step.
-
-    Notes
-    -----
-    Source: Huang et al. 2024, "LP++: a surprisingly strong linear probe for few-shot CLIP", CVPR,
-    and its released code. A name that was not learned is a class without images, for which the
-    model has its text alone: its logit is the mean multiplier times the similarity.
     """
 
     start: float = 250.0
@@ -486,15 +472,12 @@ class BeforeProjection(ImageTower):
 
     The projection is the identity while the tower runs; the model stays as it is.
 
+    Raises ValueError if the image tower does not end in a linear projection.
+
     Attributes
     ----------
     weight, bias : Tensor, shape (D, P) and (D,)
         Image features are ``weight @ before + bias``, normalised; zeros where there is no bias.
-
-    Raises
-    ------
-    ValueError
-        If the image tower does not end in a linear projection.
     """
 
     def __init__(self, encoder: Any):
@@ -538,6 +521,9 @@ class ProLIP(TrainedClassifier):
 
     The loss is the cross-entropy of scaled cosines plus ``penalty * |W - W_0|^2`` (Frobenius).
 
+    Source: Fahes et al. 2025, "CLIP's visual embedding projector is a few-shot cornucopia"
+    (ProLIP), arXiv:2410.05270, and its released code.
+
     Parameters
     ----------
     encoder : DualEncoder
@@ -555,11 +541,6 @@ class ProLIP(TrainedClassifier):
         prolip.images_from, split)``. Splits may be passed in their place.
     weight_ : Tensor, shape (D, P)
         The projection. ``classifier_`` is zero-shot's.
-
-    Notes
-    -----
-    Source: Fahes et al. 2025, "CLIP's visual embedding projector is a few-shot cornucopia"
-    (ProLIP), arXiv:2410.05270, and its released code.
     """
 
     penalty: float | None = None

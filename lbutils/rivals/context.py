@@ -37,8 +37,6 @@ class FewShotClassifier(FeatureClassifier):
 
     Parameters
     ----------
-    encoder : DualEncoder
-        The frozen image-text model.
     templates : str or sequence of str
         A template set, one template, or several, for the text features of names.
     hint : str, optional
@@ -119,18 +117,14 @@ class ContextPrompts:
 
     Equal to the model's own `encode_text` where a context is that of words.
 
+    Raises ValueError if the context leaves no room for a name.
+
     Parameters
     ----------
-    encoder : DualEncoder
     n_ctx : int
         Tokens of a context, which stands first.
     suffix : str
         Text after the name.
-
-    Raises
-    ------
-    ValueError
-        If the context leaves no room for a name.
     """
 
     def __init__(self, encoder: Any, n_ctx: int, suffix: str = ""):
@@ -170,6 +164,9 @@ class ContextPrompts:
 class CoOp(TrainedClassifier):
     """Context optimisation: a learned context, shared by all classes, before fixed names.
 
+    Source: Zhou et al. 2022, "Learning to prompt for vision-language models", IJCV: unified
+    context, or class-specific contexts; class token at the end.
+
     Parameters
     ----------
     n_ctx : int
@@ -191,11 +188,6 @@ class CoOp(TrainedClassifier):
     classifier_ : Tensor, shape (C, D)
     names_ : tuple of str
     context_ : Tensor, shape (n_ctx, W), or (C, n_ctx, W)
-
-    Notes
-    -----
-    Source: Zhou et al. 2022, "Learning to prompt for vision-language models", IJCV: unified
-    context, or class-specific contexts; class token at the end.
     """
 
     n_ctx: int = 4
@@ -209,17 +201,14 @@ class CoOp(TrainedClassifier):
     def fit(self, split: Any, features: Tensor | None = None) -> CoOp:
         """Self, with the context learned.
 
+        Raises ValueError if there is one class only, or the features do not pass `check_training`.
+
         Parameters
         ----------
         split : Split
             Training images with labels and class names.
         features : Tensor, shape (V, N, D), optional
             Features of V views of the images; computed (and cached) if not given.
-
-        Raises
-        ------
-        ValueError
-            If there is one class only, or the features do not pass `check_training`.
         """
         images, labels = self._training(split, features)
         generator = torch.Generator().manual_seed(self.seed)
@@ -276,17 +265,15 @@ class KgCoOp(CoOp):
     the text feature behind the learned context and that in `templates` (half their squared
     distance).
 
+    Source: Yao, Zhang and Xu 2023, "Visual-language prompt tuning with knowledge-guided context
+    optimization", CVPR, and its released code.
+
     Parameters
     ----------
     weight : float
         Weight of the distance; 0 is CoOp. The authors' is 8.
     ctx_init : str, optional
         As in `CoOp`; here the context starts as the words of a template, as the authors' does.
-
-    Notes
-    -----
-    Source: Yao, Zhang and Xu 2023, "Visual-language prompt tuning with knowledge-guided context
-    optimization", CVPR, and its released code.
     """
 
     n_ctx: int = field(default=4, kw_only=True)
@@ -312,6 +299,8 @@ class CoCoOp(CoOp):
     image's feature into a vector that is added to every token of the context. Each image has its
     own text features, so training and prediction cost a text forward per pair of image and name.
 
+    Source: Zhou et al. 2022, "Conditional prompt learning for vision-language models", CVPR.
+
     Parameters
     ----------
     n_ctx, suffix, ctx_init
@@ -331,10 +320,6 @@ class CoCoOp(CoOp):
         The context, and the mean shift.
     network_ : list of Tensor
         Weight and bias of the first layer, then of the second.
-
-    Notes
-    -----
-    Source: Zhou et al. 2022, "Conditional prompt learning for vision-language models", CVPR.
     """
 
     _: KW_ONLY

@@ -30,8 +30,6 @@ CONTROLS = ("random", "permuted", "swapped")
 class ZeroShot(FeatureClassifier):
     """The encoder as it is: class names in templates, nothing learned.
 
-    Notes
-    -----
     Source: Radford et al. 2021, "Learning transferable visual models from natural language
     supervision".
     """
@@ -50,6 +48,9 @@ class ZeroShot(FeatureClassifier):
 @dataclass(eq=False, repr=False)
 class LinearProbe(FewShotClassifier):
     """Logistic regression on image features, each view a sample: no names, no text.
+
+    Source: Radford et al. 2021, section 3.2 and appendix A.3; the binary search is that of CoOp's
+    released code (``lpclip``); scikit-learn. The joint vocabulary is not the authors'.
 
     Parameters
     ----------
@@ -72,11 +73,6 @@ class LinearProbe(FewShotClassifier):
     model_ : sklearn.linear_model.LogisticRegression
     C_ : float
         The C that was used. There is no ``classifier_``.
-
-    Notes
-    -----
-    Source: Radford et al. 2021, section 3.2 and appendix A.3; the binary search is that of
-    CoOp's released code (``lpclip``); scikit-learn. The joint vocabulary is not the authors'.
     """
 
     C: float | str = 1.0
@@ -176,6 +172,10 @@ class LinearProbe(FewShotClassifier):
 class Prototypes(FewShotClassifier):
     """Nearest class mean among image features of all views: no names, no text.
 
+    Source: Snell et al. 2017, "Prototypical networks for few-shot learning", NeurIPS; Wang et al.
+    2019, "SimpleShot", arXiv:1911.04623. In the joint vocabulary, scaled cosines with the means
+    stand beside scaled cosines with text features.
+
     Parameters
     ----------
     alignment : Alignment, optional
@@ -188,12 +188,6 @@ class Prototypes(FewShotClassifier):
     ----------
     classifier_ : Tensor, shape (C, D)
         Normalised means; NaN for classes without a training image or knowledge.
-
-    Notes
-    -----
-    Source: Snell et al. 2017, "Prototypical networks for few-shot learning", NeurIPS; Wang et al.
-    2019, "SimpleShot", arXiv:1911.04623. In the joint vocabulary, scaled cosines with the means
-    stand beside scaled cosines with text features.
     """
 
     alignment: Alignment | None = None
@@ -239,6 +233,9 @@ class GDA(FewShotClassifier):
     within classes and cov that over one less than the number of samples, each view a sample. Logits
     are zero-shot's plus `alpha` times the discriminant ``f P m_k - m_k P m_k / 2 + log(1 / C)``.
 
+    Source: Wang et al. 2024, "A hard-to-beat baseline for training-free CLIP-based adaptation",
+    ICLR, and its released code. `background` is ours.
+
     Parameters
     ----------
     alpha : float
@@ -256,11 +253,6 @@ class GDA(FewShotClassifier):
         ``classifier_`` is zero-shot's.
     background_ : Tensor, shape (D + 1,)
         Weights of the class at the mean of means, then its bias.
-
-    Notes
-    -----
-    Source: Wang et al. 2024, "A hard-to-beat baseline for training-free CLIP-based adaptation",
-    ICLR, and its released code. `background` is ours.
     """
 
     alpha: float = 1.0
@@ -313,6 +305,10 @@ class SiM(FewShotClassifier):
     labels, each view a sample. It never sees the names of the classes, so it says how much of a
     method's success is the images' alone.
 
+    Source: Zanella et al. 2025, "Vocabulary-free few-shot learning for vision-language models",
+    CVPR workshops, and its released code. Logits are the mapped similarities times the model's
+    logit scale: an image's own class is regressed to 1 as a cosine would be.
+
     Parameters
     ----------
     prompts : sequence of str
@@ -327,12 +323,6 @@ class SiM(FewShotClassifier):
         The mapping carried over to image features; not of unit length. NaN for classes without
         a training image.
     mapping_ : Tensor, shape (M, C)
-
-    Notes
-    -----
-    Source: Zanella et al. 2025, "Vocabulary-free few-shot learning for vision-language models",
-    CVPR workshops, and its released code. Logits are the mapped similarities times the model's
-    logit scale: an image's own class is regressed to 1 as a cosine would be.
     """
 
     prompts: Sequence[str] = ()
@@ -367,6 +357,9 @@ class SiM(FewShotClassifier):
 def control_names(names: Sequence[str], kind: str, seed: int = 0) -> tuple[str, ...]:
     """Names for a negative control, as many and as different as those given.
 
+    Raises ValueError if there is no such kind, or names cannot change places because there is one
+    only.
+
     Parameters
     ----------
     names : sequence of str
@@ -374,12 +367,6 @@ def control_names(names: Sequence[str], kind: str, seed: int = 0) -> tuple[str, 
     kind : str
         ``"random"`` letters, each word as long as before; the names ``"permuted"``, none in its
         place; or ``"swapped"`` in random pairs, one class of an odd number keeping its own.
-    seed : int
-
-    Raises
-    ------
-    ValueError
-        If there is no such kind, or names cannot change places because there is one only.
     """
     if kind not in CONTROLS:
         raise ValueError(suggest(kind, CONTROLS, "kind of control"))
@@ -421,14 +408,12 @@ class Control(FeatureClassifier):
     What it learns from names beyond the images shows in how much worse it gets. `method` is any
     that is not fitted yet, such as ``ZeroShot(encoder)`` or a `NameLearner`.
 
+    Source: proposition 2 of the paper, by which names that say nothing leave nothing to adapt.
+
     Attributes
     ----------
     names_, controls_ : tuple of str
         The true names, whose order the columns of the logits have, and those that the method got.
-
-    Notes
-    -----
-    Source: proposition 2 of the paper, by which names that say nothing leave nothing to adapt.
     """
 
     def __init__(self, method: Any, kind: str = "random", seed: int = 0):

@@ -87,18 +87,14 @@ class _Loader(yaml.SafeLoader):
 def read_grid(path: str | os.PathLike[str]) -> Grid:
     """The grid that a YAML file describes.
 
+    Raises ValueError in one line, with the file's name: not YAML, not a mapping, a key twice or
+    unknown, a value that is not plain, a notebook outside the file's folder. Raises
+    FileNotFoundError if there is no such file.
+
     Parameters
     ----------
     path : path
         See this module's docstring for the format.
-
-    Raises
-    ------
-    ValueError
-        In one line, with the file's name: not YAML, not a mapping, a key twice or unknown, a
-        value that is not plain, a notebook outside the file's folder.
-    FileNotFoundError
-        If there is no such file.
     """
     place = Path(path)
     try:
@@ -152,10 +148,7 @@ def _notebook(name: Any, place: Path) -> str:
 def check_axes(axes: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     """Refuse axes that are no lists of plain values, and parameters that are set twice.
 
-    Raises
-    ------
-    ValueError
-        With the name of the axis.
+    Raises ValueError with the name of the axis.
     """
     seen = set()
     for name, value in fixed.items():
@@ -201,10 +194,8 @@ def points(
 ) -> list[dict[str, Any]]:
     """Parameters of each run: the product of the axes, the last one moving fastest.
 
-    Raises
-    ------
-    ValueError
-        As `check_axes`, or if there are more than `limit`; they are counted before one is made.
+    Raises ValueError as `check_axes`, or if there are more than `limit`; they are counted before
+    one is made.
     """
     check_axes(axes, fixed)
     number = math.prod(len(values) for values in axes.values())

@@ -40,6 +40,8 @@ def lessons_dir() -> Path:
 def read_lesson(notebook: Path) -> dict[str, Any]:
     """What is said of a notebook to those who teach with it.
 
+    Raises ValueError if the file has other keys, or lacks one.
+
     Parameters
     ----------
     notebook : path
@@ -52,11 +54,6 @@ def read_lesson(notebook: Path) -> dict[str, Any]:
         before anything is run, and its answer), ``discussion`` (a list of the same) and
         ``exercises``: each has a ``name``, a ``text``, and the code of its ``setup``, ``starter``,
         ``solution`` and ``check``. Empty if there is no lesson.
-
-    Raises
-    ------
-    ValueError
-        If the file has other keys, or lacks one.
     """
     place = lessons_dir() / f"{notebook.stem.split('_')[0]}.yaml"
     if not place.is_file():
@@ -99,6 +96,8 @@ def lesson(folder: Path, names: Sequence[str] = (), nbgrader: bool = False) -> l
     Student copies have no solutions and no outputs, and for each exercise a cell to begin with
     and one that checks it. Both kinds run with the profile ``lesson``.
 
+    Raises FileExistsError if something lies in `folder`.
+
     Parameters
     ----------
     folder : path
@@ -109,11 +108,6 @@ def lesson(folder: Path, names: Sequence[str] = (), nbgrader: bool = False) -> l
         Write nbgrader's ``source/lesson`` in place of student copies: the same notebooks, with
         solutions between its marks and its metadata, from which ``nbgrader generate_assignment
         lesson`` makes the students'.
-
-    Raises
-    ------
-    FileExistsError
-        If something lies in `folder`.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: name a new folder")
@@ -143,7 +137,6 @@ def copy_for_lesson(
 
     Parameters
     ----------
-    notebook : path
     told : mapping
         As `read_lesson` gives it.
     solved : bool

@@ -102,22 +102,17 @@ def spread(
 ) -> Iterator[tuple[int, Any]]:
     """Index and result of each job as it is done; an exception stands as its result.
 
+    Raises ValueError if `workers` is not positive, or no scheduler answers at the address. Raises
+    ModuleNotFoundError if Dask is not installed.
+
     Parameters
     ----------
     work : callable
         Called with a job's arguments. If it returns `BUSY` it is tried again later.
-    jobs : sequence of tuple
     workers : int
         Processes on this machine; with one, jobs run in this process.
     dask : str, optional
         Address of a Dask scheduler, whose workers are used instead.
-
-    Raises
-    ------
-    ValueError
-        If `workers` is not positive, or no scheduler answers at the address.
-    ModuleNotFoundError
-        If Dask is not installed.
     """
     if workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")

@@ -21,6 +21,8 @@ def kmeans(
 ) -> np.ndarray:
     """Cluster of each sample, ``(N,)`` int64, by k-means on features of unit length.
 
+    Raises ValueError if there are fewer samples than clusters.
+
     Parameters
     ----------
     features : array, shape (N, D)
@@ -28,11 +30,6 @@ def kmeans(
         as the model gives them, those of `lbutils.models.encoders.Unnormalised`.
     k, seed, n_init : int
         Clusters; seed; k-means++ starts, of which the best is kept.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer samples than clusters.
     """
     rows = _unit(features) if normalise else np.asarray(features, dtype=np.float64)
     if not 1 <= k <= len(rows):
@@ -47,14 +44,8 @@ def clustering_accuracy(labels_true: Any, labels_pred: Any) -> float:
     The number of clusters may differ from the number of classes; samples of a cluster or a
     class without partner count as wrong. Both are ``(N,)``, of any values.
 
-    Raises
-    ------
-    ValueError
-        If the two are empty or not equally long.
-
-    Notes
-    -----
-    Source: the measure of the paper's Table 1; Hungarian method, Kuhn 1955.
+    Raises ValueError if the two are empty or not equally long. Source: the measure of the paper's
+    Table 1; Hungarian method, Kuhn 1955.
     """
     return float(matched_hits(labels_true, labels_pred).mean())
 
@@ -86,15 +77,13 @@ def equal_draws(
     random, K the smaller of their numbers; classes are paired by size, the largest with the
     largest, and both of a pair give as many images at random as the smaller of them has.
 
+    Returns a list of (ndarray, ndarray): ascending indices into `first` and into `second`, one pair
+    for each of the `resamples`.
+
     Parameters
     ----------
     first, second : array, shape (N,), (M,)
         Classes of the samples of either side.
-
-    Returns
-    -------
-    list of (ndarray, ndarray)
-        Ascending indices into `first` and into `second`, one pair for each of the `resamples`.
     """
     rng = np.random.default_rng(seed)
     sides = [np.asarray(first), np.asarray(second)]
@@ -141,6 +130,8 @@ def class_hits(
 def clustering_report(features: Any, labels: Any, seed: int = 0) -> dict[str, float]:
     """Clustering of images against their classes: accuracy, nmi, ari, silhouette and margin.
 
+    Source: section 4.2 of the paper (Table 1: accuracy); the other measures are ours.
+
     Parameters
     ----------
     features, labels : array, shape (N, D) and (N,)
@@ -154,10 +145,6 @@ def clustering_report(features: Any, labels: Any, seed: int = 0) -> dict[str, fl
         ``accuracy``, ``nmi`` and ``ari`` compare k-means with the classes; ``silhouette``
         (cosine) and ``margin`` (see `separation_margin`) need no clustering. A value that
         is undefined, as with one class, is NaN.
-
-    Notes
-    -----
-    Source: section 4.2 of the paper (Table 1: accuracy); the other measures are ours.
     """
     unit = _unit(features)
     _, classes = np.unique(np.asarray(labels), return_inverse=True)
@@ -178,22 +165,15 @@ def clustering_report(features: Any, labels: Any, seed: int = 0) -> dict[str, fl
 def tsne(features: Any, seed: int = 0, perplexity: float = 20.0) -> np.ndarray:
     """Coordinates ``(N, 2)`` of a t-SNE map on cosine distances, started from the two first PCs.
 
+    Raises ValueError if there are fewer than 4 samples. Source: the paper's Figure 3; van der
+    Maaten and Hinton 2008.
+
     Parameters
     ----------
     features : array, shape (N, D)
         Image features; rows are normalised first.
-    seed : int
     perplexity : float
         Lowered where there are too few samples for it.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than 4 samples.
-
-    Notes
-    -----
-    Source: the paper's Figure 3; van der Maaten and Hinton 2008.
     """
     unit = _unit(features)
     if len(unit) < 4:

@@ -101,6 +101,9 @@ def discover(
 ) -> Discovery:
     """Clusters of unlabelled images, with soft membership, centres and the classes they show.
 
+    Raises ValueError if the method or an option is unknown, `k` is out of range, features are not
+    finite, a row is zero, or labelled images and labels do not fit each other.
+
     Parameters
     ----------
     features : array, shape (N, D)
@@ -122,12 +125,6 @@ def discover(
     **options
         Of the method: keyword arguments of its function in `METHODS`. A `temperature` is that of
         the softmax over cosines to centres that gives the weights, fitted if None.
-
-    Raises
-    ------
-    ValueError
-        If the method or an option is unknown, `k` is out of range, features are not finite, a row
-        is zero, or labelled images and labels do not fit each other.
     """
     if method not in METHODS:
         raise ValueError(suggest(method, METHODS, "method"))
@@ -788,6 +785,13 @@ def estimate_k(
     images. Where fewer than two classes are labelled it is the silhouette alone. The best k is
     looked for on a geometric grid, then more finely around the best.
 
+    Returns a KEstimate: where nothing can be compared, as with two images or with images all alike,
+    k is that of the labelled classes, at least 1, and scores are NaN or none. Raises ValueError as
+    in `discover`, and if `largest` is smaller than the number of labelled classes.
+
+    Source: accuracy on labelled classes is Vaze et al., CVPR 2022; hidden classes and silhouette
+    together are Han, Vedaldi and Zisserman, ICCV 2019 (DTC).
+
     Parameters
     ----------
     features, labelled, labels, seed
@@ -797,22 +801,6 @@ def estimate_k(
         least, beside the labelled classes.
     method : str
         The method of `METHODS` that is run for each k.
-
-    Returns
-    -------
-    KEstimate
-        Where nothing can be compared, as with two images or with images all alike, k is that of
-        the labelled classes, at least 1, and scores are NaN or none.
-
-    Raises
-    ------
-    ValueError
-        As in `discover`, and if `largest` is smaller than the number of labelled classes.
-
-    Notes
-    -----
-    Source: accuracy on labelled classes is Vaze et al., CVPR 2022; hidden classes and silhouette
-    together are Han, Vedaldi and Zisserman, ICCV 2019 (DTC).
     """
     if method not in METHODS:
         raise ValueError(suggest(method, METHODS, "method"))
@@ -905,6 +893,12 @@ def gcd_accuracy(labels: Any, clusters: Any, new: Any) -> dict[str, float]:
     Arguments are ``(N,)``: true classes and clusters of the unlabelled images, and whether an image
     is of a new class.
 
+    Raises ValueError if the three are empty or not equally long, or a class is both old and new.
+
+    Source: Vaze et al., CVPR 2022, whose code calls them v2 and v1. Where several matches put as
+    many images right, ``all_global`` is that of each, but ``old_global`` and ``new_global`` are
+    those of the one that the solver finds, here as there.
+
     Returns
     -------
     dict
@@ -912,17 +906,6 @@ def gcd_accuracy(labels: Any, clusters: Any, new: Any) -> dict[str, float]:
         that a cluster serves one class only. ``old_per_subset``, ``new_per_subset``: each subset
         matched by itself, which is never lower, and ``all_per_subset``, the mean of these two
         weighted by images. NaN for a subset without images.
-
-    Raises
-    ------
-    ValueError
-        If the three are empty or not equally long, or a class is both old and new.
-
-    Notes
-    -----
-    Source: Vaze et al., CVPR 2022, whose code calls them v2 and v1. Where several matches put as
-    many images right, ``all_global`` is that of each, but ``old_global`` and ``new_global`` are
-    those of the one that the solver finds, here as there.
     """
     true, found, fresh = np.asarray(labels), np.asarray(clusters), np.asarray(new, dtype=bool)
     hits = matched_hits(true, found)

@@ -38,6 +38,8 @@ def similarities(
 ) -> np.ndarray:
     """Cosines ``(K, C)`` of clusters' centres ``(K, D)`` and names' prototypes ``(C, D)``.
 
+    Raises ValueError if shapes do not fit, a value is not finite, or `gap` is unknown.
+
     Parameters
     ----------
     gap : "none" or "mean"
@@ -45,11 +47,6 @@ def similarities(
         images and texts does not decide (Liang et al. 2022). Sides of one row are left as they are.
     normalise : bool
         Without it the result is dot products, which the released code matches by.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit, a value is not finite, or `gap` is unknown.
     """
     sides = []
     for what, rows in (("centres", centres), ("prototypes", prototypes)):
@@ -80,6 +77,11 @@ def assign(
 ) -> Assignment:
     """Names of clusters, from how similar clusters and names are.
 
+    Raises ValueError if the similarity is not a finite matrix of one cluster and one name at least,
+    or an argument is unknown or out of range. Source: maximum-weight bipartite matching is the
+    paper's (section 5.3); entropic transport is Cuturi 2013, with relaxed marginals Chizat et al.
+    2018.
+
     Parameters
     ----------
     similarity : array, shape (K, C)
@@ -102,17 +104,6 @@ def assign(
         logarithm.
     floor : float
         Clusters with less confidence get no name.
-
-    Raises
-    ------
-    ValueError
-        If the similarity is not a finite matrix of one cluster and one name at least, or an
-        argument is unknown or out of range.
-
-    Notes
-    -----
-    Source: maximum-weight bipartite matching is the paper's (section 5.3); entropic transport is
-    Cuturi 2013, with relaxed marginals Chizat et al. 2018.
     """
     scores = np.asarray(similarity, dtype=np.float64)
     if scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():
@@ -168,14 +159,8 @@ def risk_coverage(confidence: Any, right: Any) -> pd.DataFrame:
     together: DataFrame of ``threshold``, ``coverage``, ``risk`` by falling threshold. Both
     arguments are ``(N,)``.
 
-    Raises
-    ------
-    ValueError
-        If there are none, or they do not fit each other or are not finite.
-
-    Notes
-    -----
-    Source: El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017.
+    Raises ValueError if there are none, or they do not fit each other or are not finite. Source:
+    El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017.
     """
     sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=bool)
     if sure.ndim != 1 or sure.shape != hits.shape or not len(sure) or not np.isfinite(sure).all():
