@@ -24,13 +24,12 @@ from hypothesis import strategies as st
 from lbutils.captions import corpora, screening, tables
 from lbutils.captions import survey as vocabulary
 from lbutils.captions import text as words
-from lbutils.captions.match import PhraseIndex, joined, special_rows
 from lbutils.captions.survey import canonical, mentions, screen, survey
 from lbutils.captions.text import (
     all_cleaned,
+    canonical_lines,
     folded_lines,
     inflections,
-    loosely_canonical,
     without_diacritics,
 )
 
@@ -85,31 +84,25 @@ def test_many_texts_fold_as_each_alone(many):
     assert folded_lines(many) == [folded_lines([text + " 。"])[0] for text in many]
 
 
+def lines_of(many, bare=False):
+    texts, _ = all_cleaned(pl.Series(many, dtype=pl.String))
+    return canonical_lines(texts, bare=bare).to_list()
+
+
 @settings(deadline=None)
 @given(st.lists(texts, max_size=6))
-@example(["5℃", "a\u0301", "½ x", "e\u0301", "ö\u0301", "'’`"])
-def test_loosely_canonical_texts_have_the_words_of_canonical_ones(many):
-    column = all_cleaned(pa.array(many, pa.string()))
-    for bare, exact in ((False, canonical), (True, lambda t: without_diacritics(canonical(t)))):
-        loose = loosely_canonical(column, bare=bare).to_pylist()
-        assert [canonical(text).split() for text in loose] == [exact(t).split() for t in many]
-        # What is beyond ASCII must be final, for matching does not look at it again.
-        assert all(
-            c in exact(text) for t, text in zip(loose, many, strict=True) for c in t if c > "\x7f"
-        )
+@example(["5℃", "a\u0301", "½ x", "e\u0301", "ö\u0301", "'’`", "ꭰ Ꭰ"])
+def test_many_texts_are_canonical_as_each_alone(many):
+    assert lines_of(many) == [canonical(text) for text in many]
+    assert lines_of(many, bare=True) == [without_diacritics(canonical(text)) for text in many]
 
 
 def test_every_simple_character_folds_alike_in_company():
     every = (c for low, high in words._SIMPLE_RANGES for c in map(chr, range(low, high + 1)))
     simple = [c for c in every if words._fold(c) is not None]
     assert len(simple) > 20_000
-    loose = loosely_canonical(all_cleaned(pa.array([f"e{c}b" for c in simple]))).to_pylist()
-    wrong = [
-        c
-        for c, text in zip(simple, folded_lines(loose), strict=True)
-        if text != canonical(f"e{c}b")
-    ]
-    assert not wrong
+    found = lines_of([f"e{c}b" for c in simple])
+    assert not [c for c, line in zip(simple, found, strict=True) if line != canonical(f"e{c}b")]
 
 
 @pytest.mark.parametrize(
@@ -155,14 +148,17 @@ def test_no_inflection_splits_off_an_article():
 
 @settings(deadline=None)
 @given(st.lists(names, min_size=1, max_size=6), st.lists(texts, max_size=8))
-def test_index_finds_what_comparing_words_finds(some, many):
-    phrases = list(dict.fromkeys(map(canonical, some)))
+def test_mentions_are_what_comparing_words_finds(some, many):
     lines = [canonical(text) for text in many]
-    index = PhraseIndex(phrases)
-    row, phrase = index.find(*joined(pa.array(lines, pa.string())))
-    expected = {(i, k) for i, t in enumerate(lines) for k, p in enumerate(phrases) if holds(t, p)}
-    assert set(zip(row.tolist(), phrase.tolist(), strict=True)) == expected
-    assert len(row) == len(expected)
+    found = quietly(mentions, some, [*many, "x2"])
+    expected = {
+        (i, k)
+        for i, line in enumerate([*lines, "x2"])
+        for k, name in enumerate(some)
+        if holds(line, canonical(name))
+    }
+    assert set(found.itertuples(index=False, name=None)) == expected
+    assert len(found) == len(expected)
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 16, 17, 24, 25, 60])
@@ -186,13 +182,9 @@ def test_words_at_the_borders_of_captions_do_not_join():
 
 
 @given(st.lists(st.text("a'é` ", max_size=12), min_size=1, max_size=20))
-def test_special_rows_are_all_found(many):
-    rows = special_rows(*joined(pa.array(many, pa.string())))
-    special = [k for k, text in enumerate(many) if set(text) & set("'`é")]
-    assert set(special) <= set(rows.tolist())
-    assert sorted(set(rows.tolist())) == rows.tolist()
-    if not special:
-        assert not len(rows)
+def test_texts_beyond_plain_ascii_are_all_found(many):
+    _, places = all_cleaned(pl.Series(many))
+    assert places.to_list() == [k for k, text in enumerate(many) if "é" in text]
 
 
 def test_sliced_columns_and_captions_of_a_megabyte():

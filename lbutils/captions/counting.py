@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,17 +15,14 @@ import polars as pl
 import pyarrow as pa
 
 from lbutils._util import suggest
-from lbutils.captions.match import PhraseIndex, joined, special_rows
 from lbutils.captions.text import (
-    UNSPACED_LETTERS,
     all_cleaned,
     as_names,
     canonical,
+    canonical_lines,
     compounds,
-    folded_lines,
     inflections,
     is_unspaced,
-    loosely_canonical,
     without_diacritics,
 )
 
@@ -36,8 +31,6 @@ LEVELS = ("phrase", "compounds", "inflections", "diacritics", "synonyms")
 UNSPACED = ("alone", "substring", "refuse")
 # Part of the key of stored counts: to be raised when the same input would give other counts.
 _RULES = 3
-_SAMPLE = 1_000
-_RENEWALS = frozenset(4**k for k in range(16))
 _SHOWN = 400  # letters kept of an example
 
 
@@ -245,13 +238,13 @@ class CaptionCounter:
         forms = sorted((number[phrase], *rest) for phrase, *rest in query.forms)
         columns = np.array(forms, np.int64).reshape(-1, 4).T
         self._phrase_of, self._concept, self._level, self._plain = columns
-        anywhere = [query.substring and is_unspaced(phrase) for phrase in self._phrases]
-        self._anywhere = np.flatnonzero(anywhere)
-        self._spaced = np.flatnonzero(np.logical_not(anywhere))
-        self._batches = 0
-        self._frequency: Counter[str] = Counter()
-        self._indexed_words: set[str] = set()
-        self._index: PhraseIndex | None = None
+        self._patterns = {self._pattern(phrase): k for k, phrase in enumerate(self._phrases)}
+
+    def _pattern(self, phrase: str) -> str:
+        """What stands in a canonical line, with a space at both ends, that has the phrase."""
+        anywhere = self.query.substring and is_unspaced(phrase)
+        left = "" if anywhere and is_unspaced(phrase[0]) else " "
+        return f"{left}{phrase}{'' if anywhere and is_unspaced(phrase[-1]) else ' '}"
 
     def add(self, captions: pa.StringArray, rows: np.ndarray, file: str) -> None:
         """Count a batch: captions (N,) without nulls, and the number of each one's row."""
@@ -259,90 +252,39 @@ class CaptionCounter:
         self.tally.worded = self.tally.worded or has_words(captions)
         if not len(captions) or not self.query.names:
             return
-        index = self._current_index(captions)
-        text, first = joined(captions)
-        special = special_rows(text, first)
-        row, phrase = index.find(text, first, ascii_only=True)
-        usual = np.ones(len(captions), bool)
-        usual[special] = False
-        usual = usual[row]
-        hits = [self._mentions(index, row[usual], phrase[usual], (0, 1))]
-        if len(special):
-            hits += self._special(index, special, captions.take(pa.array(special)))
-        self._count(np.concatenate(hits, axis=1), captions, rows, file)
+        texts, special = all_cleaned(pl.Series(captions, dtype=pl.String))
+        unseen = {f" {word} ": word for word in self.tally.unseen}
+        found = _found(canonical_lines(texts), [*self._patterns, *unseen])
+        self.tally.unseen -= {unseen[text] for text in found["text"].unique() if text in unseen}
+        mentions = self._forms_of(found)
+        if self._plain.any():
+            # Forms without diacritics are looked for in captions without them.
+            places = special.to_numpy()
+            mentions = mentions[:, ~(np.isin(mentions[0], places) & (mentions[4] == 1))]
+            lines = canonical_lines(texts.gather(special), bare=True)
+            bare = self._forms_of(_found(lines, self._patterns))
+            bare[0] = places[bare[0]]
+            mentions = np.concatenate([mentions, bare[:, bare[4] == 1]], axis=1)
+        self._count(mentions[:4], captions, rows, file)
         if self.query.tokenize and self.tally.unseen_pieces:
             _strike_out(self.tally.unseen_pieces, captions, self.query.tokenize)
 
-    def _current_index(self, captions: pa.StringArray) -> PhraseIndex:
-        """The index of all forms and of the words not yet seen.
-
-        Common words are seen at once, and cost time as long as they are looked for; hence the
-        index is renewed after 1, 4, 16, ... batches.
-        """
-        if self._index is None:
-            # Only to tell common words from rare ones, for which lower case will do.
-            sample = " ".join(captions.slice(0, _SAMPLE).to_pylist()).lower()
-            self._frequency.update(re.findall(r"[^\W_]+", sample))
-        stale = self._indexed_words - self.tally.unseen
-        if self._index is None or (stale and self._batches in _RENEWALS):
-            self._indexed_words = set(self.tally.unseen)
-            spaced = (self._phrases[k] for k in self._spaced)
-            wanted = dict.fromkeys([*spaced, *sorted(self.tally.unseen)])
-            self._index = PhraseIndex(list(wanted), self._frequency)
-        self._batches += 1
-        return self._index
-
-    def _special(
-        self, index: PhraseIndex, rows: np.ndarray, captions: pa.StringArray
-    ) -> list[np.ndarray]:
-        """Mentions in captions with more than plain words and signs of ASCII."""
-        captions = all_cleaned(captions)
-        hits = []
-        for kind in (0, 1) if self._plain.any() else (0,):
-            row, phrase = index.find(*joined(loosely_canonical(captions, bare=bool(kind))))
-            hits.append(self._mentions(index, rows[row], phrase, (kind,)))
-        return [*hits, *self._unbounded(rows, captions)] if len(self._anywhere) else hits
-
-    def _unbounded(self, rows: np.ndarray, captions: pa.StringArray) -> list[np.ndarray]:
-        """Mentions of names in unspaced scripts, which have no boundaries to look for."""
-        texts = pl.Series(captions)
-        found = texts.str.contains(f"[{UNSPACED_LETTERS}]")
-        lines = pl.Series(folded_lines(texts.filter(found).to_list()), dtype=pl.String)
-        bounded = {_bounded(self._phrases[k]): k for k in self._anywhere}
-        matches = (" " + lines + " ").str.extract_many(list(bounded), overlapping=True)
-        table = pl.DataFrame({"row": rows[found.to_numpy()], "phrase": matches.list.unique()})
-        table = table.explode("phrase").drop_nulls()
-        phrase = np.array([bounded[text] for text in table["phrase"]], np.int64)
-        return [self._forms_of(table["row"].to_numpy(), phrase, (0, 1))]
-
-    def _mentions(
-        self, index: PhraseIndex, row: np.ndarray, phrase: np.ndarray, kinds: tuple[int, ...]
-    ) -> np.ndarray:
-        """Matches of the index as mentions, its words struck out from those unseen."""
-        if 0 in kinds and self.tally.unseen:
-            found = np.zeros(len(index.phrases), bool)
-            found[phrase] = True
-            self.tally.unseen.difference_update(index.phrases[k] for k in np.flatnonzero(found))
-        # The index has the forms first, in their order, and then mere words.
-        named = phrase < len(self._spaced)
-        return self._forms_of(row[named], self._spaced[phrase[named]], kinds)
-
-    def _forms_of(self, row: np.ndarray, phrase: np.ndarray, kinds: tuple[int, ...]) -> np.ndarray:
-        """Row, concept, level and phrase (4, M) of every concept that a phrase names."""
+    def _forms_of(self, found: pl.DataFrame) -> np.ndarray:
+        """Row, concept, level, phrase and `plain` (5, M) of every concept that a match names."""
+        number = pl.col("text").replace_strict(self._patterns, default=None, return_dtype=pl.Int64)
+        row, phrase = found.with_columns(number).drop_nulls().to_numpy().T.astype(np.int64)
         begin = np.searchsorted(self._phrase_of, phrase, side="left")
         count = np.searchsorted(self._phrase_of, phrase, side="right") - begin
         rank = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         form = np.repeat(begin, count) + rank
-        row = np.repeat(row, count)
-        fits = np.isin(self._plain[form], kinds)
-        form, row = form[fits], row[fits]
-        return np.stack([row, self._concept[form], self._level[form], self._phrase_of[form]])
+        columns = (self._concept, self._level, self._phrase_of, self._plain)
+        return np.stack([np.repeat(row, count), *(column[form] for column in columns)])
 
     def _count(
         self, mentions: np.ndarray, captions: pa.StringArray, rows: np.ndarray, file: str
     ) -> None:
         """Count each caption once for a concept, at the strictest level of its mentions."""
-        row, concept, level, phrase = mentions[:, np.lexsort(mentions[2::-1])]
+        row, concept, level, phrase = mentions[:, np.lexsort(mentions[::-1])]
         once = np.ones(len(row), bool)
         once[1:] = (row[1:] != row[:-1]) | (concept[1:] != concept[:-1])
         row, concept, level, phrase = row[once], concept[once], level[once], phrase[once]
@@ -367,10 +309,11 @@ def has_words(captions: pa.StringArray) -> bool:
     return any(canonical(caption.as_py()) for caption in captions)
 
 
-def _bounded(phrase: str) -> str:
-    """The phrase with a space at each end that is not a letter of an unspaced script."""
-    left = "" if is_unspaced(phrase[0]) else " "
-    return f"{left}{phrase}{'' if is_unspaced(phrase[-1]) else ' '}"
+def _found(lines: pl.Series, patterns: Iterable[str]) -> pl.DataFrame:
+    """Rows and texts of the patterns in canonical lines, each pair once."""
+    texts = (" " + lines + " ").str.extract_many(list(patterns), overlapping=True)
+    table = pl.DataFrame({"row": np.arange(len(lines)), "text": texts})
+    return table.explode("text").drop_nulls().unique()
 
 
 def _strike_out(

@@ -409,9 +409,10 @@ def _batches(
     if isinstance(captions, pl.Series):
         captions = captions.to_arrow()
     if isinstance(captions, (pa.Array, pa.ChunkedArray)):
-        return len(captions), _refuse_paths(_read_arrow(captions))
+        chunks = captions.chunks if isinstance(captions, pa.ChunkedArray) else [captions]
+        return len(captions), _refuse_paths(_read(chunks))
     total = len(captions) if hasattr(captions, "__len__") else None
-    return total, _refuse_paths(_read_iterable(iter(captions)))
+    return total, _refuse_paths(_read(_blocks(iter(captions))))
 
 
 def _refuse_paths(
@@ -438,40 +439,30 @@ def _refuse_paths(
         )
 
 
-def _read_arrow(captions: Any) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
-    for chunk in captions.chunks if isinstance(captions, pa.ChunkedArray) else [captions]:
-        if not corpora.holds_text(chunk.type):
-            raise TypeError(f"captions must be strings, not {chunk.type}")
-        for k in range(0, len(chunk), BATCH):
-            part = chunk.slice(k, BATCH)
+def _read(columns: Iterable[pa.Array]) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+    for column in columns:
+        if not corpora.holds_text(column.type):
+            raise TypeError(f"captions must be strings, not {column.type}")
+        for k in range(0, len(column), BATCH):
+            part = column.slice(k, BATCH)
             for texts, rows in corpora.flatten(part, BATCH):
                 yield texts, rows, 0
+            # Rows of a part are numbered together, so they count as read once it is done.
             yield pa.array([], pa.string()), np.empty(0, np.int64), len(part)
 
 
-def _read_iterable(captions: Iterator[Any]) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+def _blocks(captions: Iterator[Any]) -> Iterator[pa.Array]:
     while block := list(islice(captions, BATCH)):
-        rows = [k for k, text in enumerate(block) if not _is_null(text)]
-        kept = [block[k] for k in rows]
-        wrong = next((text for text in kept if not isinstance(text, str)), None)
+        texts = [None if _is_null(text) else text for text in block]
+        wrong = next((text for text in texts if not isinstance(text, (str, type(None)))), None)
         if wrong is not None:
             hint = "; pass a list of paths, not an iterator" * isinstance(wrong, os.PathLike)
             raise TypeError(
                 f"captions must be strings, not {type(wrong).__name__}: {wrong!r:.80}{hint}"
             )
         # Lone surrogates have no UTF-8 form, and no name can match them.
-        clean = [text.encode("utf-8", "replace") for text in kept]
-        size = _fitting(len(clean), sum(map(len, clean)))
-        for k in range(0, len(clean), size):
-            part = pa.array(clean[k : k + size], pa.string())
-            yield part, np.array(rows[k : k + size], np.int64), 0
-        # The rows of a block are numbered together, so they count as read once it is done.
-        yield pa.array([], pa.string()), np.empty(0, np.int64), len(block)
-
-
-def _fitting(rows: int, size: int) -> int:
-    """Rows in a batch of captions, of so many that take so many bytes."""
-    return max(1, min(BATCH, rows * corpora.BATCH_BYTES // max(size, 1)))
+        clean = [None if text is None else text.encode("utf-8", "replace") for text in texts]
+        yield pa.array(clean, pa.large_string())
 
 
 def _is_null(value: Any) -> bool:

@@ -26,11 +26,11 @@ _APOSTROPHES = "'`\u00b4\u2018\u2019\u201a\u201b\u02b9\u02bb\u02bc\u02bd\u2032"
 _INVISIBLE = "\u00ad\u034f\u200c\u200d\u2060\ufeff\ufe00-\ufe0f"
 _DROPPED = re.compile(f"[{_APOSTROPHES}{_INVISIBLE}]+")
 _DROPPED_TAGS = re.compile("[\U000e0100-\U000e01ef]+")  # apart, as they slow the rest down
-UNSPACED_LETTERS = (
+_UNSPACED_LETTERS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_UNSPACED = re.compile(f"[{UNSPACED_LETTERS}]")
+_UNSPACED = re.compile(f"[{_UNSPACED_LETTERS}]")
 # Latin to Arabic, punctuation and symbols, kana, ideographs, Hangul, emoji: see `_fold`.
 _SIMPLE_RANGES = [
     (0x0080, 0x06FF),
@@ -42,6 +42,8 @@ _SIMPLE_RANGES = [
     (0xAC00, 0xD7A3),
     (0x1F000, 0x1FAFF),
 ]
+# What becomes of signs of ASCII.
+_SIGNS = {sign: " " for sign in map(chr, range(128)) if not sign.isalnum()} | {"'": "", "`": ""}
 _DIACRITICS = re.compile("[\u0300-\u036f]+")
 # Letters that differ from a plain one by a stroke, which Unicode does not decompose.
 _STROKES = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae"})
@@ -209,31 +211,30 @@ def _patterns() -> tuple[str, str]:
     return _suspect_pattern(), _unsettled_pattern()
 
 
-def all_cleaned(texts: pa.StringArray) -> pa.StringArray:
-    """Texts with the canonical form of `cleaned` ones, most of them as they came.
+# All that `cleaned` or `canonical` may read as anything but a letter, a digit or a space.
+_SPECIAL = r"[^\t\n\f\r -~]|&"
 
-    ftfy takes a thousand times longer than all else that is done with a caption. So a text is
-    given to it only if a pattern finds what ftfy or HTML could change in it.
 
-    Parameters
-    ----------
-    texts : StringArray
-        Without nulls.
+def all_cleaned(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Texts with the canonical form of `cleaned` ones, and the places of those beyond plain ASCII.
+
+    ftfy takes a thousand times longer than all else that is done with a caption. So a text, none of
+    which is null, is given to it only if a pattern finds what ftfy or HTML could change in it.
     """
+    places = texts.str.contains(_SPECIAL).arg_true()
+    special = texts.gather(places)
     suspect, unsettled = _patterns()
-    series = pl.Series(texts, dtype=pl.String)
-    wanted = series.str.contains(suspect)
-    rows = (~wanted & series.str.contains(unsettled)).arg_true()
+    wanted = special.str.contains(suspect)
+    rows = (~wanted & special.str.contains(unsettled)).arg_true()
     if len(rows):
-        joined = "\n".join(text.replace("\n", " ") for text in series.gather(rows))
+        joined = "\n".join(text.replace("\n", " ") for text in special.gather(rows))
         settled = unicodedata.normalize("NFC", joined.translate(_SETTLED)).split("\n")
         wanted = wanted.scatter(rows, pl.Series(settled).str.contains(suspect))
     rows = wanted.arg_true()
-    if not len(rows):
-        return texts
-    return (
-        series.scatter(rows, list(map(cleaned, series.gather(rows)))).to_arrow().cast(pa.string())
-    )
+    if len(rows):
+        mended = pl.Series(list(map(cleaned, special.gather(rows))), dtype=pl.String)
+        texts = texts.scatter(places.gather(rows), mended)
+    return texts, places
 
 
 def canonical(text: str) -> str:
@@ -297,35 +298,29 @@ def _fold(char: str) -> tuple[str, str] | None:
     if any(unicodedata.category(c)[0] == "M" for c in char + text):
         return None
     folded = "".join(c if c.isalnum() else " " for c in text)
+    if folded != folded.lower():
+        return None
     return folded, without_diacritics(folded)
 
 
-def loosely_canonical(texts: pa.StringArray, *, bare: bool = False) -> pa.StringArray:
-    """Cleaned texts with the words of their canonical form, but for case and signs of ASCII.
+def canonical_lines(texts: pl.Series, *, bare: bool = False) -> pl.Series:
+    """`canonical` of cleaned texts, without nulls, as `all_cleaned` returns them.
 
     Characters that fold alike in any company, which are most, are replaced in Polars; only
-    texts with others take the path of `folded_lines`.
-
-    Parameters
-    ----------
-    texts : StringArray
-        Without nulls; as `all_cleaned` returns them.
-    bare : bool
-        Take off diacritics as well.
+    texts with others take the path of `folded_lines`. With `bare` diacritics are taken off as well.
     """
-    letters = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
-    beyond = set(letters[letters > 127].tobytes().decode())
-    folds = {char: _fold(char) for char in beyond}
-    table = {"'": "", "`": "", **{c: fold[bare] for c, fold in folds.items() if fold}}
-    series = pl.Series(texts, dtype=pl.String)
-    done = series.str.replace_many(list(table), list(table.values()))
+    letters = np.frombuffer(texts.to_arrow().cast(pa.large_string()).buffers()[2] or b"", np.uint8)
+    folds = {char: _fold(char) for char in set(letters[letters > 127].tobytes().decode())}
+    table = {**_SIGNS, **{char: fold[bare] for char, fold in folds.items() if fold}}
+    done = texts.str.replace_many(list(table), list(table.values())).str.to_lowercase()
+    done = done.str.replace_all(" {2,}", " ").str.strip_chars(" ")
     others = [char for char, fold in folds.items() if fold is None]
     if others:
-        hard = series.str.contains_any(others)
-        lines = folded_lines(series.filter(hard).to_list())
+        hard = texts.str.contains_any(others)
+        lines = folded_lines(texts.filter(hard).to_list())
         lines = without_diacritics("\n".join(lines)).split("\n") if bare else lines
         done = done.scatter(hard.arg_true(), lines)
-    return done.to_arrow().cast(pa.string())
+    return done
 
 
 def is_unspaced(text: str) -> bool:

@@ -28,7 +28,7 @@ from PIL import Image
 from scipy.stats import binom
 from torch import Tensor
 
-from lbutils._util import file_name
+from lbutils._util import file_name, is_text
 from lbutils.captions.text import as_names, canonical
 from lbutils.data.benchmark import Split
 from lbutils.data.folder import leads_out
@@ -164,15 +164,6 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name[:1] != "." and p.name not in kept)
 
 
-def _is_text(name: str) -> bool:
-    """Whether a file's name can be written: bytes that are no UTF-8 come as surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _classes(root: Path, found: list[Finding]) -> dict[str, list[str]]:
     """Ids of what look like images, by class; what is passed over is added to `found`."""
     classes: dict[str, list[str]] = {}
@@ -186,7 +177,7 @@ def _classes(root: Path, found: list[Finding]) -> dict[str, list[str]]:
         if leads_out(folder, root):
             advice = "put a copy of the folder here"
             found.append(Finding("error", _shown(name), "", "a link out of the folder", advice))
-        elif not _is_text(name) or name in classes or not name:
+        elif not is_text(name) or name in classes or not name:
             advice = "give the folder a name of its own, in UTF-8"
             found.append(Finding("error", _shown(name), "", "no name, or one twice", advice))
         elif folder.is_dir():
@@ -208,7 +199,7 @@ def _images(folder: Path, root: Path, name: str, found: list[Finding]) -> list[s
     images, other = [], []
     for path in inside:
         image = path.relative_to(root).as_posix()
-        if not _is_text(image):
+        if not is_text(image):
             advice = "give the file a name in UTF-8"
             found.append(Finding("error", name, _shown(image), "its name is no text", advice))
         elif path.suffix.lower() in SUFFIXES:
