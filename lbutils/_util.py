@@ -38,16 +38,11 @@ def lazy(
 
     So a face costs nothing to import, and what works on tables alone never loads torch.
 
-    Source: PEP 562.
+    `face` (str): the package, its ``__name__``. `homes` (mapping): the names that each module below
+    the package gives to it, such as ``{"names": ["Names", "NameEmbeddings"]}``. A module's name is
+    no name of the face: the import system would put the one in the other's place.
 
-    Parameters
-    ----------
-    face : str
-        The package, its ``__name__``.
-    homes : mapping
-        The names that each module below the package gives to it, such as
-        ``{"names": ["Names", "NameEmbeddings"]}``. A module's name is no name of the face: the
-        import system would put the one in the other's place.
+    Source: PEP 562.
     """
     home = {name: f"{face}.{module}" for module, names in homes.items() for name in names}
 
@@ -120,19 +115,13 @@ def file_name(value: Any, what: str = "name", owner: Any = "", portable: bool = 
 
     Every text that becomes part of a path and comes from a file, or from a caller, passes here.
 
+    `value` (object): the name. `what`, `owner` (str): what messages call it and what it belongs to,
+    such as "domain" and "the benchmark". `portable` (bool): whether it must be a name on every
+    system: not hidden, without signs that Windows does not have in names, and no device of it. What
+    others named need not be, such as classes of a released benchmark; on Windows itself it must.
+
     Raises ValueError if it is no text, empty, a path, too long, or has signs that cannot be in a
     name.
-
-    Parameters
-    ----------
-    value : object
-        The name.
-    what, owner : str
-        What messages call it and what it belongs to, such as "domain" and "the benchmark".
-    portable : bool
-        Whether it must be a name on every system: not hidden, without signs that Windows does
-        not have in names, and no device of it. What others named need not be, such as classes
-        of a released benchmark; on Windows itself it must.
     """
     portable = portable or os.name == "nt"
     has, shown = f"{owner} has a {what} that".lstrip(), short(value)

@@ -218,10 +218,8 @@ class Tally:
 class CaptionCounter:
     """Counts batches of captions, one after the other, into its `tally`.
 
-    Parameters
-    ----------
-    on_mentions : callable, optional
-        Called for every batch with the rows (M,) and the concepts (M,) that they name.
+    `on_mentions` (callable, optional): called for every batch with the rows (M,) and the concepts
+    (M,) that they name.
     """
 
     def __init__(

@@ -159,14 +159,11 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 def read_names(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Names, each once, and their synonyms, from a text file or a table, in UTF-8.
 
+    `path` (str or path): ``.txt`` or no suffix: a name a line. ``.csv`` or ``.tsv``: a column
+    ``name``, and perhaps ``synonyms``, separated by semicolons. Rows of one name are merged.
+
     Raises ValueError if the file is another kind of file or not UTF-8, if it has no name, if a
     table has no column ``name`` or two, or a row with another number of cells or without a name.
-
-    Parameters
-    ----------
-    path : str or path
-        ``.txt`` or no suffix: a name a line. ``.csv`` or ``.tsv``: a column ``name``, and perhaps
-        ``synonyms``, separated by semicolons. Rows of one name are merged.
     """
     place = Path(path)
     suffix = place.suffix.lower()

@@ -493,16 +493,11 @@ def count_file(
 ) -> tuple[str, Tally]:
     """Fingerprint and counts of one file, from `state` where they are stored, else stored there.
 
-    Raises ValueError if the file is unreadable, truncated or corrupt; nothing is stored.
+    `state` (str, optional): folder or URL of stored counts. `hashes` (bool): without `state`,
+    whether to compute the fingerprint, which is empty otherwise. `tick` (callable, optional):
+    called with the number of rows as they are read.
 
-    Parameters
-    ----------
-    state : str, optional
-        Folder or URL of stored counts.
-    hashes : bool
-        Without `state`, whether to compute the fingerprint, which is empty otherwise.
-    tick : callable, optional
-        Called with the number of rows as they are read.
+    Raises ValueError if the file is unreadable, truncated or corrupt; nothing is stored.
     """
     if file.error:
         raise ValueError(file.error)

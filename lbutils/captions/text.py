@@ -68,15 +68,11 @@ _SHORTEST_PART = 3
 def as_names(names: Iterable[str], what: str = "names") -> list[str]:
     """The names as a list.
 
+    `names` (iterable of str): a list, a column, the keys of a mapping. `what` (str): what they are,
+    for the message.
+
     Raises ValueError if it is one text, which would be read letter by letter. Raises TypeError if
     it is a table, or one of the names is not text.
-
-    Parameters
-    ----------
-    names : iterable of str
-        A list, a column, the keys of a mapping.
-    what : str
-        What they are, for the message.
     """
     if isinstance(names, (str, bytes)):
         raise ValueError(f"{what} must be a list of texts, not one text: pass [{names!r}]")

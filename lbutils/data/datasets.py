@@ -104,12 +104,9 @@ def find_dataset(name: str) -> Dataset:
 def class_names(dataset: Dataset, own: Sequence[str] | None) -> tuple[str, ...]:
     """The published name of each class, in the order of the labels.
 
-    Raises ValueError if there are others than the data set has, or two are one name: which.
+    `own` (sequence of str or None): what the files call the classes, where they do.
 
-    Parameters
-    ----------
-    own : sequence of str or None
-        What the files call the classes, where they do.
+    Raises ValueError if there are others than the data set has, or two are one name: which.
     """
     if dataset.names == "own":
         found = [re.sub(r"[_\s]+", " ", name).strip() for name in own or ()]
@@ -368,14 +365,10 @@ def read_verdicts(
 
     Names are found by their canonical form.
 
-    Raises ValueError if it is no certificate, has no such scale, or lacks a name: which.
+    `path` (path): the certificate. `scale` (str, optional): which of its scales; needed if it has
+    several.
 
-    Parameters
-    ----------
-    path : path
-        The certificate.
-    scale : str, optional
-        Which of its scales; needed if it has several.
+    Raises ValueError if it is no certificate, has no such scale, or lacks a name: which.
     """
     certificate = read_certificate(path)
     scales = list(certificate["scales"])

@@ -62,10 +62,7 @@ def data_dir() -> Path:
 def how_to_restore(name: str) -> str:
     """What to do about a file or folder of `data_dir` that is missing or was changed.
 
-    Parameters
-    ----------
-    name : str
-        Its path below ``data/``.
+    `name` (str): its path below ``data/``.
     """
     if os.environ.get("LBUTILS_DATA"):
         return f"copy data/{name} of the repository to $LBUTILS_DATA again, or unset LBUTILS_DATA"
@@ -89,13 +86,10 @@ def read_hints(benchmark: str) -> dict[str, str]:
 def published_table(name: str) -> pd.DataFrame:
     """One published table, as it lies in `data/published/{name}.csv`.
 
+    `name` (str): a file's stem, such as ``"table1_clustering"``. Accuracies are in percent.
+
     Raises ValueError if there is no such table. Raises FileNotFoundError if the folder of published
     tables is missing.
-
-    Parameters
-    ----------
-    name : str
-        A file's stem, such as ``"table1_clustering"``. Accuracies are in percent.
     """
     folder = data_dir() / "published"
     known = sorted(path.stem for path in folder.glob("*.csv"))
@@ -228,17 +222,11 @@ def find_folders(
 ) -> dict[tuple[str, str], Path]:
     """Folder of each (domain, kind), domains in the order of `known`, then by name.
 
-    Raises ValueError if there is none, one leads out of `root`, or several could be meant.
+    `root` (Path): the benchmark's folder. `known` (sequence of str): the paper's names of domains;
+    others are found too. `scale` (str, optional): where several folders hold one subset, that with
+    the paper's number of classes at this scale is taken.
 
-    Parameters
-    ----------
-    root : Path
-        The benchmark's folder.
-    known : sequence of str
-        The paper's names of domains; others are found too.
-    scale : str, optional
-        Where several folders hold one subset, that with the paper's number of classes at this
-        scale is taken.
+    Raises ValueError if there is none, one leads out of `root`, or several could be meant.
     """
     found: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(path for path in root.iterdir() if path.is_dir()):
@@ -334,17 +322,13 @@ def read_left_out(root: Path) -> frozenset[str]:
 def read_rows(folder: Path, root: Path) -> list[Row]:
     """The images that a folder's split file lists, in its order: train, val, test.
 
+    `folder` (Path): ``{Domain}{n_classes}_{OOP|IP}`` in `root`. `root` (Path): the benchmark's
+    folder, which no entry may leave.
+
     Raises ValueError for a file that is not readable or does not follow the layout; an entry at
     fault is named: a field that is missing or of another type, a name that is a path or leads out
     of the folder, labels that disagree with names, more classes than can be meant. Raises
     FileNotFoundError if there is no split file.
-
-    Parameters
-    ----------
-    folder : Path
-        ``{Domain}{n_classes}_{OOP|IP}`` in `root`.
-    root : Path
-        The benchmark's folder, which no entry may leave.
     """
     file = split_file(folder)
     content = read_json(file, root)

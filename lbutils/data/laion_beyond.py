@@ -41,10 +41,7 @@ GRAVE = ("missing file", "unreadable file", "no folder", "label and name")
 def compare_counts(bench: Benchmark) -> pd.DataFrame:
     """Classes and images of each subset beside the paper's (Figure 2), and their totals.
 
-    Parameters
-    ----------
-    bench : Benchmark
-        LAION-Beyond, whole or some of its domains, at any scale.
+    `bench` (Benchmark): LAION-Beyond, whole or some of its domains, at any scale.
 
     Returns
     -------

@@ -23,10 +23,7 @@ def mini_file(name: str) -> Path:
 
     A file is hashed once per process, and again only if it was touched (`images.sha256`).
 
-    Parameters
-    ----------
-    name : str
-        Relative to ``data/mini``, with forward slashes.
+    `name` (str): relative to ``data/mini``, with forward slashes.
     """
     path = data_dir() / "mini" / name
     expected = _checksums().get(name)

@@ -174,14 +174,9 @@ def restricted(split: Split, classes: np.ndarray) -> Split:
 def by_arm(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """A measure of each dealt concept in each arm, mean over seeds: one row a concept.
 
-    Raises ValueError if a concept lacks an arm: all three rotations are needed.
+    `table` (DataFrame): of `measure`, for all rotations and seeds. `column` (str): the measure.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Of `measure`, for all rotations and seeds.
-    column : str
-        The measure.
+    Raises ValueError if a concept lacks an arm: all three rotations are needed.
     """
     own = table[table["arm"] != ALWAYS]
     wide = own.pivot_table(column, ["domain", "name"], "arm", aggfunc="mean", sort=False)

@@ -148,18 +148,13 @@ def joint_margins(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> Margins:
     Added to the logits of all OOP names, a bias sends an image to the OOP names when it exceeds
     the image's margin, so these numbers hold its prediction under every bias.
 
+    `logits` (array-like): (N, C) over the joint vocabulary, IP names first, as `benchmark.join`
+    orders them. A name with -inf is never predicted; an image with -inf throughout is never right.
+    `labels` (array-like): (N,) in the joint vocabulary; an image is IP when its label is below
+    `n_ip`. `n_ip` (int): number of IP names.
+
     Raises ValueError if the shapes disagree, `n_ip` leaves IP or OOP without names, one has no
     images, or logits are NaN or +inf.
-
-    Parameters
-    ----------
-    logits : array-like
-        (N, C) over the joint vocabulary, IP names first, as `benchmark.join` orders them.
-        A name with -inf is never predicted; an image with -inf throughout is never right.
-    labels : array-like
-        (N,) in the joint vocabulary; an image is IP when its label is below `n_ip`.
-    n_ip : int
-        Number of IP names.
     """
     scores, y = _logits(logits, labels)
     if not 0 < n_ip < scores.shape[1]:

@@ -164,14 +164,10 @@ def read_records(
 ) -> dict[str, dict[str, Any]]:
     """Every record of a folder by its file, relative to the folder; the oldest file first.
 
-    Raises ValueError if a file is not a record and `troubles` is not given; the message names it.
+    `folder` (path): searched as `record_files` does. `troubles` (list of str, optional): takes what
+    is wrong with a file, which is then passed over.
 
-    Parameters
-    ----------
-    folder : path
-        Searched as `record_files` does.
-    troubles : list of str, optional
-        Takes what is wrong with a file, which is then passed over.
+    Raises ValueError if a file is not a record and `troubles` is not given; the message names it.
     """
     found, changed = {}, {}
     for path in record_files(folder):

@@ -98,14 +98,9 @@ def read_dataset(name: str, root: Path, download: bool = False) -> Loaded:
     CIFAR is kept in pickles. They are read by torchvision, which compares their MD5 first, and hold
     arrays. Images that are files are read by this package's reader, as all others are.
 
-    Parameters
-    ----------
-    name : str
-        A name in `datasets.dataset_table`, or the path of a folder (see `datasets.folder_dataset`).
-    root : path
-        Where torchvision's loaders look for their folders.
-    download : bool
-        Let them fetch what is not there.
+    `name` (str): a name in `datasets.dataset_table`, or the path of a folder (see
+    `datasets.folder_dataset`). `root` (path): where torchvision's loaders look for their folders.
+    `download` (bool): let them fetch what is not there.
     """
     own_folder = Path(name).is_dir()
     root = Path(name if own_folder else root).expanduser().absolute()

@@ -75,12 +75,8 @@ def text_classifier(
 def warn_of_twins(names: Sequence[str], read: Sequence[Hashable], length: int) -> None:
     """Warn of different names that are read as the same ids, naming them.
 
-    Parameters
-    ----------
-    read : sequence
-        What the encoder reads for each name.
-    length : int
-        Tokens that a prompt may have.
+    `read` (sequence): what the encoder reads for each name. `length` (int): tokens that a prompt
+    may have.
     """
     first: dict[Hashable, str] = {}
     pairs = [(first.setdefault(ids, name), name) for name, ids in zip(names, read, strict=True)]
@@ -272,19 +268,12 @@ def check_training(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features ``(V, N, D)`` float32 and labels ``(N,)`` int64, on the CPU and fit to train on.
 
+    `split` (Split): the N training images. `features` (Tensor, shape (V, N, D)): features of V
+    views of them. `unit` (bool): whether features must be of unit length. `empty` (bool): whether a
+    split without images will do.
+
     Raises ValueError if the split is empty, names two classes alike, or has a label without a name;
     if the features do not fit it, are not finite, or not of unit length.
-
-    Parameters
-    ----------
-    split : Split
-        The N training images.
-    features : Tensor, shape (V, N, D)
-        Features of V views of them.
-    unit : bool
-        Whether features must be of unit length.
-    empty : bool
-        Whether a split without images will do.
     """
     labels = torch.tensor(np.asarray(split.labels), dtype=torch.long)
     if not len(labels) and not empty:

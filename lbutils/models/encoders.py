@@ -164,12 +164,8 @@ class DualEncoder:
     def encode_images(self, pixels: Tensor, normalise: bool = True) -> Tensor:
         """Image features (B, D), float32, on the model's device.
 
-        Parameters
-        ----------
-        pixels : Tensor, shape (B, 3, H, W)
-            As `preprocess` or `augment` returns them.
-        normalise : bool
-            Whether features are of unit length, or as the model gives them.
+        `pixels` (Tensor, shape (B, 3, H, W)): as `preprocess` or `augment` returns them.
+        `normalise` (bool): whether features are of unit length, or as the model gives them.
         """
         features = self.model.encode_image(pixels.to(self.device, self.dtype)).float()
         return F.normalize(features, dim=-1) if normalise else features

@@ -38,12 +38,8 @@ _MAKERS = ("processor_class", "_processor_class", "feature_extractor_type", "dev
 class HubTokenizer:
     """A tokenizer of transformers that pads every text to the same length.
 
-    Parameters
-    ----------
-    tokenizer : object
-        A tokenizer of transformers.
-    context_length : int
-        Length to which a call pads or truncates.
+    `tokenizer` (object): a tokenizer of transformers. `context_length` (int): length to which a
+    call pads or truncates.
     """
 
     def __init__(self, tokenizer: Any, context_length: int):
@@ -67,12 +63,9 @@ class HubTokenizer:
 class HubPixels:
     """A model's image processor as a function from an image to pixels ``(3, H, W)``.
 
-    Raises ValueError if the processor makes no pixels of one size.
+    `processor` (object): an image processor of transformers.
 
-    Parameters
-    ----------
-    processor : object
-        An image processor of transformers.
+    Raises ValueError if the processor makes no pixels of one size.
 
     Attributes
     ----------
@@ -113,12 +106,8 @@ class HubPixels:
 class HubModel(nn.Module):
     """A model of transformers with `encode_image`, `encode_text` and `logit_scale`.
 
-    Parameters
-    ----------
-    model : nn.Module
-        A model that this class `fits`.
-    tokenizer : object
-        The tokenizer of transformers that goes with it.
+    `model` (nn.Module): a model that this class `fits`. `tokenizer` (object): the tokenizer of
+    transformers that goes with it.
 
     Attributes
     ----------
@@ -282,14 +271,10 @@ KINDS = (Contrastive, FirstTokens, QueryTokens)
 def wrap(model: nn.Module, tokenizer: Any) -> tuple[HubModel, HubTokenizer]:
     """A model of transformers and its tokenizer, as `DualEncoder` takes them.
 
-    Raises ValueError if the model is no dual encoder.
+    `model` (nn.Module): a model with image and text features in one space. `tokenizer` (object):
+    the tokenizer of transformers that goes with it.
 
-    Parameters
-    ----------
-    model : nn.Module
-        A model with image and text features in one space.
-    tokenizer : object
-        The tokenizer of transformers that goes with it.
+    Raises ValueError if the model is no dual encoder.
     """
     for kind in KINDS:
         if kind.fits(model):
@@ -304,14 +289,11 @@ def wrap(model: nn.Module, tokenizer: Any) -> tuple[HubModel, HubTokenizer]:
 def read_model(source: str) -> tuple[HubModel, HubTokenizer, HubPixels]:
     """Model, tokenizer and preprocessing of a folder, or of a repository on the hub.
 
+    `source` (str): a folder that transformers saved, or a repository. No code of it is run.
+
     Raises ModuleNotFoundError if transformers is not installed. Raises OSError if a file is missing
     or cannot be downloaded. Raises ValueError if the weights do not fill the model, or it is no
     dual encoder of one image size.
-
-    Parameters
-    ----------
-    source : str
-        A folder that transformers saved, or a repository. No code of it is run.
     """
     try:
         import transformers

@@ -197,19 +197,13 @@ def open_clip_settings(
 ) -> dict[str, Any]:
     """What `open_clip.create_model` takes of a configuration: its checked ``model_cfg``.
 
+    `described` (mapping): content of an ``open_clip_config.json``. `where` (str): what messages
+    call it. `folder` (Path, optional): the folder in which it lies, which the text tower's
+    configuration may not leave: a path relative to it comes back whole. Without one, a repository
+    may name others on the hub, whose configurations are then checked as well.
+
     Raises Refused if a key is unknown or of another type than open_clip's, a tower is missing, or a
     name leads elsewhere.
-
-    Parameters
-    ----------
-    described : mapping
-        Content of an ``open_clip_config.json``.
-    where : str
-        What messages call it.
-    folder : Path, optional
-        The folder in which it lies, which the text tower's configuration may not leave: a path
-        relative to it comes back whole. Without one, a repository may name others on the hub,
-        whose configurations are then checked as well.
     """
     model = described.get("model_cfg")
     if not isinstance(model, dict):

@@ -236,12 +236,8 @@ class WordTokenizer:
     wrongly decoded, as open_clip's clean-up reads it. All else, and every text without a word, is
     left to the tokenizer beneath.
 
-    Parameters
-    ----------
-    base : object
-        An open_clip tokenizer, or another `WordTokenizer`, whose words are kept.
-    words : mapping of str to list of int
-        Ids of each word.
+    `base` (object): an open_clip tokenizer, or another `WordTokenizer`, whose words are kept.
+    `words` (mapping of str to list of int): ids of each word.
     """
 
     def __init__(self, base: Any, words: Mapping[str, Sequence[int]]):

@@ -68,10 +68,7 @@ class ResidualTower(nn.Module):
     The attributes and methods beside `forward` are those that `open_clip.timm_model.TimmModel` asks
     of a timm trunk. Source: after the ResNet-9 of David Page, "How to train your ResNet" (2018).
 
-    Parameters
-    ----------
-    widths : sequence of int
-        Channels of the stem and of each stage after it.
+    `widths` (sequence of int): channels of the stem and of each stage after it.
 
     Attributes
     ----------

@@ -92,14 +92,12 @@ def prompts_by_class(
 
     ``before + after`` is a prompt as the encoder reads it; the name is the beginning of ``after``.
 
+    `spec` (str, sequence of str, or mapping of str to sequence of str): templates, as `resolve`
+    takes them; or the prompts of each name, in which ``{name}`` and ``{hint}`` are filled where
+    they stand. Other classes in it are passed over.
+
     Raises ValueError if a name has no prompt, or a prompt has a slot that is neither name nor hint,
     or a hint and none is given: the name and the prompt are told.
-
-    Parameters
-    ----------
-    spec : str, sequence of str, or mapping of str to sequence of str
-        Templates, as `resolve` takes them; or the prompts of each name, in which ``{name}`` and
-        ``{hint}`` are filled where they stand. Other classes in it are passed over.
     """
     if not isinstance(spec, Mapping):
         cuts = [slots(template, hint) for template in resolve(spec)]
@@ -255,11 +253,8 @@ def take_out(caption: str, name: str) -> Slots | None:
     Caption and name are compared word by word in canonical form: "ant" is not found in
     "elephant", and "hot dog" is found in "a Hot-Dog." (its context is "a " and ".").
 
-    Parameters
-    ----------
-    caption, name : str
-        Any text. The context that comes back is the caption's as open_clip's tokenizer reads it
-        (see `lbutils.captions.text.cleaned`), in Unicode form NFKC.
+    `caption`, `name` (str): any text. The context that comes back is the caption's as open_clip's
+    tokenizer reads it (see `lbutils.captions.text.cleaned`), in Unicode form NFKC.
     """
     text = unicodedata.normalize("NFKC", cleaned(caption))
     spans = _mentions(text, canonical(name).split())

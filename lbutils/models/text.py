@@ -86,12 +86,8 @@ def encode_prompts(
     begin with once, and no token behind the end of text: equal to the encoder's `encode_text` up
     to rounding. Any other tower runs that.
 
-    Parameters
-    ----------
-    prompts : sequence of Slots
-        Texts, ``before + after``.
-    batch_size : int
-        Prompts in one call of the tower.
+    `prompts` (sequence of Slots): texts, ``before + after``. `batch_size` (int): prompts in one
+    call of the tower.
     """
     frame = _frame(encoder)
     causal = frame is not None and is_causal(encoder.model, frame)
@@ -165,12 +161,9 @@ class Sheet:
 class SubstitutedText:
     """Text features of prompts with trainable rows, by the model's own forward.
 
-    Raises ValueError if no token embedding is found.
+    `encoder` (DualEncoder): any model with ``encode_text(ids)`` and a token embedding.
 
-    Parameters
-    ----------
-    encoder : DualEncoder
-        Any model with ``encode_text(ids)`` and a token embedding.
+    Raises ValueError if no token embedding is found.
     """
 
     def __init__(self, encoder: Any):
@@ -215,10 +208,7 @@ class CausalText:
     values of tokens before a prompt's first row depend on no row: they are computed once, a token
     that several prompts begin with only once for all of them.
 
-    Parameters
-    ----------
-    encoder : DualEncoder
-        A model whose text tower passes the check of `text_forward`.
+    `encoder` (DualEncoder): a model whose text tower passes the check of `text_forward`.
     """
 
     def __init__(self, encoder: Any):

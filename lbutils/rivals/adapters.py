@@ -233,14 +233,11 @@ class CrossModalProbe(TrainedClassifier):
     Starts at the text features. The names, one sample in each template, are half of every step,
     the images the other half.
 
+    `optimizer`, `lr`, `steps`: the authors take AdamW at 0.0001 or 0.001 and batches of 8, half of
+    them texts, for up to 12,800 steps, stopped early on validation data.
+
     Source: Lin et al. 2023, "Multimodality helps unimodality: cross-modal few-shot learning with
     multimodal models", CVPR; the linear probe. Names that were not learned keep their text.
-
-    Parameters
-    ----------
-    optimizer, lr, steps
-        The authors take AdamW at 0.0001 or 0.001 and batches of 8, half of them texts, for up to
-        12,800 steps, stopped early on validation data.
 
     Attributes
     ----------

@@ -77,10 +77,7 @@ class FewShotClassifier(FeatureClassifier):
 class TrainedClassifier(FewShotClassifier):
     """Base of the rivals that descend on a cross-entropy.
 
-    Parameters
-    ----------
-    optimizer, lr, steps
-        See `descent.descend`; all images in a step, in one view.
+    `optimizer`, `lr`, `steps`: see `descent.descend`; all images in a step, in one view.
 
     Attributes
     ----------
@@ -117,14 +114,9 @@ class ContextPrompts:
 
     Equal to the model's own `encode_text` where a context is that of words.
 
-    Raises ValueError if the context leaves no room for a name.
+    `n_ctx` (int): tokens of a context, which stands first. `suffix` (str): text after the name.
 
-    Parameters
-    ----------
-    n_ctx : int
-        Tokens of a context, which stands first.
-    suffix : str
-        Text after the name.
+    Raises ValueError if the context leaves no room for a name.
     """
 
     def __init__(self, encoder: Any, n_ctx: int, suffix: str = ""):

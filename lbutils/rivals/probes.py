@@ -357,16 +357,12 @@ class SiM(FewShotClassifier):
 def control_names(names: Sequence[str], kind: str, seed: int = 0) -> tuple[str, ...]:
     """Names for a negative control, as many and as different as those given.
 
+    `names` (sequence of str): class names, all different. `kind` (str): ``"random"`` letters, each
+    word as long as before; the names ``"permuted"``, none in its place; or ``"swapped"`` in random
+    pairs, one class of an odd number keeping its own.
+
     Raises ValueError if there is no such kind, or names cannot change places because there is one
     only.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Class names, all different.
-    kind : str
-        ``"random"`` letters, each word as long as before; the names ``"permuted"``, none in its
-        place; or ``"swapped"`` in random pairs, one class of an odd number keeping its own.
     """
     if kind not in CONTROLS:
         raise ValueError(suggest(kind, CONTROLS, "kind of control"))

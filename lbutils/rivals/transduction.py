@@ -45,10 +45,7 @@ class _Given(NamedTuple):
 class TransductiveClassifier(Estimator):
     """Base of all: checks what it is given, and asks a subclass for `_fit` and `_logits`.
 
-    Parameters
-    ----------
-    scale : float
-        The encoder's ``logit_scale``.
+    `scale` (float): the encoder's ``logit_scale``.
 
     Attributes
     ----------

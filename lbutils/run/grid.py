@@ -87,14 +87,11 @@ class _Loader(yaml.SafeLoader):
 def read_grid(path: str | os.PathLike[str]) -> Grid:
     """The grid that a YAML file describes.
 
+    `path` (path): see this module's docstring for the format.
+
     Raises ValueError in one line, with the file's name: not YAML, not a mapping, a key twice or
     unknown, a value that is not plain, a notebook outside the file's folder. Raises
     FileNotFoundError if there is no such file.
-
-    Parameters
-    ----------
-    path : path
-        See this module's docstring for the format.
     """
     place = Path(path)
     try:

@@ -40,12 +40,9 @@ def lessons_dir() -> Path:
 def read_lesson(notebook: Path) -> dict[str, Any]:
     """What is said of a notebook to those who teach with it.
 
-    Raises ValueError if the file has other keys, or lacks one.
+    `notebook` (path): the lesson is the file of `lessons_dir` that has the notebook's number.
 
-    Parameters
-    ----------
-    notebook : path
-        The lesson is the file of `lessons_dir` that has the notebook's number.
+    Raises ValueError if the file has other keys, or lacks one.
 
     Returns
     -------
@@ -135,15 +132,9 @@ def copy_for_lesson(
 ) -> nbformat.NotebookNode:
     """A notebook as students get it, or with solutions and answers.
 
-    Parameters
-    ----------
-    told : mapping
-        As `read_lesson` gives it.
-    solved : bool
-        Keep cells tagged ``solution``, and add solutions and answers.
-    nbgrader : bool
-        Give cells of exercises the metadata of nbgrader; where not `solved`, with the solution
-        between the marks that nbgrader takes out.
+    `told` (mapping): as `read_lesson` gives it. `solved` (bool): keep cells tagged ``solution``,
+    and add solutions and answers. `nbgrader` (bool): give cells of exercises the metadata of
+    nbgrader; where not `solved`, with the solution between the marks that nbgrader takes out.
     """
     made = copy.deepcopy(nbformat.read(notebook, 4))
     cells = []
