@@ -7,6 +7,7 @@ link between them is followed. No notebook is run, and nothing is fetched.
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib
 import os
 import re
@@ -97,7 +98,10 @@ def slug(heading: str) -> str:
 
 
 def map_page() -> str:
-    """The paper's places, with the notebook that takes each up, its figures and ours."""
+    """The paper's places, with the notebook that takes each up, its figures and ours.
+
+    ``docs/map.md``, written by ``docs/build.py --map``.
+    """
     rows = [
         "| place in the paper | what | notebook | published | ours | verdict |",
         "|" + "---|" * 6,
@@ -107,7 +111,8 @@ def map_page() -> str:
         (notebook,) = find_notebooks([row["notebook"]])
         heading = heading_of(notebook, row["cell"])
         anchor = f"#{slug(heading)}" if heading else ""
-        link = f"[{row['notebook']}, {heading or 'beginning'}](notebooks/{notebook.name}{anchor})"
+        place = f"../notebooks/{notebook.name}{anchor}"
+        link = f"[{row['notebook']}, {heading or 'beginning'}]({place})"
         own = (
             claims[row["claim"]]
             if "claim" in row
@@ -119,8 +124,8 @@ def map_page() -> str:
         rows.append("| " + " | ".join(cells) + " |")
     about = (
         "Where the paper says something, and where the notebooks take it up. *Published* has the "
-        "figure and the table of [the paper's numbers](published.md); *ours* and *verdict* are "
-        "those of [what came out](results.md), on the miniature."
+        "figure and the table of [the paper's numbers](../data/published/README.md); *ours* and "
+        "*verdict* are those of README, on the miniature."
     )
     return f"# The map\n\n{about}\n\n" + "\n".join(rows) + "\n"
 
@@ -161,7 +166,20 @@ def folded(notebook: Path) -> str:
         plumbing = cell.id in ("imports", "derive", "check", "record")
         if cell.cell_type == "code" and (plumbing or len(cell.source.splitlines()) > LONG):
             cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), "hide-input"})
+        for name in cell.pop("attachments", {}):
+            cell.source = cell.source.replace(f"attachment:{name}", f"{notebook.stem}-{name}")
     return nbformat.writes(found)
+
+
+def attached(notebook: Path) -> dict[str, bytes]:
+    """Pictures in a notebook's text, by the names of the files that `folded` leads to."""
+    cells = nbformat.read(notebook, 4).cells
+    return {
+        f"{notebook.stem}-{name}": base64.b64decode(picture)
+        for cell in cells
+        for name, kinds in cell.get("attachments", {}).items()
+        for picture in kinds.values()
+    }
 
 
 def lay_out(source: Path) -> None:
@@ -178,7 +196,6 @@ def lay_out(source: Path) -> None:
     use = sections(ROOT / "README.md", "Two commands", "Use")
     pages["use.md"] = "# Use\n\n" + relinked(use, "README.md")
     pages |= {
-        "map.md": map_page(),
         "reference.md": reference_page(),
         "teaching.md": teaching_page(),
     }
@@ -200,6 +217,8 @@ def lay_out(source: Path) -> None:
         (source / name).write_text(text, encoding="utf-8")
     for notebook in find_notebooks():
         (source / "notebooks" / notebook.name).write_text(folded(notebook), encoding="utf-8")
+        for name, picture in attached(notebook).items():
+            (source / "notebooks" / name).write_bytes(picture)
     shutil.copy(ROOT / "docs" / "conf.py", source)
     shutil.copytree(ROOT / "docs" / "_static", source / "_static")
 
@@ -241,7 +260,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 1 if Sphinx fails or a link is broken; odd markup is only told."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "site")
-    out = parser.parse_args(arguments).out.resolve()
+    parser.add_argument("--map", action="store_true", help="only write docs/map.md anew")
+    options = parser.parse_args(arguments)
+    if options.map:
+        (ROOT / "docs" / "map.md").write_text(map_page(), encoding="utf-8")
+        return 0
+    out = options.out.resolve()
     source, site = out / "source", out / "html"
     lay_out(source)
     shutil.rmtree(site, ignore_errors=True)

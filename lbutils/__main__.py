@@ -17,6 +17,7 @@ COMMANDS = {
     "check": ("whether the installed packages work together (the default)", ""),
     "run": ("run notebooks with few draws, or a grid over one", "run.notebooks"),
     "full": ("run notebooks as their committed outputs show them", "run.notebooks"),
+    "keep": ("commit what a full run found: the table of claims, the boxes", "run.shorts"),
     "status": ("the runs of a grid: which, which cell, since when", "run.notebooks"),
     "start": ("copies of the notebooks to work in", "run.lessons"),
     "lesson": ("copies of the notebooks for students and teachers, and a plan", "run.lessons"),

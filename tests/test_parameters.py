@@ -8,6 +8,7 @@ import nbformat
 import papermill
 import pytest
 
+from lbutils.figures import style
 from lbutils.run import parameters, profiles
 from lbutils.run.parameters import check, differing, parse, place
 
@@ -95,6 +96,15 @@ def test_a_profile_that_sets_nonsense_is_refused(monkeypatch, given, message):
     monkeypatch.setenv("LBUTILS_PROFILE", "p")
     with pytest.raises(ValueError, match=message):
         check(STEM, session(CELL))
+
+
+def test_a_figure_is_saved_by_the_notebooks_number_and_shown(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    run = check(STEM, session(CELL, out=str(tmp_path)))
+    run.show(style.described(style.Drawing(), "a line"), "lines")
+    assert (tmp_path / "figures" / "03_lines.png").is_file()
+    assert [image._repr_mimebundle_()[1] for image in shown] == [{"image/png": {"alt": "a line"}}]
 
 
 def test_a_default_that_is_written_out_is_none():

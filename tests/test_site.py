@@ -40,6 +40,8 @@ def test_the_map_has_the_figures_of_readme():
     for row in (row for row in MAP if "claim" in row):
         own = build.claim_rows()[row["claim"]]
         assert f"| {own['ours']} | {own['verdict']} |" in page
+    committed = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    assert committed == page, "run: python docs/build.py --map"
 
 
 @pytest.mark.parametrize(("number", "section"), SECTIONS.items())
@@ -73,6 +75,14 @@ def test_a_broken_link_is_found(tmp_path):
     (tmp_path / "index.html").write_text(page + "<a href='https://x.org'></a>")
     wanted = ["a/b.html: ../index.html#no", "index.html: c.png"]
     assert sorted(build.broken_links(tmp_path)) == wanted
+
+
+def test_pictures_in_the_text_of_a_notebook_become_files():
+    (notebook,) = find_notebooks(["03"])
+    (name, picture), *_ = build.attached(notebook).items()
+    assert picture.startswith(b"\x89PNG")
+    text = build.folded(notebook)
+    assert f"]({name})" in text and "attachment" not in text
 
 
 def test_long_cells_and_plumbing_are_folded_on_the_site():

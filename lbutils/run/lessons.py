@@ -20,7 +20,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from lbutils._util import shipped, suggest, write_text
-from lbutils.run import find_notebooks
+from lbutils.run import find_notebooks, shorts
 from lbutils.run.profiles import of_profile
 
 # Of nbgrader's metadata, whose schema has this version.
@@ -137,6 +137,9 @@ def copy_for_lesson(
     nbgrader; where not `solved`, with the solution between the marks that nbgrader takes out.
     """
     made = copy.deepcopy(nbformat.read(notebook, 4))
+    if not solved:  # what came out is not told before it is asked
+        made.cells[0].source = shorts.without(made.cells[0].source)
+        made.cells[0].pop("attachments", None)
     cells = []
     for cell in made.cells:
         tags = cell.metadata.get("tags", [])

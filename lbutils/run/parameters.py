@@ -161,6 +161,17 @@ class Run:
     changed: dict[str, Any]
     place: Path
 
+    def show(self, figure: Any, name: str) -> None:
+        """Display a figure, and save it as ``figures/NN_name.png`` with the notebook's number."""
+        # Here, as what only asks for parameters does without matplotlib.
+        from IPython.display import display
+
+        from lbutils import figures
+
+        number = self.notebook.split("_")[0]
+        figures.save(figure, self.place / "figures" / f"{number}_{name}", ["png"])
+        display(figures.preview(figure))
+
 
 def check(notebook: str, namespace: MutableMapping[str, Any]) -> Run:
     """What this run of a notebook is, after its parameters were found to be right.

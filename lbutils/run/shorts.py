@@ -1,0 +1,157 @@
+"""What each notebook found, in short: a box at its top, written from the committed results.
+
+The box stands between two marks in the title's cell, with the figure of the notebook as an
+attachment, so that it is there before anything runs, on a page or in an editor. `notebooks/
+shorts.yaml` has the question, the answer in words and which rows and which figure to show;
+figures come from ``data/results/claims.csv`` and from the notebook's stored outputs.
+``lbutils keep`` writes both anew from the records of a full run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from lbutils._util import shipped, write_text
+from lbutils.data.folder import data_dir
+from lbutils.measure import published, records
+from lbutils.run import parameters, together
+from lbutils.run.notebooks import NOT_RUN, claims_table, find_notebooks
+
+BEGIN = "<!-- in short: `lbutils keep` writes this -->"
+END = "<!-- end of in short -->"
+FIGURE = "in-short.png"
+_BOX = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
+_NUMBERS = ["ours", "low", "high"]
+
+
+def shorts() -> dict[str, dict[str, Any]]:
+    """By a notebook's number its ``question``, ``answer``, ``rows`` and ``figure``.
+
+    A row has the id of a ``claim`` and the ``verdict`` that the answer speaks of; or, for what is
+    no claim, ``figure`` (what it is), ``ours``, ``published``, ``verdict``, and ``seen``: lines of
+    the notebook's outputs in which the numbers stand.
+    """
+    text = (shipped("notebooks") / "shorts.yaml").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return found
+
+
+def box(notebook: Path, told: Mapping[str, Any]) -> str:
+    """The Markdown of a notebook's box, marks included.
+
+    Raises
+    ------
+    ValueError
+        If a claim has another verdict than the answer speaks of: it must be said anew.
+    """
+    rows = [_row(notebook, row) for row in told["rows"]]
+    heads = ("", "ours [95 %]", "published", "verdict")
+    table = [heads, ("---",) * len(heads), *rows]
+    lines = [f"**In short.** *{told['question']}* {told['answer']}", ""]
+    lines += ["| " + " | ".join(row) + " |" for row in table]
+    alt = _figure(notebook, told)[1]
+    lines += ["", f"![{alt}](attachment:{FIGURE})", *_cost(notebook.stem)]
+    return "\n".join([BEGIN, "", *lines, "", END])
+
+
+def _row(notebook: Path, row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    if "claim" not in row:
+        cells = (row["figure"], row["ours"], row["published"], row["verdict"])
+        return tuple(map(str, cells))  # type: ignore[return-value]
+    found = together.full_figures().loc[row["claim"]]
+    if found["verdict"] != row["verdict"]:
+        raise ValueError(
+            f"{notebook.name}: {row['claim']} is {found['verdict']}, and shorts.yaml has an "
+            f"answer for {row['verdict']}: say it anew"
+        )
+    claim = published.claims().set_index("id").loc[row["claim"]]
+    ours, low, high = (f"{found[name]:.1f}" for name in _NUMBERS)
+    theirs = "" if pd.isna(claim["published"]) else f"{claim['published']:.1f}"
+    what = f"{claim['claim']}: {row.get('figure', claim['measure'])} ({claim['unit']})"
+    return what, f"{ours} [{low}, {high}]", theirs, found["verdict"]
+
+
+def _figure(notebook: Path, told: Mapping[str, Any]) -> tuple[str, str]:
+    """A figure in a notebook's outputs, as base64, and its alternative text."""
+    cells = {cell["id"]: cell for cell in parameters.read_notebook(notebook)["cells"]}
+    outputs = cells[told["figure"]["cell"]]["outputs"]
+    shown = [output for output in outputs if "image/png" in output.get("data", {})]
+    output = shown[told["figure"].get("at", 0)]
+    alt = output["metadata"].get("image/png", {}).get("alt", told["figure"].get("alt", ""))
+    picture = "".join(output["data"]["image/png"]).strip()
+    return picture, alt.replace("[", "(").replace("]", ")")
+
+
+def _cost(stem: str) -> list[str]:
+    """A line on what the notebook takes, as far as it was measured."""
+    table, parts = together.full_times(), []
+    for row in table[table["notebook"] == stem].itertuples():
+        what = "in full" if row.profile == together.FULL else f"in the {row.profile} run"
+        parts.append(f"{what} {row.cpu:.0f} s of a processor and {row.memory / 1000:.1f} GB")
+    return ["", f"*Takes {'; '.join(parts)}.*"] if parts else []
+
+
+def boxed() -> list[Path]:
+    """The notebooks that have a box."""
+    return [path for path in find_notebooks() if path.stem.split("_")[0] in shorts()]
+
+
+def without(source: str) -> str:
+    """The text of a title's cell without its box."""
+    return _BOX.sub("\n\n", source)
+
+
+def renewed(notebook: Path) -> str:
+    """The text of a notebook's file, with the box as it should be."""
+    found, told = parameters.read_notebook(notebook), shorts()[notebook.stem.split("_")[0]]
+    title = found["cells"][0]
+    heading, _, rest = without("".join(title["source"])).partition("\n\n")
+    source = f"{heading}\n\n{box(notebook, told)}\n\n{rest}"
+    title["source"] = source.splitlines(keepends=True)
+    title["attachments"] = {FIGURE: {"image/png": _figure(notebook, told)[0]}}
+    found["cells"][0] = dict(sorted(title.items()))
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def keep(folder: Path) -> list[str]:
+    """Ids of claims that were found in `folder` under the defaults, and are committed from now on.
+
+    The boxes of all notebooks are written anew.
+    """
+    found = claims_table(folder).set_index("id")
+    found = found[found["verdict"] != NOT_RUN]
+    kinds = records.collect_claims(folder).query("settings == '{}'").set_index("id")["kind"]
+    table = together.full_figures()
+    for key, row in found.iterrows():
+        numbers = [round(float(row[name]), 1) + 0.0 for name in _NUMBERS]
+        table.loc[key] = [kinds[key], *numbers, row["verdict"]]
+    text = table.to_csv(float_format="%.1f", lineterminator="\n")
+    write_text(data_dir() / "results" / "claims.csv", text)
+    for notebook in boxed():
+        write_text(notebook, renewed(notebook))
+    return list(found.index)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status of the command `keep`: 0, or 2 if the input is wrong."""
+    parser = argparse.ArgumentParser("lbutils", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("keep", help="commit what a full run found")
+    command.add_argument("folder", nargs="?", type=Path, help="of the run; default: runs/mini")
+    options = parser.parse_args(arguments)
+    try:
+        kept = keep(options.folder or parameters.place({}))
+    except (ValueError, OSError, KeyError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    print(f"{len(kept)} claims kept: {', '.join(kept) or 'none'}; the boxes are as they should be")
+    return 0
