@@ -83,6 +83,13 @@ def read_hints(benchmark: str) -> dict[str, str]:
     return dict(zip(rows["domain"], rows["hint"], strict=True))
 
 
+def read_synonyms(benchmark: str) -> dict[str, list[str]]:
+    """Other words for a benchmark's names, from ``prompts/synonyms.csv``; none if it has none."""
+    table = pd.read_csv(data_dir() / "prompts" / "synonyms.csv", keep_default_na=False)
+    rows = table[table["benchmark"] == benchmark]
+    return {str(name): list(own) for name, own in rows.groupby("name", sort=False)["synonym"]}
+
+
 def published_table(name: str) -> pd.DataFrame:
     """One published table, as it lies in `data/published/{name}.csv`.
 

@@ -114,7 +114,7 @@ def risk_curves(table: pd.DataFrame) -> Figure:
     axis.set(xlim=(0, 100), ylim=(0, 100))
     axis.set(xlabel="images that get a name (%)", ylabel="named images that are named wrong (%)")
     axis.grid()
-    axis.legend(loc="lower right")
+    axis.legend(loc="best")
     return st.described(figure, f"Share of wrong names over the images named: {st.listed(told)}.")
 
 

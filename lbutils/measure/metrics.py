@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, ndtri, softmax, stdtr, stdtrit
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, logit, ndtr, ndtri, softmax, stdtr, stdtrit
 
 # One value a class, (C,) or (draws, C), or such an array for each domain.
 ClassValues: TypeAlias = ArrayLike | Mapping[str, ArrayLike]
@@ -279,6 +280,153 @@ def reliability(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> pd.D
             "images": images,
         }
     )
+
+
+def confidence_auroc(
+    scored: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """How well confidence tells right answers from wrong: mean area under the ROC curve, in 0..1.
+
+    The area is the share of pairs of a right and a wrong answer in which the right one is the
+    surer, ties counting half. The mean is over domains, as answers among more names are less
+    sure; one in which all answers are right, or all wrong, has no such pair and is left out.
+
+    Parameters
+    ----------
+    scored : mapping of str to (logits, labels)
+        (N, C) and (N,) of each domain.
+    resamples, level, seed : int, float, int
+        See `bootstrap`: classes are resampled inside each domain, all images of each together.
+
+    Returns
+    -------
+    Interval
+        NaN if no domain has both right and wrong answers.
+
+    Notes
+    -----
+    Source: Hendrycks and Gimpel 2017, "A baseline for detecting misclassified and
+    out-of-distribution examples in neural networks", ICLR.
+    """
+    rng, areas = np.random.default_rng(seed), []
+    for logits, labels in scored.values():
+        _, sure, right = confidences(logits, labels)
+        of_class = np.unique(labels)[:, None] == np.asarray(labels)
+        higher = sure[right, None] - sure[~right]
+        won = of_class[:, right] @ ((higher > 0) + 0.5 * (higher == 0)) @ of_class[:, ~right].T
+        pairs = np.outer(of_class[:, right].sum(axis=1), of_class[:, ~right].sum(axis=1))
+        if not pairs.any():
+            continue
+        classes = len(of_class)
+        drawn = rng.multinomial(classes, np.full(classes, 1 / classes), size=resamples)
+        times = np.vstack([np.ones(classes), drawn])
+        ahead, possible = (((times @ table) * times).sum(axis=1) for table in (won, pairs))
+        # A resample may have no such pair: it says nothing of this domain.
+        areas.append(
+            np.divide(ahead, possible, out=np.full(len(times), np.nan), where=possible > 0)
+        )
+    if not areas:
+        return Interval(*[float("nan")] * 3)
+    means = np.ma.masked_invalid(areas).mean(axis=0)
+    return interval_of(float(means[0]), means[1:].compressed(), level)
+
+
+def temperature(scored: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
+    """The number to divide logits by so that the labels become likeliest.
+
+    Parameters
+    ----------
+    scored : sequence of (logits, labels)
+        (N, C) and (N,) of each vocabulary, such as of a domain; all images count alike. Of images
+        that are not those to be calibrated.
+
+    Raises
+    ------
+    ValueError
+        If there is no image, or shapes and labels do not fit.
+
+    Notes
+    -----
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2. Searched
+    between 1/100 and 100.
+    """
+    checked = [_logits(logits, labels) for logits, labels in scored]
+    if not sum(len(y) for _, y in checked):
+        raise ValueError("no image to fit a temperature on: pass logits and labels of some")
+
+    def loss(log_t: float) -> float:
+        parts = [
+            log_softmax(scores.astype(np.float64) / np.exp(log_t), axis=1)[np.arange(len(y)), y]
+            for scores, y in checked
+        ]
+        return -float(np.concatenate(parts).mean())
+
+    bound = np.log(100)
+    found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded")
+    return float(np.exp(found.x))
+
+
+def effective_robustness(
+    method: ArrayLike,
+    ordinary: ArrayLike,
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Accuracy under a shift beyond what ordinary models of the same clean accuracy have.
+
+    Ordinary models give a line from clean to shifted accuracy, both as log-odds; the result is
+    the method's shifted accuracy less that line's value at its clean accuracy, in 0..1, with an
+    interval over classes, the same in all models.
+
+    Parameters
+    ----------
+    method : array-like
+        (2, C): accuracy of each class, clean and shifted.
+    ordinary : array-like
+        (M, 2, C): the same of M models, at least three of different accuracy.
+    resamples, level, seed : int, float, int
+        See `bootstrap`.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, accuracies are not in 0..1, or there are too few models.
+
+    Notes
+    -----
+    Source: Taori et al., Measuring robustness to natural distribution shifts in image
+    classification, NeurIPS 2020, section 2; used of CLIP by Radford et al. 2021, section 3.3.
+    Accuracies are kept half an image from 0 and 1, as if each class had one.
+    """
+    own, others = np.asarray(method, float), np.asarray(ordinary, float)
+    if own.ndim != 2 or len(own) != 2 or others.shape[1:] != own.shape or len(others) < 3:
+        raise ValueError(
+            f"accuracies {own.shape}, ordinary {others.shape}: need (2, C), (3 or more, 2, C)"
+        )
+    both = np.concatenate([own[None], others])
+    if not ((both >= 0) & (both <= 1)).all():
+        raise ValueError("accuracies must lie in 0..1; leave out classes without images")
+    classes = own.shape[1]
+    if np.ptp(others[:, 0].mean(axis=1)) == 0:
+        raise ValueError("the ordinary models are of one accuracy: no line goes through them")
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(classes, np.full(classes, 1 / classes), size=resamples) / classes
+    drawn = np.concatenate([both.mean(axis=2)[None], np.einsum("rc,msc->rms", times, both)])
+    drawn = np.clip(drawn, 1 / (2 * classes), 1 - 1 / (2 * classes))
+    x, y = np.moveaxis(logit(drawn[:, 1:]), -1, 0)
+    middle = x.mean(axis=1, keepdims=True)
+    spread = np.square(x - middle).sum(axis=1)
+    # Resampled, all models may be of one accuracy: then the line is level.
+    slope = ((x - middle) * y).sum(axis=1) / np.where(spread > 0, spread, np.inf)
+    expected = y.mean(axis=1) + slope * (logit(drawn[:, 0, 0]) - middle[:, 0])
+    found = drawn[:, 0, 1] - expit(expected)
+    return interval_of(float(found[0]), found[1:], level)
 
 
 def _by_domain(*arguments: ClassValues | None) -> list[dict[str, Any]]:

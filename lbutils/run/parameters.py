@@ -112,6 +112,16 @@ OWN: dict[str, dict[str, Any]] = {
         "small_share": 0.25,
         "margin": 5.0,
     },
+    "09_can_text_save_a_name": {
+        "lexicon": "",
+        "link": ", ",
+        "noise": 8,
+        "shots": 4,
+        "resamples": 1000,
+        "shifts": ["grey", "outline", "silhouette", "noise", "blur", "jpeg"],
+        "each": 2,
+        "margin": 5.0,
+    },
 }
 # What stands where a default is None, which says nothing of itself.
 KINDS: dict[str, Any] = {
