@@ -371,6 +371,12 @@ def test_the_protocol_is_sorted_and_hollow_where_it_cannot_tell():
     plane = figure.axes[2]
     drawn = [line.get_xydata().tolist() for line in plane.lines if line.get_color() != style.RULE]
     assert drawn == [[[0, 40], [50, 0]], [[30, 20]], [[0, 41], [50, 1]], [[30, 21]]]
+    # The lines behind them are of the harmonic mean that stands at their ends.
+    levels = [line.get_xydata().T for line in plane.lines if line.get_color() == style.RULE]
+    assert words(plane.texts) == [f"H {level}" for level in (10, 20, 30, 40, 50)]
+    for level, (x, y), text in zip((10, 20, 30, 40, 50), levels, plane.texts, strict=True):
+        assert np.allclose(2 * x * y / (x + y), level)
+        assert np.isclose(text.get_position()[1], y[-1]) and np.isclose(x[-1], 60)
     assert figure.axes[0].containers[2][0].get_color() == style.FAINT  # not highlighted
     assert "not told apart from FSNL" in figure.texts[0].get_text()
     assert not figures.protocol_overview(PROTOCOL.drop(columns="p_holm")).texts

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -424,6 +425,10 @@ def test_the_objective_never_falls_among_thousands_of_names():
 def test_defaults_are_those_that_the_selection_table_was_made_with():
     table = pd.read_csv(mini_file("selection_zsnl.csv"))
     assert table["setting"][0] == load_script("choose_zsnl").defaults()
+    # The mixture by itself has those of the learner.
+    for name in ("concentration", "prior", "iterations"):
+        own = inspect.signature(joint_iteration).parameters[name].default
+        assert own == getattr(ZeroShotNameLearner, name), name
     # The rule of the table's script: no setting that keeps IP images gains half a point.
     kept = table[table["ip_change"] > -2]
     gains = kept[["oop_oracles", "oop"]].mean(axis=1)
