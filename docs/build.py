@@ -47,6 +47,8 @@ def relinked(text: str, home: str) -> str:
     pages |= {"notebooks/lessons/plan.md": "teaching.md", "notebooks/lessons": "teaching.md"}
     pages |= {f"docs/{path.name}": path.name for path in (ROOT / "docs").glob("*.md")}
     pages |= {f"notebooks/{path.name}": f"notebooks/{path.name}" for path in find_notebooks()}
+    # Pages lie side by side, but for notebooks, which have a folder of their own.
+    folder = "notebooks" if home.endswith(".ipynb") else "."
 
     def led(match: re.Match[str]) -> str:
         said, target = match.groups()
@@ -55,7 +57,10 @@ def relinked(text: str, home: str) -> str:
         path, _, anchor = target.partition("#")
         found = os.path.normpath(Path(home).parent / path)
         known = next((p for p in (found, f"{found}/README.md") if p in pages), None)
-        return f"[{said}]({pages[known]}{'#' * bool(anchor)}{anchor})" if known else said
+        if known is None:
+            return said
+        page = Path(os.path.relpath(pages[known], folder)).as_posix()
+        return f"[{said}]({page}{'#' * bool(anchor)}{anchor})"
 
     return LINK.sub(led, text)
 
@@ -138,9 +143,12 @@ def reference_page() -> str:
         parts.append(f"\n## {room}\n\n{(face.__doc__ or '').strip()}\n\n```{{eval-rst}}\n")
         for name in face.__all__:
             value = getattr(face, name)
-            kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
-            parts.append(f".. auto{kind}:: lbutils.{room}.{name}\n")
-            parts.append("   :members:\n\n" if kind == "class" else "\n")
+            if isinstance(value, type):
+                parts.append(f".. autoclass:: lbutils.{room}.{name}\n   :members:\n\n")
+            elif callable(value):
+                parts.append(f".. autofunction:: lbutils.{room}.{name}\n\n")
+            else:  # what a constant is made of would be told in place of what it is
+                parts.append(f".. py:data:: lbutils.{room}.{name}\n\n")
         parts.append("```\n")
     return "".join(parts)
 
@@ -168,6 +176,8 @@ def folded(notebook: Path) -> str:
             cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), "hide-input"})
         for name in cell.pop("attachments", {}):
             cell.source = cell.source.replace(f"attachment:{name}", f"{notebook.stem}-{name}")
+        if cell.cell_type == "markdown":
+            cell.source = relinked(cell.source, f"notebooks/{notebook.name}")
     return nbformat.writes(found)
 
 

@@ -97,7 +97,7 @@ def test_what_a_full_run_found_is_kept(tmp_path, monkeypatch):
     now = together.full_figures()
     assert now.loc["zero_shot_fails", ["ours", "low", "high"]].tolist() == [51.0, 0.0, 60.0]
     assert now.drop(index="zero_shot_fails").equals(kept().drop(index="zero_shot_fails"))
-    assert "51.0 [0.0, 60.0] | 34.7 | reproduced" in "".join(title(copy)["source"])
+    assert "51.0\u00a0[0.0,\u00a060.0] | 34.7 | reproduced" in "".join(title(copy)["source"])
 
 
 def test_students_copies_do_not_begin_with_the_answer(tmp_path):

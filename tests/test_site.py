@@ -66,6 +66,9 @@ def test_links_lead_to_pages_or_become_text():
     assert said == "[a](miniature.md) b [c](https://x.org) [d](#here) ![e](e.png)"
     own = build.relinked("[04](notebooks/04_few_shot_name_learning.ipynb#x)", "README.md")
     assert own == "[04](notebooks/04_few_shot_name_learning.ipynb#x)"
+    text = "[card](../data/mini/README.md) [2](02_clustering_analysis.ipynb) [c](../LICENSE)"
+    said = build.relinked(text, "notebooks/03_zero_shot_gaps.ipynb")
+    assert said == "[card](../miniature.md) [2](02_clustering_analysis.ipynb) c"
 
 
 def test_a_broken_link_is_found(tmp_path):
@@ -75,6 +78,11 @@ def test_a_broken_link_is_found(tmp_path):
     (tmp_path / "index.html").write_text(page + "<a href='https://x.org'></a>")
     wanted = ["a/b.html: ../index.html#no", "index.html: c.png"]
     assert sorted(build.broken_links(tmp_path)) == wanted
+
+
+def test_constants_are_not_told_by_what_they_are_made_of():
+    page = build.reference_page()
+    assert ".. py:data:: lbutils.rivals.RIVALS\n" in page and "autodata" not in page
 
 
 def test_pictures_in_the_text_of_a_notebook_become_files():

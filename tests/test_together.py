@@ -1,8 +1,10 @@
 """All notebooks at once: what is run again, where results go, what stands beside them."""
 
+import io
 import json
 import os
 import re
+import sys
 import time
 
 import nbformat
@@ -159,3 +161,23 @@ def test_what_processes_took_is_measured():
         os.system("python3 -c \"import time; x = 'x' * 10**8; time.sleep(1.5)\"")
         time.sleep(0.1)
     assert took["memory"] > 100 and took["cpu"] > 0
+
+
+def test_the_bar_says_how_far_notebooks_are_while_they_run(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def work(path):
+        path.parent.mkdir(exist_ok=True)
+        marks = ("completed", "pending")
+        cells = [new_code_cell("", metadata={"papermill": {"status": mark}}) for mark in marks]
+        nbformat.write(new_notebook(cells=cells), path)
+        time.sleep(0.5)
+
+    told = Terminal()
+    monkeypatch.setattr(together, "_PAUSE", 0.05)
+    monkeypatch.setattr(sys, "stderr", told)
+    path = tmp_path / "notebooks" / "01_x.ipynb"
+    list(together.spread(work, {path: (path,)}, tmp_path, workers=1, seconds={}))
+    assert " 50 %" in told.getvalue() and " left" in told.getvalue()

@@ -30,6 +30,7 @@ BEGIN = "<!-- in short: `lbutils keep` writes this -->"
 END = "<!-- end of in short -->"
 FIGURE = "in-short.png"
 _BOX = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
+_GAPS = re.compile(r" (?=\[)|(?<=,) (?=[^\[\]]*\])|(?<=95) ")  # spaces within an interval
 _NUMBERS = ["ours", "low", "high"]
 
 
@@ -56,6 +57,8 @@ def box(notebook: Path, told: Mapping[str, Any]) -> str:
     rows = [_row(notebook, row) for row in told["rows"]]
     heads = ("", "ours [95 %]", "published", "verdict")
     table = [heads, ("---",) * len(heads), *rows]
+    # On a narrow page an interval stays on its line.
+    table = [(what, _GAPS.sub("\u00a0", ours), *rest) for what, ours, *rest in table]
     lines = [f"**In short.** *{told['question']}* {told['answer']}", ""]
     lines += ["| " + " | ".join(row) + " |" for row in table]
     alt = _figure(notebook, told)[1]

@@ -43,9 +43,10 @@ def full_times() -> pd.DataFrame:
 
 
 def expected(profile: str | None) -> dict[str, float]:
-    """Seconds that notebooks took under a profile (None: the defaults), by their stems."""
-    table = full_times().query("profile == @name", local_dict={"name": profile or FULL})
-    return dict(zip(table["notebook"], table["seconds"].astype(float), strict=True))
+    """Processor seconds of notebooks under a profile (None: the defaults), by their stems."""
+    table = full_times()
+    table = table[table["profile"] == (profile or FULL)]
+    return dict(zip(table["notebook"], table["cpu"].astype(float), strict=True))
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def spread(
     workers : int
         Notebooks at a time.
     seconds : mapping of str to float
-        What notebooks are expected to take, by their stems. A bar counts them, and says how many
+        What notebooks are expected to take, by their stems. A bar counts that, and says how many
         are left.
     progress : bool
         Whether to show it.
@@ -115,16 +116,17 @@ def spread(
     order = sorted(jobs, key=lambda path: -lasts[path])
     waiting, ended = set(order), threading.Event()
     # Where no terminal redraws the bar, it speaks every ten seconds.
-    pace = 0.1 if sys.stderr.isatty() else 10.0
+    pace = _PAUSE if sys.stderr.isatty() else 10.0
     shape = "{desc}: {percentage:3.0f} %|{bar}| {elapsed}, {remaining} left"
-    with tqdm(total=sum(lasts.values()), desc="notebooks", bar_format=shape, mininterval=pace,
-              smoothing=0, disable=not (progress and order)) as bar:  # fmt: skip
+    with tqdm(total=sum(lasts.values()), desc="notebooks", bar_format=shape, smoothing=0,
+              disable=not (progress and order)) as bar:  # fmt: skip
 
         def look() -> None:
-            while not ended.wait(_PAUSE):
+            while not ended.wait(pace):
                 part = {path: _share(out / "notebooks" / path.name) for path in sorted(waiting)}
                 left = sum(lasts[path] * (1 - share) for path, share in part.items())
-                bar.update(max(0.0, bar.total - left - bar.n))
+                bar.n = sum(lasts.values()) - left
+                bar.refresh()
 
         watch = threading.Thread(target=look, daemon=True)
         watch.start()
