@@ -438,11 +438,12 @@ def test_every_method_has_the_same_budget_and_its_authors_setting(choosing, tiny
 def test_the_rule_of_choice_takes_the_fewest_steps_of_those_near_the_best(choosing):
     scores = {(100, "a"): (50.0, 50.2), (400, "b"): (50.4, 50.6), (200, "c"): (50.3, 50.5)}
     rows = [
-        {"setting": json.dumps({"steps": steps, "name": name}), "oop": score}
+        {"setting": json.dumps({"steps": steps, "name": name}), "encoder": encoder, "oop": score}
         for (steps, name), own in scores.items()
-        for score in own
+        for encoder, score in enumerate(own)
     ]
-    rows.append({"setting": json.dumps({"steps": 10, "name": "d"}), "oop": 49.0})
+    # Of one encoder only, as what is no finalist is.
+    rows.append({"setting": json.dumps({"steps": 10, "name": "d"}), "encoder": 0, "oop": 99.0})
     found = choosing.chosen(pd.DataFrame(rows))
     assert found.tolist() == [True, True, *[False] * 5]
     more = choosing.chosen(pd.DataFrame([{**r, "oop": r["oop"] * 3} for r in rows]))
@@ -454,18 +455,28 @@ def test_a_search_goes_on_where_it_was(
 ):
     images = image_views[0]
     case = choosing.Episode(
-        0, captioned_images, (image_views,) * 2, (images,) * 2, captioned_images.labels, GENERIC
+        4, captioned_images, (image_views,) * 2, (images,) * 2, captioned_images.labels, GENERIC
     )
-    monkeypatch.setattr(choosing, "load_encoder", lambda *args, **options: tiny_encoder)
-    monkeypatch.setattr(choosing, "episodes", lambda *args: [case])
-    table, folder = tmp_path / "table.csv", tmp_path / "lots-0-seed-0"
-    choosing.search(folder, "lots-0", ["GDA"], table, 1)
+    monkeypatch.setattr(choosing, "prepared", lambda folder: (tiny_encoder, [case]))
+    table, folders = tmp_path / "table.csv", [tmp_path / f"lots-{k}-seed-0" for k in range(3)]
+    choosing.search(folders, "GDA", table)
     whole = pd.read_csv(table)
-    assert whole["oop"].max() > 90 and set(whole["encoder"]) == {folder.name}
-    assert list(whole["setting"]) == [json.dumps(one) for one in choosing.settings("GDA")]
+    first = whole[whole["encoder"] == "lots-0-seed-0"]
+    assert first["oop"].max() > 90
+    assert list(first["setting"]) == [json.dumps(one) for one in choosing.settings("GDA")]
+    best = set(first.sort_values("oop", ascending=False)["setting"][: choosing.FINALISTS])
+    for encoder in ("lots-1-seed-0", "lots-2-seed-0"):
+        own = set(whole.loc[whole["encoder"] == encoder, "setting"])
+        assert len(own) == choosing.FINALISTS
+        assert (
+            first[first["setting"].isin(own)]["oop"].min()
+            >= first[first["setting"].isin(best)]["oop"].min()
+        )
+    assert len(set(whole.loc[whole["chosen"], "setting"])) == 1 and whole["chosen"].sum() == 3
     whole.iloc[:3].to_csv(table, index=False)
-    choosing.search(folder, "lots-0", ["GDA", "SiM"], table, 1)
-    columns = ["method", "setting", "oop"]
+    choosing.search(folders, "GDA", table)
+    choosing.search(folders, "SiM", table)
+    columns = ["method", "setting", "encoder", "oop", "chosen"]
     assert pd.read_csv(table)[: len(whole)][columns].equals(whole[columns])
     assert set(pd.read_csv(table)["method"]) == {"GDA", "SiM"}
 
@@ -474,18 +485,22 @@ def test_episodes_read_no_test_image_and_none_of_oop_classes(choosing, tiny_enco
     monkeypatch.setattr(choosing, "training_features", features_by_place)
     monkeypatch.setattr(choosing, "BeforeProjection", lambda encoder: encoder)
     bench = load_benchmark("mini")
-    arms = lots().set_index(["domain", "name"])["lots-1"]
-    names = [(d.name, name) for d in bench.values() for name in d.ip.names]
-    unseen = {name for domain, name in names if arms[domain, name] == "neither"}
     ids = {i for d in bench.values() for part in (d.ip.train, d.ip.val) for i in part.ids}
-    cases = choosing.episodes(tiny_encoder, "lots-1", 2)
-    assert len(cases) == 2
-    for case in cases:
-        assert set(case.split.names) == unseen and set(case.split.ids) <= ids
-        assert not unseen & set(case.known)
-        learned, scored = case.views[0][0, :, 0], case.images[0][:, 0]
-        assert not set(learned.tolist()) & set(scored.tolist()), "scored on what was learned from"
-        assert len(case.labels) == len(scored) and case.split.labels.max() == len(unseen) - 1
+    taken: set[str] = set()
+    for rotation in ("lots-0", "lots-1", "lots-2"):
+        arms = lots().set_index(["domain", "name"])[rotation]
+        unseen = {n for d in bench.values() for n in d.ip.names if arms[d.name, n] == "neither"}
+        cases = choosing.episodes(tiny_encoder, rotation)
+        assert [case.shots for case in cases] == [4, 1]
+        names = set(cases[0].split.names)
+        assert len(names) == choosing.CLASSES and names <= unseen and not names & taken
+        taken |= names
+        for case in cases:
+            assert set(case.split.names) == names and set(case.split.ids) <= ids
+            assert len(case.split) == case.shots * len(names) and not unseen & set(case.known)
+            learned, scored = case.views[0][0, :, 0], case.images[0][:, 0]
+            assert not set(learned.tolist()) & set(scored.tolist()), "scored on what was learned"
+            assert len(case.labels) == len(scored) and case.labels.max() == len(names) - 1
 
 
 def features_by_place(encoder, split, *args):

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import load_script
 
 from lbutils import load_benchmark, load_encoder
 from lbutils.captions.survey import screen
@@ -98,6 +99,84 @@ def test_prototypes_are_the_sum_of_what_sources_say(encoder, few):
     torch.testing.assert_close(alone.prototypes(NAMES), parts[2])
     with pytest.raises(RuntimeError, match="language"):
         alone.moved(NAMES)
+
+
+def test_glosses_are_read_as_descriptions_are(encoder, few):
+    both = Knowledge(encoder, few, ("language", "glosses"))
+    own = [few.glosses[name] for name in NAMES]
+    as_phrases = few._replace(phrases=dict(zip(NAMES, own, strict=True)))
+    other = Knowledge(encoder, as_phrases, ("language", "descriptions"))
+    torch.testing.assert_close(both.prototypes(NAMES), other.prototypes(NAMES))
+    described = Knowledge(encoder, few, ("language", "descriptions"))
+    assert (both.prototypes(NAMES) - described.prototypes(NAMES)).norm(dim=1).min() > 1e-2
+    assert both.lacking(["dog", "moai"]) == ["moai"] and not described.lacking(["moai"])
+    with pytest.raises(KeyError, match="name with glosses"):
+        both.prototypes(["moai"])
+
+
+def test_wordnet_tells_nearly_every_concept(lexicon):
+    names = set(pd.read_csv(mini_file("concepts.csv"), keep_default_na=False)["name"])
+    assert set(lexicon.glosses) < names and len(names - set(lexicon.glosses)) == 4
+    phrases = [phrase for own in lexicon.glosses.values() for phrase in own]
+    assert lexicon.vector(phrases).shape == (len(phrases), 384)
+    assert "largest anthropoid ape" in lexicon.glosses["gorilla"]
+
+
+def test_a_shuffled_lexicon_gives_every_name_the_phrases_of_another(lexicon):
+    names = sorted(lexicon.glosses)
+    control = lexicon.shuffled(names)
+    for told, own in ((control.glosses, lexicon.glosses), (control.phrases, lexicon.phrases)):
+        assert all(told[name] != own[name] for name in names)
+        assert sorted(told.values()) == sorted(own.values())
+    assert control.phrases["moai"] == lexicon.phrases["moai"] and control.vectors is lexicon.vectors
+    assert lexicon.shuffled(names, seed=1).glosses != control.glosses
+    few = lexicon.shuffled(["dog", "moai"])  # of these one name has glosses
+    assert few.glosses["moai"] == lexicon.glosses["dog"] and "dog" not in few.glosses
+
+
+def test_a_folder_may_have_glosses(tmp_path):
+    for file in ("language.parquet", "descriptions.csv"):
+        (tmp_path / file).write_bytes(mini_file(file).read_bytes())
+    assert not load_lexicon(tmp_path).glosses
+    (tmp_path / "glosses.csv").write_text("name,phrase\nnull,of no force\nnull,naught\n")
+    assert load_lexicon(tmp_path).glosses == {"null": ("of no force", "naught")}
+    (tmp_path / "glosses.csv").write_text("name,phrase\nnull, \n")
+    with pytest.raises(ValueError, match=r"glosses\.csv has an empty phrase"):
+        load_lexicon(tmp_path)
+
+
+WORDNET = {
+    "index.noun": """  1 a licence
+bat n 2 1 @ 2 1 00000002 00000001
+mount_fuji n 1 1 @i 1 0 00000003
+""",
+    "data.noun": """  1 a licence
+00000001 05 n 02 bat 0 chiropteran 0 001 @ 00000004 n 0000 | nocturnal (or so) mammal; has wings
+00000002 06 n 01 bat 0 000 | a club; "she swung the bat"
+00000003 17 n 02 Mount_Fuji 0 Fuji 0 001 @i 00000004 n 0000 | a peak; extinct
+00000004 05 n 02 placental 0 eutherian 0 000 | mammals
+""",
+}
+
+
+def test_glosses_are_those_of_the_domains_sense(tmp_path):
+    make = load_script("glosses")
+    for file, text in WORDNET.items():
+        (tmp_path / file).write_text(text)
+    index, senses = make.senses(tmp_path)
+    assert index == {"bat": ["00000002", "00000001"], "mount_fuji": ["00000003"]}
+    for name, lemma in {"bats": "bat", "the fruit bat": "bat", "mount fuji": "mount_fuji"}.items():
+        assert make.looked_up(name, index) == lemma
+    assert make.looked_up("oden", index) is None
+    animal, above = senses["00000001"], senses["00000004"]
+    assert animal.file == make.ANIMAL and animal.above == "00000004"
+    told = dict(make.phrases(animal, above, "bat"))
+    kinds = ["definition", "definition", "synonym", "hypernym"]
+    assert list(told) == ["nocturnal mammal", "has wings", "chiropteran", "placental"]
+    assert list(told.values()) == kinds
+    club = dict(make.phrases(senses["00000002"], None, "bat"))
+    assert club == {"a club": "definition"}, "no example, and not the name itself"
+    assert dict(make.phrases(senses["00000003"], None, "mount_fuji"))["fuji"] == "synonym"
 
 
 def test_every_word_of_a_description_is_read(encoder, lexicon):

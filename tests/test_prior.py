@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import load_script
 
+from lbutils.data.benchmark import data_dir
 from lbutils.learn import namelearner
 from lbutils.learn.namelearner import NameLearner, fit_many
+from lbutils.measure.lots import results
 from lbutils.rivals import Prototypes
 
 QUICK = {"templates": "a {name}", "steps": 4}
@@ -289,3 +294,81 @@ def test_real_knowledge_says_what_it_lacks():
     ):
         known.sources = sources
         assert known.lacking(["ant", "bee", "cow"]) == expected
+
+
+@pytest.fixture(scope="module")
+def choosing():
+    return load_script("choose_prior")
+
+
+def test_the_choice_of_a_prior_takes_no_control_and_the_least_weight(choosing):
+    kinds = {
+        ("language", 0.5): 50.0,
+        ("language", 1.0): 50.4,
+        ("language, glosses", 0.5): 50.3,
+        ("language, glosses", 2.0): 45.0,
+        ("language, drawings described", 1.0): 60.0,
+        ("language, glosses, shuffled", 1.0): 61.0,
+        ("none", 0.0): 70.0,
+    }
+    rows = [
+        {"rotation": rotation, "method": "prototypes", "knowledge": kind, "weight": weight}
+        | {"shots": shots, "concept": f"{rotation}{n}", "oop": score + n - 1}
+        for (kind, weight), score in kinds.items()
+        for rotation in ("lots-0", "lots-1")
+        for shots in (1, 2, 4)
+        for n in range(3)
+    ]
+    # What is known alone, without an image, has no weight to choose.
+    rows.append({**rows[0], "shots": 0, "weight": np.nan, "oop": 99.0})
+    table = pd.DataFrame(rows)
+    assert choosing.chosen(table, "prototypes") == ("language", 0.5)
+    more = table.assign(oop=10 * table["oop"])
+    assert choosing.chosen(more, "prototypes") == ("language", 1.0)
+
+
+def test_trials_of_a_prior_are_scored_on_what_no_draw_learned(choosing, tiny_encoder, monkeypatch):
+    def places(encoder, split, *args):
+        return torch.arange(float(len(split)))[None, :, None].repeat(2, 1, 1)
+
+    monkeypatch.setattr(choosing, "training_features", places)
+    found = choosing.trials(tiny_encoder, "lots-1")
+    assert len(found) == 3 * len(choosing.DRAWS)
+    for one, two, four in zip(*[iter(found)] * 3, strict=True):
+        assert [trial.shots for trial in (one, two, four)] == [1, 2, 4]
+        learned = [set(trial.views[0, :, 0].tolist()) for trial in (one, two, four)]
+        assert learned[0] < learned[1] < learned[2]
+        for trial in (one, two, four):
+            assert len(trial.split) == trial.shots * len(trial.split.names)
+            assert not learned[2] & set(trial.images[:, 0].tolist())
+            assert len(trial.labels) == len(trial.images)
+
+
+def test_the_committed_table_tells_every_kind_of_knowledge(choosing):
+    table = results("prior")
+    own = table[(table["method"] == "prototypes") & table["weight"].notna()]
+    sizes = own.groupby(["rotation", "knowledge", "weight"]).size()
+    assert len(sizes) == 3 * (1 + 5 * len(choosing.WEIGHTS)) and set(sizes) == {15 * 3}
+    assert table["oop"].between(0, 100).all() and table.notna().drop(columns="weight").all(
+        axis=None
+    )
+    names = table[table["method"] == "names"]
+    assert set(names["weight"]) == {0.0, *choosing.WEIGHTS}
+    assert set(names.groupby(["rotation", "weight"]).size()) == {15 * 3}
+    assert set(names["knowledge"]) == {"none", choosing.chosen(table, "prototypes")[0]}
+    said = (data_dir().parent / "README.md").read_text(encoding="utf-8")
+    (said,) = [own for own in said.split("\n\n") if "choose_prior.py --print" in own]
+    said = said.replace("\n", " ")
+    worth = {
+        (row["method"], row["knowledge"], row["shots"]): row
+        for method in ("prototypes", "names")
+        for row in choosing.worth(table, method).to_dict("records")
+    }
+    figures = [worth["names", "language", shots]["less none"] for shots in (1, 2, 4)]
+    figures.append(worth["prototypes", "language", 1]["less none"])
+    for kind in choosing.CONTROLLED:
+        own = worth["prototypes", kind, 1]
+        figures += [own["less none"], own["less shuffled"]]
+    assert re.findall(r"[-+][\d.]+ \[[^]]*\]", said) == figures
+    assert worth["names", "language", 1]["oop"] == 48.2
+    assert names[(names["weight"] == 0) & (names["shots"] == 1)]["oop"].mean().round(1) == 42.4

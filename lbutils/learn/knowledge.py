@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from lbutils.data.mini import mini_file
 from lbutils.learn.colours import told_colours
 from lbutils.models.classifier import text_features
 
-SOURCES = ("pieces", "language", "descriptions", "colours", "hints")
+SOURCES = ("pieces", "language", "glosses", "descriptions", "colours", "hints")
 
 
 class Lexicon(NamedTuple):
@@ -43,11 +44,14 @@ class Lexicon(NamedTuple):
         Short descriptions of each name.
     labels : mapping of str to int
         Texts that are in pre-training, with how often they occur.
+    glosses : mapping of str to tuple of str
+        What a dictionary says of each name, in parts.
     """
 
     vectors: Mapping[str, np.ndarray]
     phrases: Mapping[str, tuple[str, ...]]
     labels: Mapping[str, int]
+    glosses: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def vector(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts, ``(N, W)``. Raises KeyError for a text that has none."""
@@ -60,41 +64,69 @@ class Lexicon(NamedTuple):
                 )
         return np.stack([self.vectors[text] for text in texts])
 
-    def described(self, name: str) -> tuple[str, ...]:
+    def told(self, source: str) -> Mapping[str, tuple[str, ...]]:
+        """The phrases of each name that a source, ``"descriptions"`` or ``"glosses"``, has."""
+        return self.glosses if source == "glosses" else self.phrases
+
+    def described(self, name: str, source: str = "descriptions") -> tuple[str, ...]:
         """Phrases of a name. Raises KeyError for a name that has none."""
-        if not self.phrases.get(name):
-            raise KeyError(suggest(name, list(self.phrases), "name with a description"))
-        return tuple(self.phrases[name])
+        own = self.told(source)
+        if not own.get(name):
+            raise KeyError(suggest(name, list(own), f"name with {source}"))
+        return tuple(own[name])
+
+    def shuffled(self, names: Sequence[str], seed: int = 0) -> Lexicon:
+        """The lexicon with the phrases of each name given to another: a control.
+
+        Names are shuffled in one circle; the language model's vectors of names stay.
+        """
+        order = np.random.default_rng(seed).permutation(as_names(names)).tolist()
+        of = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+        phrases, glosses = (
+            {name: own[of.get(name, name)] for name in {**own, **of} if of.get(name, name) in own}
+            for own in (self.phrases, self.glosses)
+        )
+        return self._replace(phrases=phrases, glosses=glosses)
 
 
 def load_lexicon(folder: str | os.PathLike[str] | None = None) -> Lexicon:
     """Lexicon of the miniature, or that of a folder with the same two files.
 
-    The miniature's has vectors of all-MiniLM-L6-v2, and descriptions in IP words. Its labels are
-    those of the pre-training pairs of scale small, whose captions the other scales hold as well;
-    see ``data/mini/make/describe.py``, which shows how to make one.
+    The miniature's has vectors of all-MiniLM-L6-v2, WordNet's definitions, and descriptions in IP
+    words. Its labels are those of the pre-training pairs of scale small, whose captions the other
+    scales hold as well; see ``data/mini/make/describe.py``, which shows how to make one.
 
     A folder has ``language.parquet`` (columns text; pairs, 0 for what is no label; vector, as many
-    signed bytes as it is wide) and ``descriptions.csv`` (columns name, phrase); a missing file
-    raises FileNotFoundError, other columns ValueError.
+    signed bytes as it is wide) and ``descriptions.csv`` (columns name, phrase), and may have
+    ``glosses.csv`` (the same columns); a missing file raises FileNotFoundError, other columns
+    ValueError.
     """
     files = ("language.parquet", "descriptions.csv")
-    paths = [Path(folder) / file if folder else mini_file(file) for file in files]
+    at = (lambda file: Path(folder) / file) if folder else mini_file
+    paths = [at(file) for file in files]
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: a lexicon has {' and '.join(files)}")
     try:
-        return _lexicon(*paths)
+        found = _lexicon(*paths)
+        glosses = at("glosses.csv")
+        return found._replace(glosses=_phrases(glosses)) if glosses.is_file() else found
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(f"{Path(paths[0]).parent} holds no lexicon: {error}") from error
 
 
+def _phrases(file: Path) -> dict[str, tuple[str, ...]]:
+    """The phrases of each name in a table."""
+    # A concept may well be called "null".
+    rows = pd.read_csv(file, usecols=["name", "phrase"], dtype=str, keep_default_na=False)
+    if not (rows["phrase"].str.strip() != "").all():
+        raise ValueError(f"{file.name} has an empty phrase: leave its row out")
+    return {str(name): tuple(own) for name, own in rows.groupby("name")["phrase"]}
+
+
 def _lexicon(language: Path, descriptions: Path) -> Lexicon:
     table = pq.read_table(language, columns=["text", "pairs", "vector"])
-    # A concept may well be called "null".
-    rows = pd.read_csv(descriptions, usecols=["name", "phrase"], dtype=str, keep_default_na=False)
-    if not (rows["phrase"].str.strip() != "").all():
-        raise ValueError("descriptions.csv has an empty phrase: leave its row out")
+    phrases = _phrases(descriptions)
     texts, raw = table["text"].to_pylist(), table["vector"].to_pylist()
     if None in raw or len({len(vector) for vector in raw}) != 1:
         raise ValueError("vectors must be of one width")
@@ -103,7 +135,6 @@ def _lexicon(language: Path, descriptions: Path) -> Lexicon:
         raise ValueError(f"the vector of {texts[int(vectors.any(axis=1).argmin())]!r} is zero")
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     pairs = dict(zip(texts, table["pairs"].to_pylist(), strict=True))
-    phrases = {str(name): tuple(own) for name, own in rows.groupby("name")["phrase"]}
     labels = {text: number for text, number in pairs.items() if number}
     return Lexicon(dict(zip(texts, vectors, strict=True)), phrases, labels)
 
@@ -115,8 +146,10 @@ class Knowledge:
       this is what its BPE pieces leak, and nothing else.
     - ``"language"``: the language model's vector of the name, moved into the encoder's space by
       a kernel ridge regression from vectors of texts in pre-training to their text features.
-    - ``"descriptions"``: the mean of the encoder's text features of the phrases that describe the
-      concept; with ``"language"`` also the mean of the phrases' own vectors, moved alike.
+    - ``"glosses"``: what a dictionary says of the name; the mean of the encoder's text features of
+      its phrases, with ``"language"`` also the mean of the phrases' own vectors, moved alike.
+    - ``"descriptions"``: the same of phrases that describe the concept. Those of the miniature were
+      written after its drawings had been seen: they are drawings described, not what a name tells.
     - ``"colours"``: the colour words of the descriptions, to be compared with the pixels of images
       (`told_colours`, `lbutils.learn.colours`). They do not enter prototypes.
     - ``"hints"``: whether the language model sees a name as near to the domain's hint as it sees
@@ -172,7 +205,7 @@ class Knowledge:
             if source not in SOURCES:
                 raise ValueError(suggest(source, SOURCES, "source of knowledge"))
         if not set(sources) - {"hints", "colours"}:
-            raise ValueError(f"prototypes need a source: choose of {', '.join(SOURCES[:3])}")
+            raise ValueError(f"prototypes need a source: choose of {', '.join(SOURCES[:4])}")
         self.encoder, self.lexicon, self.sources = encoder, lexicon, tuple(sources)
         self.template = template
         self.sharpness, self.quantile = sharpness, quantile
@@ -207,31 +240,31 @@ class Knowledge:
     def prototypes(self, names: Sequence[str]) -> Tensor:
         """Unit rows ``(C, D)`` float32 for names.
 
-        Raises ValueError if there are none, KeyError if the lexicon lacks a vector or a
-        description.
+        Raises ValueError if there are none, KeyError if the lexicon lacks a vector or phrases.
         """
         names = as_names(names)
         if not names:
             raise ValueError("no names given: pass at least one")
         parts = []
-        described = "descriptions" in self.sources
-        phrases = [self.lexicon.described(name) for name in names] if described else []
+        told = [source for source in ("glosses", "descriptions") if source in self.sources]
+        phrases = [[self.lexicon.described(name, source) for name in names] for source in told]
         if "pieces" in self.sources:
             parts.append(self._texts(names))
         if self._map is not None:
             parts.append(F.normalize(self.moved(names), dim=1))
-        if described:
-            flat, counts = [p for own in phrases for p in own], [len(own) for own in phrases]
+        for own in phrases:
+            flat, counts = [p for some in own for p in some], [len(some) for some in own]
             # One prompt each: joined, they would not fit into a short context.
-            told = [self._texts(flat)] + ([self.moved(flat)] if self._map is not None else [])
-            for rows in told:
+            read = [self._texts(flat)] + ([self.moved(flat)] if self._map is not None else [])
+            for rows in read:
                 means = [part.mean(dim=0) for part in rows.split(counts)]
                 parts.append(F.normalize(torch.stack(means), dim=1))
         return F.normalize(torch.stack(parts).sum(dim=0), dim=1)
 
     def lacking(self, names: Sequence[str]) -> list[str]:
         """The names of which a source that enters prototypes knows nothing, in their order."""
-        tables = {"language": self.lexicon.vectors, "descriptions": self.lexicon.phrases}
+        tables: dict[str, Mapping[str, Any]] = {"language": self.lexicon.vectors}
+        tables |= {source: self.lexicon.told(source) for source in ("glosses", "descriptions")}
         asked = [table for source, table in tables.items() if source in self.sources]
         return [n for n in as_names(names) if not all(len(table.get(n, ())) for table in asked)]
 

@@ -196,7 +196,8 @@ class NameLearner(FeatureClassifier):
         anchors, so that a name without images can be learned too. None is the plain question:
         names from images alone.
     prior_weight : float
-        Images that a prototype of the prior counts for.
+        Images that a prototype of the prior counts for; chosen on classes that encoders never
+        met (``data/mini/make/choose_prior.py``).
     without_knowledge : "refuse" or "images"
         Whether a name that the prior's sources do not know is an error, or is learned from its
         images alone.

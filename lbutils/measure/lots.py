@@ -40,13 +40,13 @@ RESAMPLES = 10_000
 
 
 def results(name: str) -> pd.DataFrame:
-    """A committed table of ``data/results``: "lots" or "interventions", a row a concept and run.
+    """A committed table of ``data/results``, such as "lots": a row a concept and run.
 
     Raises FileNotFoundError if it was not made: the script that makes it.
     """
     path = data_dir() / "results" / f"{name}.csv"
     if not path.is_file():
-        script = {"lots": "measure_lots.py"}.get(name, f"{name}.py")
+        script = {"lots": "measure_lots.py", "prior": "choose_prior.py"}.get(name, f"{name}.py")
         raise FileNotFoundError(f"{path} is missing: make it by data/mini/make/{script}")
     return pd.read_csv(path)
 

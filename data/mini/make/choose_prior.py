@@ -1,0 +1,248 @@
+"""Choose a prior for names beside few images, on classes that an encoder has not met.
+
+    python data/mini/make/choose_prior.py           # some three CPU minutes
+    python data/mini/make/choose_prior.py --print   # what the table says
+
+The classes are those of `choose_rivals.py`: of each rotation of the lots `CLASSES` IP classes of
+which its encoder met neither names nor drawings, in one vocabulary. For each of ten draws they are
+learned from 0, 1, 2 and 4 drawings; scored are the training and validation drawings that the draw
+does not learn from at four shots. The prior's map from language is fitted without any name that the
+encoder did not read. No OOP image and no test image is read.
+
+Sources of knowledge, each beside the language model's view of the name: WordNet's definitions
+("glosses"), and the phrases of `descriptions.csv`, written after the drawings had been seen
+("drawings described"). Each has a control in which names get one another's phrases: what it loses
+against its control is what its words tell of the name.
+
+The rule of choice, named before anything was run: of glosses and language the source, and of the
+weights the one, with the highest mean over rotations and 1, 2 and 4 shots of the accuracy of
+prototypes with that prior; of those less than `SLACK` points below it the smallest weight, and
+language alone before language with glosses. Drawings described and controls cannot be chosen. Names
+(`NameLearner` with its defaults, `FEW` draws) are run with the chosen source at every weight, and
+choose their weight by the same rule.
+
+Writes `data/results/prior.csv`: a row for each rotation, method, knowledge, weight, number of shots
+and concept, with the concept's accuracy in per cent, a mean over draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from choose_rivals import unmet
+from tqdm import tqdm
+
+from lbutils import NameLearner, load_encoder
+from lbutils._util import write_text
+from lbutils.data.benchmark import Split, data_dir
+from lbutils.data.lots import ALWAYS, ROTATIONS, lots
+from lbutils.learn.knowledge import Knowledge, Lexicon, load_lexicon
+from lbutils.learn.namelearner import fit_many
+from lbutils.measure.lots import interval
+from lbutils.models.classifier import training_features
+from lbutils.rivals.probes import Prototypes
+
+TABLE = data_dir() / "results" / "prior.csv"
+SHOTS, DRAWS, FEW, SLACK = (1, 2, 4), range(10), 3, 0.5
+WEIGHTS = (0.5, 1.0, 2.0, 4.0)
+CHOICES = {"language": ("language",), "language, glosses": ("language", "glosses")}
+DESCRIBED = "language, drawings described"
+ALL = CHOICES | {DESCRIBED: ("language", "descriptions")}
+CONTROLLED = ("language, glosses", DESCRIBED)
+KEY = ["rotation", "method", "knowledge", "weight", "shots", "concept"]
+
+
+class Kept(Knowledge):
+    """Knowledge that computes the prototypes of the same names once."""
+
+    def prototypes(self, names: Any) -> torch.Tensor:
+        kept = self.__dict__.setdefault("kept", {})
+        if tuple(names) not in kept:
+            kept[tuple(names)] = super().prototypes(names)
+        return kept[tuple(names)]
+
+    def with_only(self, lexicon: Lexicon, sources: tuple[str, ...]) -> Kept:
+        """The same with another lexicon, whose words' vectors are these, and fewer sources."""
+        other = copy.copy(self)
+        other.lexicon, other.sources, other.__dict__["kept"] = lexicon, sources, {}
+        return other
+
+
+class Trial(NamedTuple):
+    """A draw at a number of shots, and the images that it is scored on."""
+
+    shots: int
+    split: Split
+    views: torch.Tensor  # (V, N, D)
+    images: torch.Tensor  # (M, D)
+    labels: np.ndarray  # (M,)
+
+
+def trials(encoder: Any, rotation: str) -> list[Trial]:
+    """Every draw at every number of shots of a rotation's classes."""
+    every, few_shot, _ = unmet(rotation)
+    views = training_features(encoder, every)
+    place = {image_id: i for i, image_id in enumerate(every.ids)}
+    found = []
+    for draw in DRAWS:
+        rows = {k: [place[i] for i in few_shot(k, draw).ids] for k in SHOTS}
+        rest = np.setdiff1d(np.arange(len(every)), rows[max(SHOTS)])
+        found += [
+            Trial(k, few_shot(k, draw), views[:, rows[k]], views[0, rest], every.labels[rest])
+            for k in SHOTS
+        ]
+    return found
+
+
+def known(encoder: Any, rotation: str, names: tuple[str, ...]) -> Iterator[tuple[str, Knowledge]]:
+    """Knowledge of each kind, its controls after it."""
+    arms = lots().set_index("name")[rotation]
+    hidden = list(arms.index[~arms.isin(["both", ALWAYS])])
+    lexicon = load_lexicon()
+    # The map from language is the same for all.
+    whole = Kept(encoder, lexicon, ("language", "glosses", "descriptions"), hold_out=hidden)
+    for kind, sources in ALL.items():
+        yield kind, whole.with_only(lexicon, sources)
+        if kind in CONTROLLED:
+            own = lexicon.shuffled([name for name in names if name in lexicon.glosses])
+            yield f"{kind}, shuffled", whole.with_only(own, sources)
+
+
+def by_concept(trial: Trial, guess: np.ndarray) -> pd.Series:
+    """Share of right answers of each concept, in per cent."""
+    names = np.array(trial.split.names)[trial.labels]
+    return 100 * pd.Series(guess == trial.labels).groupby(names).mean()
+
+
+def rows(key: tuple[Any, ...], runs: list[tuple[int, pd.Series]]) -> Iterator[dict[str, Any]]:
+    """Rows of a method: means over draws of each concept, for each number of shots."""
+    for shots in dict.fromkeys(k for k, _ in runs):
+        mean = pd.concat([run for k, run in runs if k == shots]).groupby(level=0).mean()
+        for concept, value in mean.items():
+            yield dict(zip(KEY, (*key, shots, concept), strict=True)) | {"oop": round(value, 2)}
+
+
+def of_prototypes(encoder: Any, rotation: str, all_: dict[str, Knowledge]) -> Iterator[Any]:
+    """Rows of prototypes with every kind of knowledge at every weight, and of knowledge alone."""
+    own = trials(encoder, rotation)
+    kinds = [("none", 0.0), *itertools.product(all_, WEIGHTS)]
+    for kind, weight in tqdm(kinds, rotation, disable=None):
+        prior = {"prior": all_[kind], "prior_weight": weight} if weight else {}
+        runs = []
+        for trial in own:
+            model = Prototypes(encoder, without_knowledge="images", **prior)
+            model.fit(trial.split, trial.views)
+            runs.append((trial.shots, by_concept(trial, model.predict(trial.images))))
+        yield from rows((rotation, "prototypes", kind, weight), runs)
+    for kind, knowledge in all_.items():
+        names = own[0].split.names
+        lacking = set(knowledge.lacking(names))
+        has = [i for i, name in enumerate(names) if name not in lacking]
+        alone = torch.zeros(len(names), encoder.dim)
+        alone[has] = knowledge.prototypes([names[i] for i in has])
+        runs = [
+            (0, by_concept(trial, (trial.images @ alone.T).argmax(1).numpy()))
+            for trial in own
+            if trial.shots == max(SHOTS)
+        ]
+        yield from rows((rotation, "prototypes", kind, np.nan), runs)
+
+
+def of_names(encoder: Any, rotation: str, kind: str, prior: Knowledge) -> Iterator[Any]:
+    """Rows of learned names with one kind of knowledge at every weight, and without."""
+    own = trials(encoder, rotation)[: FEW * len(SHOTS)]
+    negatives = unmet(rotation)[2]
+    for weight in (0.0, *WEIGHTS):
+        options = {"prior": prior, "prior_weight": weight} if weight else {}
+        learners = [
+            NameLearner(encoder, negatives=negatives, without_knowledge="images", **options)
+            for _ in own
+        ]
+        fit_many(learners, [trial.split for trial in own], [trial.views for trial in own])
+        runs = [
+            (trial.shots, by_concept(trial, learner.predict(trial.images)))
+            for trial, learner in zip(own, learners, strict=True)
+        ]
+        yield from rows((rotation, "names", kind if weight else "none", weight), runs)
+
+
+def chosen(table: pd.DataFrame, method: str) -> tuple[str, float]:
+    """Knowledge and weight that the rule of choice takes for a method."""
+    own = table[(table["method"] == method) & table["knowledge"].isin(CHOICES)]
+    own = own[own["weight"] > 0]
+    each = own.groupby(["knowledge", "weight", "rotation", "shots"])["oop"].mean()
+    means = each.groupby(["knowledge", "weight"]).mean()
+    near = means[means > means.max() - SLACK]
+    return min(near.index, key=lambda pair: (pair[1], list(CHOICES).index(pair[0])))
+
+
+def worth(table: pd.DataFrame, method: str) -> pd.DataFrame:
+    """What a method gains by each knowledge at its weight, and by its words over its control.
+
+    A row for each knowledge and number of shots, with accuracies and differences in points, 95 %
+    intervals over concepts.
+    """
+    weight = chosen(table, method)[1]
+    own = table[(table["method"] == method) & table["weight"].isin([0.0, weight])]
+    wide = own.pivot_table("oop", ["rotation", "concept"], ["knowledge", "shots"])
+    found = []
+    for kind, shots in itertools.product([kind for kind in ALL if kind in wide], SHOTS):
+        row = {"method": method, "knowledge": kind, "weight": weight, "shots": shots}
+        row["oop"] = wide[kind, shots].mean()
+        for base in ("none", f"{kind}, shuffled"):
+            if (base, shots) in wide:
+                ends = interval(wide[kind, shots] - wide[base, shots])
+                row["less " + base.rpartition(", ")[2]] = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
+        found.append(row)
+    return pd.DataFrame(found).fillna("").round(1)
+
+
+def told(table: pd.DataFrame) -> None:
+    """Print what the table says."""
+    means = table.pivot_table("oop", ["method", "knowledge", "weight"], "shots", sort=False)
+    print(means.round(1).to_string())
+    alone = table[table["shots"] == 0].groupby("knowledge", sort=False)["oop"].mean()
+    print("knowledge alone, no image:", alone.round(1).to_dict())
+    for method in ("prototypes", "names"):
+        print("{} choose: {}, weight {}".format(method, *chosen(table, method)))
+        print(worth(table, method).to_string(index=False))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--encoders", type=Path, default=data_dir() / "mini" / "encoder")
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--print", action="store_true", help="what the table says, and no more")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if not args.print:
+        write_text(args.table, run(args.encoders).to_csv(index=False, lineterminator="\n"))
+    told(pd.read_csv(args.table))
+
+
+def run(encoders: Path) -> pd.DataFrame:
+    """The table: prototypes of all rotations first, then names with what prototypes choose."""
+    found: list[dict[str, Any]] = []
+    ready = {}
+    for rotation in ROTATIONS:
+        encoder = load_encoder(
+            f"local-dir:{encoders / f'{rotation}-seed-0'}", crop_scale=(0.8, 1.0)
+        )
+        ready[rotation] = encoder, dict(known(encoder, rotation, unmet(rotation)[0].names))
+        found += of_prototypes(encoder, rotation, ready[rotation][1])
+    kind, _ = chosen(pd.DataFrame(found), "prototypes")
+    for rotation, (encoder, own) in ready.items():
+        found += of_names(encoder, rotation, kind, own[kind])
+    return pd.DataFrame(found)
+
+
+if __name__ == "__main__":
+    main()
