@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -16,6 +17,7 @@ from lbutils.measure import published, records
 from lbutils.run import find_notebooks, notebooks, parameters, profiles, together
 
 pytestmark = pytest.mark.usefixtures("full_runs")
+ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 'out = ""\nshots = 4'
 WORK = """
 import pathlib
@@ -134,6 +136,12 @@ def test_times_are_of_notebooks_and_profiles_that_are_there():
     assert set(table["profile"]) <= {together.FULL, *profiles.profiles()}
     assert not table.duplicated(["notebook", "profile"]).any()
     assert (table[["seconds", "cpu", "memory", "cores"]] > 0).all(axis=None)
+
+
+def test_the_memory_that_is_told_is_the_one_that_was_measured():
+    text = (ROOT / "docs" / "open.md").read_text(encoding="utf-8")
+    most = together.full_times().query("profile == 'quick'")["memory"].max() / 1000
+    assert f"holds more than {most:.1f} GB" in " ".join(text.split())
 
 
 def test_how_far_a_notebook_is_shows_in_its_file(tmp_path):
