@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import os
 import re
@@ -165,6 +167,28 @@ def validate(path):
         env={**os.environ, "PYTHONPATH": paths},
         cwd=path.parent,
     )
+
+
+@each
+def test_what_notebooks_take_from_the_package_is_there(path):
+    """So that a renamed function is found at once, not when the notebook is run."""
+    modules = {}
+    for cell in code_cells(read(path)):
+        tree = ast.parse(cell.source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "lbutils":
+                source = importlib.import_module(node.module)
+                for name in node.names:
+                    found = getattr(source, name.name, None)
+                    if found is None:
+                        found = importlib.import_module(f"{node.module}.{name.name}")
+                    if inspect.ismodule(found):
+                        modules[name.asname or name.name] = found
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                module = modules.get(node.value.id)
+                assert module is None or hasattr(module, node.attr), ast.unparse(node)
+    assert modules
 
 
 @each

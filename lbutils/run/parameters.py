@@ -113,6 +113,7 @@ OWN: dict[str, dict[str, Any]] = {
         "views": 4,
         "small_share": 0.25,
         "margin": 5.0,
+        "most_domains": None,
     },
     "09_can_text_save_a_name": {
         "lexicon": "",
