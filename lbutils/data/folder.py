@@ -90,6 +90,19 @@ def read_synonyms(benchmark: str) -> dict[str, list[str]]:
     return {str(name): list(own) for name, own in rows.groupby("name", sort=False)["synonym"]}
 
 
+def read_translations(benchmark: str) -> dict[str, dict[str, str]]:
+    """A benchmark's names in other languages, by language, from ``prompts/languages.csv``.
+
+    A name may lack a word; without words of a benchmark it is empty.
+    """
+    table = pd.read_csv(data_dir() / "prompts" / "languages.csv", keep_default_na=False)
+    rows = table[table["benchmark"] == benchmark]
+    by_language = rows.groupby("language", sort=False)
+    return {
+        str(lang): dict(zip(own["name"], own["word"], strict=True)) for lang, own in by_language
+    }
+
+
 def published_table(name: str) -> pd.DataFrame:
     """One published table, as it lies in `data/published/{name}.csv`.
 

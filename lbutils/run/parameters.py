@@ -125,6 +125,15 @@ OWN: dict[str, dict[str, Any]] = {
         "each": 2,
         "margin": 5.0,
     },
+    "10_what_a_name_is_good_for": {
+        "templates": None,
+        "shots": 4,
+        "top": [1, 5, 10],
+        "number": 15,
+        "languages": ["de", "fi", "ja"],
+        "spoken": 3,
+        "margin": 5.0,
+    },
 }
 # What stands where a default is None, which says nothing of itself.
 KINDS: dict[str, Any] = {

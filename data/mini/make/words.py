@@ -1,17 +1,22 @@
-"""Writes `data/prompts/synonyms.csv`: other words for the miniature's names.
+"""Writes `synonyms.csv` and `languages.csv` of `data/prompts`: other words for the names.
 
-    python data/mini/make/words.py
+    python data/mini/make/words.py [--sources .build/sources]
 
-They are the labels that drawings were matched by (`concepts.csv` beside this script).
+Synonyms are the labels that drawings were matched by (`concepts.csv` beside this script). Words of
+other languages are those of emojibase (MIT; its labels are those of Unicode's CLDR, under the
+Unicode licence) for the first emoji that shows a concept; `fetch.sh` brings its package.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
+import json
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parents[1]
 PROMPTS = DATA.parent / "prompts"
+LANGUAGES = ("de", "fr", "fi", "ru", "ja")
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -26,15 +31,38 @@ def write(path: Path, columns: list[str], rows: list[tuple[str, ...]]) -> None:
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
+def labels(folder: Path, language: str) -> dict[str, str]:
+    """Label of each emoji of emojibase by its code points."""
+    emoji = json.loads((folder / language / "data.json").read_text(encoding="utf-8"))
+    return {one["hexcode"]: one["label"] for one in emoji}
+
+
 def main() -> None:
-    """Write the file."""
+    """Write both files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sources", type=Path, default=Path(".build/sources"))
+    folder = parser.parse_args().sources / "node_modules" / "emojibase-data"
     kept = {row["name"] for row in read(DATA / "concepts.csv")}
+    concepts = [row for row in read(DATA / "make" / "concepts.csv") if row["name"] in kept]
     synonyms = []
-    for row in read(DATA / "make" / "concepts.csv"):
+    for row in concepts:
         own = "|".join([row["emoji_labels"], row["other_labels"]]).replace("\u2019", "'").split("|")
         others = [word for word in dict.fromkeys(own) if word and word != row["name"]]
-        synonyms += [("mini", row["name"], word) for word in others if row["name"] in kept]
+        synonyms += [("mini", row["name"], word) for word in others]
     write(PROMPTS / "synonyms.csv", ["benchmark", "name", "synonym"], synonyms)
+    code = {label: hexcode for hexcode, label in labels(folder, "en").items()}
+    shown = {
+        row["name"]: next((code[one] for one in row["emoji_labels"].split("|") if one in code), "")
+        for row in concepts
+    }
+    words = [
+        ("mini", language, name, told[hexcode])
+        for language in LANGUAGES
+        for told in [labels(folder, language)]
+        for name, hexcode in shown.items()
+        if hexcode in told
+    ]
+    write(PROMPTS / "languages.csv", ["benchmark", "language", "name", "word"], words)
 
 
 if __name__ == "__main__":
