@@ -30,7 +30,7 @@ export OMP_WAIT_POLICY ?= passive
 export PYTHONWARNINGS ?= ignore:IProgress not found
 
 .DEFAULT_GOAL := help
-.PHONY: env run full test bench site data clean distclean help
+.PHONY: env run full test faults bench site data clean distclean help
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 | \2/p' Makefile | awk -F '|' '{printf "%-16s%s\n", $$1, $$2}'
@@ -52,7 +52,10 @@ test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
 	$(BIN)/mypy lbutils
 	$(BIN)/python -m pytest $(CHECKED) tests $(if $(CHECKED),$(NBVAL)) $(SLOW) $(PROCESSES) $(PYTEST_ARGS)
 
-# The files are not called test_*, so that `make test` leaves them out.
+# Neither this file nor those of bench are called test_*, so that `make test` leaves them out.
+faults: env ## plant faults in what makes numbers and figures, and tell those that no test finds; ARGS="--number 50 lbutils/measure/metrics.py"
+	$(BIN)/python tests/faults.py $(ARGS)
+
 bench: env ## speed: name tuning beside the plain procedure, the table of rivals, extraction, sweeps, screening of 20 million captions (some fifteen minutes)
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-columns=min,median,rounds $(PYTEST_ARGS)
 
