@@ -12,6 +12,7 @@ __all__, __getattr__, __dir__ = lazy(
     {
         "grid": ["Grid", "read_grid"],
         "parameters": ["check", "place"],
-        "notebooks": ["claims_table", "find_notebooks", "grid_file", "results", "summary"],
+        "notebooks": ["find_notebooks", "grid_file", "results", "summary"],
+        "page": ["claims_table"],
     },
 )

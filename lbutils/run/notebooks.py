@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
-import html
 import importlib
 import importlib.util
 import json
@@ -20,7 +19,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -43,11 +42,18 @@ from lbutils._util import (
 from lbutils.captions.text import redacted
 from lbutils.data.benchmark import load_benchmark
 from lbutils.data.folder import data_dir
-from lbutils.measure import published, records
+from lbutils.measure import records
 from lbutils.run import grid as grids
 from lbutils.run import parameters, pools, profiles, together
+from lbutils.run.page import (
+    beside_full,
+    claims_table,
+    clock,
+    format_claims,
+    grid_page,
+    index_page,
+)
 
-NOT_RUN = "not run"
 _BENCHMARK = ("benchmark", "scale", "domains")
 _TAKEN = ("seconds", "cpu", "memory")  # what an `Outcome` says that a notebook took
 _SOURCES = ("local-dir:", "hf-hub:", "transformers:")  # of encoders that no table lists
@@ -82,19 +88,12 @@ def find_notebooks(
 ) -> list[Path]:
     """The notebooks that `names` stand for, in the order of their numbers; all by default.
 
-    Parameters
-    ----------
-    names : sequence of str
-        A number (``"3"``, ``"03"``), a stem, a file name, or the path of a notebook elsewhere.
-    folder : path, optional
-        Default: ``notebooks`` of the checkout, or of the installed package.
+    `names` (sequence of str): a number (``"3"``, ``"03"``), a stem, a file name, or the path of a
+    notebook elsewhere. `folder` (path, optional): default: ``notebooks`` of the checkout, or of the
+    installed package.
 
-    Raises
-    ------
-    ValueError
-        If a name stands for no notebook.
-    FileNotFoundError
-        If `folder` holds none.
+    Raises ValueError if a name stands for no notebook. Raises FileNotFoundError if `folder` holds
+    none.
     """
     place = shipped("notebooks") if folder is None else Path(folder)
     known = {path.stem: path for path in sorted(place.glob("[0-9]*.ipynb"))}
@@ -120,18 +119,11 @@ def check_parameters(notebooks: Sequence[Path], *points: Mapping[str, Any]) -> N
 
     Called before anything runs: papermill itself only warns of an unknown name.
 
-    Parameters
-    ----------
-    notebooks : sequence of path
-    *points : mapping
-        Parameters of one run each; what is not named keeps the notebook's default.
+    ``*points`` (mapping): Parameters of one run each; what is not named keeps the notebook's
+    default.
 
-    Raises
-    ------
-    ValueError
-        With the valid names and the nearest match.
-    FileNotFoundError
-        If the benchmark's files are missing.
+    Raises ValueError with the valid names and the nearest match. Raises FileNotFoundError if the
+    benchmark's files are missing.
     """
     defaults: dict[str, Any] = {}
     for notebook in notebooks:
@@ -190,9 +182,11 @@ def run(
     ``figures/``, ``records/``, ``records.csv`` and ``.parquet``, ``claims.csv``, ``times.csv``
     and ``index.html``. A notebook that fails does not stop the others.
 
+    Raises ValueError, FileNotFoundError as `check_parameters`, or if `out` belongs to something
+    else; before anything runs.
+
     Parameters
     ----------
-    notebooks : sequence of path
     given : mapping, optional
         Parameters; each notebook gets those that it has.
     out : path
@@ -208,11 +202,6 @@ def run(
         Show a bar over all notebooks.
     timeout : float, optional
         Seconds that a notebook may take; one that takes longer has failed.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As `check_parameters`, or if `out` belongs to something else; before anything runs.
     """
     given = parameters.absolute(given or {})
     check_parameters(notebooks, given)
@@ -236,7 +225,7 @@ def run(
     )
     for path, result in found:
         outcomes[path] = outcome = _arrived(path, out, result)
-        tqdm.write(f"{path.stem:<32} {_clock(outcome.seconds):>8}", file=sys.stdout)
+        tqdm.write(f"{path.stem:<32} {clock(outcome.seconds):>8}", file=sys.stdout)
         if outcome.error:
             told = f"  failed: {outcome.error}\n  see {outcome.executed}"
             tqdm.write(told, file=sys.stdout)
@@ -310,7 +299,16 @@ def _gather(
     ]
     records.write_table(together.times_table(took, profile), out / "times.csv")
     troubles = list(dict.fromkeys(troubles))
-    write_text(out / "index.html", index_page(outcomes, table, out, given, troubles, profile))
+    page = index_page(
+        outcomes,
+        table,
+        out,
+        given,
+        settings_of(given, profile),
+        _described(given, profile),
+        troubles,
+    )
+    write_text(out / "index.html", page)
     for trouble in troubles:
         print(f"passed over: {trouble}", file=sys.stderr)
 
@@ -425,263 +423,12 @@ def _first_line(text: str) -> str:
     return lines[0] if lines else ""
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)} min {rest:02.0f} s" if round(seconds) >= 60 else f"{seconds:.1f} s"
-
-
-# ---------------------------------------------------------------------------------------------
-# Claims
-# ---------------------------------------------------------------------------------------------
-
-
-def claims_table(
-    folder: str | os.PathLike[str],
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-    troubles: list[str] | None = None,
-) -> pd.DataFrame:
-    """One row per claim of the paper, in its order, with the verdict found in `folder`.
-
-    Parameters
-    ----------
-    folder : path
-    settings : mapping, optional
-        What differs from the defaults, by kind of record (a notebook's stem). A verdict counts
-        only if its record has these settings; unless said, those of the defaults. What was found
-        under others is another question's answer.
-    troubles : list of str, optional
-        Takes what would be an error, which is then passed over.
-
-    Returns
-    -------
-    DataFrame
-        The columns of `records.CLAIM`, and ``settings`` (JSON; ``{}`` are the defaults). A claim
-        that no record speaks to has the verdict "not run" and the published figure alone.
-
-    Raises
-    ------
-    ValueError
-        If a record has a claim that the paper does not make, or is corrupt.
-    """
-    found = records.collect_claims(folder, troubles)
-    wanted = {kind: records.settings_text(own) for kind, own in (settings or {}).items()}
-    meant = [wanted.get(row.kind, "{}") == row.settings for row in found.itertuples()]
-    known = [*published.CLAIMS, *published.LOTS]
-    # The newest stands last.
-    found = found.loc[meant].drop_duplicates("id", keep="last").set_index("id")
-    for key in found.index:
-        if key not in known:
-            trouble = f"{found.loc[key, 'record']}: {suggest(key, known, 'claim')}"
-            if troubles is None:
-                raise ValueError(trouble)
-            troubles.append(trouble)
-    rows = []
-    for claim in published.claims().to_dict("records"):
-        row = {**dict.fromkeys(records.CLAIM), **{k: claim[k] for k in ("id", "claim", "unit")}}
-        row |= {"published": claim["published"], "verdict": NOT_RUN, "note": claim["measure"]}
-        if claim["id"] in found.index:
-            ours = found.loc[claim["id"], list(records.CLAIM[2:])]
-            row |= {name: value for name, value in ours.items() if pd.notna(value)}
-            row["settings"] = found.loc[claim["id"], "settings"]
-        rows.append(row)
-    return pd.DataFrame(rows, columns=[*records.CLAIM, "settings"])
-
-
-def beside_full(table: pd.DataFrame) -> pd.DataFrame:
-    """The claims table with a column ``full``: what the full run found, as it is committed."""
-    known = together.full_figures().reindex(table["id"])
-    rows = known.assign(unit=table["unit"].to_numpy()).itertuples()
-    return table.assign(full=[_interval(row) for row in rows])
-
-
-def format_claims(table: pd.DataFrame) -> str:
-    """The claims table as text for a terminal: claim, ours, the full run's, published, verdict."""
-    rows = [("claim", "ours [95 %]", *(("full run",) * ("full" in table)), "published", "verdict")]
-    for row in table.itertuples():
-        full = (row.full,) if "full" in table else ()
-        rows.append(
-            (row.claim, _interval(row), *full, _figure(row.published, row.unit), row.verdict)
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:]])
-
-
-def _interval(row: Any) -> str:
-    if pd.isna(row.ours):
-        return "-"
-    span = "" if pd.isna(row.low) else f" [{_number(row.low)}, {_number(row.high)}]"
-    return f"{_number(row.ours)}{span}{_unit(row.unit)}"
-
-
-def _figure(value: Any, unit: Any) -> str:
-    return "-" if pd.isna(value) else f"{_number(value)}{_unit(unit)}"
-
-
-def _unit(unit: Any) -> str:
-    return "" if pd.isna(unit) or not unit else f" {unit}"
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    text = f"{float(value):.1f}"
-    return "0.0" if text == "-0.0" else text
-
-
-# ---------------------------------------------------------------------------------------------
-# The page over a run
-# ---------------------------------------------------------------------------------------------
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --dim: #777; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line);
-         vertical-align: top; }
-th { font-weight: 600; } td.n { white-space: nowrap; font-variant-numeric: tabular-nums; }
-.note, footer { color: var(--dim); font-size: .85rem; }
-.verdict { white-space: nowrap; font-weight: 600; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
-.figures a { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; color: inherit;
-             text-decoration: none; background: #fff; }
-.figures img { width: 100%; height: 11rem; object-fit: contain; display: block; }
-.figures span { display: block; padding: .3rem .6rem; font-size: .85rem; color: #444; }
-"""
-# Signs beside the words, so that a verdict does not hang on colour.
-_SIGNS = {"reproduced": "✓", "not shown": "?", "contradicted": "✗", NOT_RUN: "–"}
-
-
-def index_page(
-    outcomes: Sequence[Outcome],
-    table: pd.DataFrame,
-    out: Path,
-    given: Mapping[str, Any],
-    troubles: Sequence[str] = (),
-    profile: str | None = None,
-) -> str:
-    """The HTML of a page that leads to everything in `out`.
-
-    Parameters
-    ----------
-    outcomes : sequence of Outcome
-    table : DataFrame
-        As `claims_table` gives it.
-    out : path
-        The page's folder: links are relative to it.
-    given : mapping
-        The parameters that were set.
-    troubles : sequence of str
-        What is wrong with files that were passed over.
-    profile : str, optional
-        The profile of the run.
-    """
-    found = records.provenance_of(given.get("seed"))
-    settings = _described(given, profile)
-    figures = sorted((out / "figures").glob("*.png"))
-    parts = [
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{html.escape(out.name)}: concepts out of pre-training</title>",
-        f"<style>{_STYLE}</style></head><body>",
-        "<h1>Concepts out of pre-training, on "
-        f"{html.escape(_benchmark_name(given.get('benchmark', 'mini')))}</h1>",
-        f"<p>Settings: {html.escape(settings)}. "
-        f"{html.escape(_clock(sum(outcome.seconds for outcome in outcomes)))} in all.</p>",
-        "<h2>The paper's claims</h2>",
-        f"<p>All under these settings: {html.escape(settings)}.</p>",
-        _claims_html(table),
-        "<h2>Notebooks</h2>",
-        _notebooks_html(outcomes, out),
-    ]
-    if figures:
-        parts += ["<h2>Figures</h2>", _figures_html(figures, out)]
-    parts += ["<h2>Records</h2>", _records_html(out, settings_of(given, profile))]
-    parts += [f"<p>Passed over: {html.escape(trouble)}</p>" for trouble in troubles]
-    parts += [
-        "<h2>Tables</h2><p>Every figure that was recorded: <a href='records.csv'>records.csv</a>, ",
-        "<a href='records.parquet'>records.parquet</a>; the claims: ",
-        "<a href='claims.csv'>claims.csv</a>.</p>",
-        f"<footer><p>{html.escape(found['time'])}, {html.escape(found['platform'])}, "
-        f"Python {html.escape(found['python'])}, commit {html.escape(found['commit'] or 'none')}, "
-        f"torch {html.escape(found['packages'].get('torch', 'none'))}.</p></footer>",
-        "</body></html>\n",
-    ]
-    return "\n".join(parts)
-
-
-def _benchmark_name(benchmark: Any) -> str:
-    return "the miniature" if benchmark == "mini" else Path(str(benchmark)).name
-
-
 def _described(given: Mapping[str, Any], profile: str | None) -> str:
     """The settings of a run in words."""
     if not profile:
         return parameters.described(given)
     also = f", {parameters.described(given)}" if given else ""
     return f"profile {profile} ({profiles.profiles()[profile]['about']}){also}"
-
-
-def _claims_html(table: pd.DataFrame) -> str:
-    more = "<th>full run" if "full" in table else ""
-    rows = [f"<tr><th>claim<th>ours [95 %]{more}<th>published<th>verdict</tr>"]
-    for row in table.itertuples():
-        note = "" if pd.isna(row.note) else f"<div class='note'>{html.escape(str(row.note))}</div>"
-        rows.append(
-            f"<tr><td>{html.escape(row.claim)}{note}"
-            f"<td class='n'>{html.escape(_interval(row))}"
-            + (f"<td class='n'>{html.escape(row.full)}" if more else "")
-            + f"<td class='n'>{html.escape(_figure(row.published, row.unit))}"
-            f"<td class='verdict'>{_SIGNS[row.verdict]} {html.escape(row.verdict)}</tr>"
-        )
-    return f"<div class='wide'><table>{''.join(rows)}</table></div>"
-
-
-def _notebooks_html(outcomes: Sequence[Outcome], out: Path) -> str:
-    rows = ["<tr><th>notebook<th>time<th>memory<th>executed</tr>"]
-    for outcome in outcomes:
-        title = html.escape(outcome.title)
-        if outcome.page:
-            title = f"<a href='{html.escape(outcome.page.relative_to(out).as_posix())}'>{title}</a>"
-        if outcome.error:
-            title += f"<div class='note'>failed: {html.escape(outcome.error)}</div>"
-        source = html.escape(outcome.executed.relative_to(out).as_posix())
-        rows.append(
-            f"<tr><td>{title}<td class='n'>{_clock(outcome.seconds)}"
-            f"<td class='n'>{outcome.memory / 1000:.1f} GB"
-            f"<td><a href='{source}'>{html.escape(outcome.executed.name)}</a></tr>"
-        )
-    return f"<div class='wide'><table>{''.join(rows)}</table></div>"
-
-
-def _records_html(out: Path, settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """What is in a folder, with its parameters, and whether the claims above stand on it."""
-    rows = ["<tr><th>record<th>settings<th></tr>"]
-    for name, record in sorted(records.read_records(out, []).items()):
-        own = record["settings"]
-        meant = own is not None and own == settings.get(record["kind"], {})
-        note = "" if meant else "other settings: no part of the claims above"
-        told = html.escape(parameters.described(own))
-        link = f"<a href='{html.escape(name)}'>{html.escape(Path(name).name)}</a>"
-        rows.append(f"<tr><td>{link}<td>{told}<td class='note'>{note}</tr>")
-    return f"<div class='wide'><table>{''.join(rows)}</table></div>"
-
-
-def _figures_html(figures: Sequence[Path], out: Path) -> str:
-    tiles = []
-    for figure in figures:
-        link = html.escape(figure.relative_to(out).as_posix())
-        name = html.escape(figure.stem.replace("_", " "))
-        tiles.append(
-            f"<a href='{link}'><img src='{link}' alt='{name}' loading='lazy'>"
-            f"<span>{name}</span></a>"
-        )
-    return f"<div class='figures'>{''.join(tiles)}</div>"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -703,22 +450,12 @@ def grid_file(
 ) -> pd.DataFrame:
     """Run the grid that a YAML file describes; one row per run comes back.
 
-    Parameters
-    ----------
-    path : path
-        `lbutils.run.grid` has the format.
-    given : mapping, optional
-        Parameters that are the same in every run, in place of those that the file has in
-        ``set``.
-    out : path, optional
-        Default: `sweep_dir`.
-    **options
-        As `grid` takes them.
+    `path` (path): `lbutils.run.grid` has the format. `given` (mapping, optional): Parameters that
+    are the same in every run, in place of those that the file has in ``set``. `out` (path,
+    optional): default: `sweep_dir`. ``**options``: as `grid` takes them.
 
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As `lbutils.run.grid.read_grid` and `grid`, before anything runs.
+    Raises ValueError, FileNotFoundError as `lbutils.run.grid.read_grid` and `grid`, before anything
+    runs.
     """
     found = grids.read_grid(path)
     place = sweep_dir(path) if out is None else Path(out)
@@ -759,6 +496,10 @@ def grid(
     Under `out` lie afterwards ``runs.csv`` (as returned), ``results.csv`` and ``.parquet``
     (`results`), ``summary.csv`` (`summary`) and ``summary.png``.
 
+    Returns a DataFrame: one column per parameter, then ``status`` ("finished", "skipped" or
+    "failed"), ``seconds``, ``error`` and ``folder``. Raises ValueError if a parameter is unknown,
+    of the wrong kind, or has no values, or two runs are the same; before anything runs.
+
     Parameters
     ----------
     notebook : str or path
@@ -766,7 +507,6 @@ def grid(
     axes : mapping of str to sequence
         Values per parameter; a key ``"a, b"`` moves two together. What is not named keeps the
         notebook's default.
-    out : path
     fixed : mapping, optional
         Parameters that are the same in every run.
     workers : int
@@ -786,18 +526,6 @@ def grid(
         ``metric``, ``x`` and ``by``, as `summary` takes them.
     progress : bool
         Show a bar over runs.
-
-    Returns
-    -------
-    DataFrame
-        One column per parameter, then ``status`` ("finished", "skipped" or "failed"),
-        ``seconds``, ``error`` and ``folder``.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is unknown, of the wrong kind, or has no values, or two runs are the
-        same; before anything runs.
     """
     (path,) = find_notebooks([os.fspath(notebook)])
     place = Path(out).resolve()
@@ -902,56 +630,52 @@ def _code(notebook: Path) -> str:
     return f"{lbutils.__version__}+{digest.hexdigest()[:12]}"
 
 
+def _cells(notebook: Path) -> list[str]:
+    """The sources of a notebook's code cells."""
+    cells = parameters.read_notebook(notebook)["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
 def _imported(notebook: Path) -> set[Path]:
     """Files of this package that the code of a notebook imports, and that those import."""
-    cells = parameters.read_notebook(notebook)["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    waiting = [name for source in code for name in _names_imported(source)]
+    waiting = [name for source in _cells(notebook) for name in _names_imported(source)]
     found: set[Path] = set()
     while waiting:
         parts = waiting.pop().split(".")[1:]
         place = PACKAGE.joinpath(*parts)
         # A name of a room's face, or of a module, stands in the file above it.
-        files = [place / "__init__.py", place.with_suffix(".py"), place.parent / "__init__.py"]
-        for file in files[:2] if len(parts) < 2 else files:
+        above = [place.parent / "__init__.py"] if parts else []
+        for file in (place / "__init__.py", place.with_suffix(".py"), *above):
             if file.is_file() and file.is_relative_to(PACKAGE) and file not in found:
                 found.add(file)
                 waiting += _names_imported(file.read_text(encoding="utf-8"))
-        waiting += _of_face(parts)
+        for face in filter(Path.is_file, above):
+            waiting += _of_face(face, parts[-1])
     return found
 
 
-def _names_imported(source: str) -> list[str]:
+def _names_imported(source: str) -> Iterator[str]:
     """Dotted names of this package in a source's imports, wherever they stand in it."""
     try:
         tree = ast.parse(source)
     except SyntaxError:  # a magic of IPython
-        return []
-    names: list[str] = []
+        return
     for node in ast.walk(tree):
+        names = []
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.split(".")[0] == "lbutils"]
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield from (name for name in names if name.split(".")[0] == "lbutils")
 
 
-def _of_face(parts: Sequence[str]) -> list[str]:
-    """The module to which a room's face, or the package's, leaves a name; read, not imported."""
-    face = PACKAGE.joinpath(*parts[:-1], "__init__.py")
-    if not parts or not face.is_file():
-        return []
-    homes = [
-        node
-        for node in ast.walk(ast.parse(face.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Dict) and all(isinstance(v, ast.List) for v in node.values)
-    ]
-    return [
-        ".".join(["lbutils", *parts[:-1], module])
-        for home in homes
-        for module, names in ast.literal_eval(home).items()
-        if parts[-1] in names
-    ]
+def _of_face(face: Path, name: str) -> Iterator[str]:
+    """The module to which a face leaves a name in its call of `lazy`; read, not imported."""
+    for node in ast.walk(ast.parse(face.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Dict) and all(isinstance(v, ast.List) for v in node.values):
+            for module, names in ast.literal_eval(node).items():
+                if name in names:
+                    yield ".".join([*face.parent.relative_to(PACKAGE.parent).parts, module])
 
 
 @cache
@@ -960,21 +684,16 @@ def _meaning(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            told = node.body and isinstance(node.body[0], ast.Expr)
-            if told and isinstance(node.body[0].value, ast.Constant):  # type: ignore[attr-defined]
-                node.body = node.body[1:]
+            node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
     return ast.dump(tree)
 
 
 def _run_name(notebook: Path, point: Mapping[str, Any], code: str) -> str:
     """Folder of a run: the same as long as all code and the parameters are."""
-    cells = parameters.read_notebook(notebook)["cells"]
-    source = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     setting = {name: os.environ[name] for name in parameters.VARIABLES if name in os.environ}
     # A default that is written out is no other run.
-    key = json.dumps(
-        [source, {**parameters.of_notebook(notebook), **point}, code, setting], sort_keys=True
-    )
+    given = {**parameters.of_notebook(notebook), **point}
+    key = json.dumps([_cells(notebook), given, code, setting], sort_keys=True)
     return f"{notebook.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
@@ -1068,17 +787,14 @@ def _told(error: Exception) -> str:
 def status(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """One row per run in the folder of a grid, from what its files say now.
 
+    Raises FileNotFoundError if there is no such folder.
+
     Returns
     -------
     DataFrame
         ``run`` (its folder's name), ``status`` ("finished", "failed", "running", or "stopped": it
         began and no process is at it), ``cell`` (of how many, if running or stopped), ``since``
         (when it began, UTC), ``parameters`` (JSON) and ``error``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is no folder of a grid")
@@ -1167,6 +883,8 @@ def summary(
 ) -> pd.DataFrame:
     """Mean and range of one metric over runs, by one column and along another.
 
+    Raises ValueError if there is no such metric or column.
+
     Parameters
     ----------
     found : DataFrame
@@ -1185,11 +903,6 @@ def summary(
         Columns `by`, `x`, ``value`` (mean), ``low`` and ``high`` (least and greatest), ``rows``
         and ``metric``. Means over domains that a record holds beside the domains themselves
         are left out.
-
-    Raises
-    ------
-    ValueError
-        If there is no such metric or column.
     """
     metrics = found["metric"].value_counts(sort=True)
     if metric is None:
@@ -1219,50 +932,13 @@ def _column(name: str, found: pd.DataFrame) -> str:
     return name
 
 
-def grid_page(table: pd.DataFrame, out: Path) -> str:
-    """The HTML of a page over a grid: its runs with what they left, and the figure.
-
-    Parameters
-    ----------
-    table : DataFrame
-        As `grid` returns it.
-    out : path
-        The page's folder: links are relative to it.
-    """
-    names = [c for c in table if c not in ("status", "seconds", "error", "folder")]
-    rows = ["<tr>" + "".join(f"<th>{html.escape(n)}" for n in (*names, "run", "seconds")) + "</tr>"]
-    for row in table.to_dict("records"):
-        place = Path(row["folder"])
-        files = [*sorted(place.glob("notebooks/*.ipynb")), place / "traceback.txt"]
-        links = [
-            f"<a href='{html.escape(file.relative_to(out).as_posix())}'>"
-            f"{html.escape(file.name)}</a>"
-            for file in files
-            if file.is_file()
-        ]
-        told = f"{_STATES[row['status']]} {' '.join(links)}"
-        if row["error"]:
-            told += f"<div class='note'>{html.escape(str(row['error']))}</div>"
-        cells = [*(html.escape(str(row[name])) for name in names), told, f"{row['seconds']:.1f}"]
-        rows.append("<tr>" + "".join(f"<td>{cell}" for cell in cells) + "</tr>")
-    figure = "<p><img src='summary.png' alt='summary' style='max-width: 100%'></p>"
-    return "\n".join(
-        [
-            "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>",
-            f"<title>{html.escape(out.name)}: a grid</title><style>{_STYLE}</style></head><body>",
-            f"<h1>{html.escape(out.name)}</h1>",
-            figure if (out / "summary.png").is_file() else "",
-            f"<div class='wide'><table>{''.join(rows)}</table></div>",
-            "<p><a href='results.csv'>results.csv</a>, <a href='runs.csv'>runs.csv</a></p>",
-            "</body></html>\n",
-        ]
-    )
+def _as_states(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of a grid without what depends on when its runs were made."""
+    return table.assign(status=table["status"].map(_STATES))
 
 
 def _write_results(table: pd.DataFrame, swept: Sequence[str], out: Path) -> pd.DataFrame:
-    shown = table.assign(
-        status=table["status"].map(_STATES), folder=table["folder"].map(lambda f: Path(f).name)
-    )
+    shown = _as_states(table).assign(folder=table["folder"].map(lambda f: Path(f).name))
     records.write_table(shown, out / "runs.csv")
     found = results(table, swept)
     records.write_table(found, out / "results.csv")
@@ -1276,7 +952,7 @@ def _write_grid(
     """Write what a grid found. Nothing in results and summary depends on when a run was made."""
     found = _write_results(table, swept, out)
     _draw_summary(found, out, figure)
-    write_text(out / "index.html", grid_page(table, out))
+    write_text(out / "index.html", grid_page(_as_states(table), out))
 
 
 def _draw_summary(found: pd.DataFrame, out: Path, figure: Mapping[str, str]) -> None:

@@ -199,6 +199,9 @@ class Run:
 def check(notebook: str, namespace: MutableMapping[str, Any]) -> Run:
     """What this run of a notebook is, after its parameters were found to be right.
 
+    Raises ValueError if a parameter is unknown, absent or of the wrong kind; with the nearest
+    match.
+
     Parameters
     ----------
     notebook : str
@@ -208,11 +211,6 @@ def check(notebook: str, namespace: MutableMapping[str, Any]) -> Run:
         parameters are seen that the notebook does not have: papermill sets those all the same.
         Of those that have their default, the profile of the environment
         (`lbutils.run.profiles`) sets the ones that it names.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is unknown, absent or of the wrong kind; with the nearest match.
     """
     if notebook not in OWN:
         raise ValueError(suggest(notebook, OWN, "notebook"))
@@ -265,10 +263,7 @@ def _assignments(source: str) -> set[str]:
 def check_value(name: str, value: Any, default: Any) -> None:
     """Refuse a value that a parameter of this default does not take.
 
-    Raises
-    ------
-    ValueError
-        With what it takes.
+    Raises ValueError with what it takes.
     """
     kind = kind_of(name, default)
     if fits(value, kind) or (value is None and default is None):
@@ -400,10 +395,7 @@ def _absolute(value: Any, surely: bool = False) -> Any:
 def read_notebook(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The notebook as JSON.
 
-    Raises
-    ------
-    ValueError
-        If the file is not a notebook; the message names it.
+    Raises ValueError if the file is not a notebook; the message names it.
     """
     try:
         notebook = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -417,10 +409,7 @@ def read_notebook(path: str | os.PathLike[str]) -> dict[str, Any]:
 def of_notebook(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Names and defaults of a notebook's parameters, as its `parameters` cell assigns them.
 
-    Raises
-    ------
-    ValueError
-        If the file is not a notebook, or the cell holds anything but literals.
+    Raises ValueError if the file is not a notebook, or the cell holds anything but literals.
     """
     defaults: dict[str, Any] = {}
     for cell in read_notebook(path)["cells"]:

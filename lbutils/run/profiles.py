@@ -29,10 +29,7 @@ def of_profile(name: str | None, notebook: str) -> dict[str, Any]:
 
     Without a name there is no profile, and nothing is changed.
 
-    Raises
-    ------
-    ValueError
-        If there is no such profile.
+    Raises ValueError if there is no such profile.
     """
     if not name:
         return {}

@@ -24,7 +24,8 @@ from lbutils._util import shipped, write_text
 from lbutils.data.folder import data_dir
 from lbutils.measure import published, records
 from lbutils.run import parameters, together
-from lbutils.run.notebooks import NOT_RUN, claims_table, find_notebooks
+from lbutils.run.notebooks import find_notebooks
+from lbutils.run.page import NOT_RUN, claims_table
 
 BEGIN = "<!-- in short: `lbutils keep` writes this -->"
 END = "<!-- end of in short -->"
