@@ -49,9 +49,11 @@ def descend(
 ) -> list[float]:
     """Loss of each step; the parameters are left where the descent ends.
 
+    Raises ValueError if there is no such optimizer. Raises RuntimeError if a loss, or a parameter
+    in the end, is not finite.
+
     Parameters
     ----------
-    parameters : sequence of Tensor
     losses : iterator of Tensor
         Gives the loss, a scalar, of each step once the step before it is done.
     optimizer, lr, weight_decay
@@ -61,13 +63,6 @@ def descend(
         Steps at one rate.
     average : float
         Share of the last steps whose parameters are averaged; 0 takes those of the last step.
-
-    Raises
-    ------
-    ValueError
-        If there is no such optimizer.
-    RuntimeError
-        If a loss, or a parameter in the end, is not finite.
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(suggest(optimizer, OPTIMIZERS, "optimizer"))

@@ -48,6 +48,9 @@ def joint_iteration(
     has its prototype as prior, a known class's centre is fixed. A name without images keeps its
     prototype, so that neither the number of classes nor the exact vocabulary need be known.
 
+    Source: clustering on the sphere, Banerjee et al. 2005; the prior on centres is ours. The share
+    of new images is estimated; known classes, and names, divide theirs as told beforehand.
+
     Parameters
     ----------
     images, prototypes : Tensor, shape (N, D) and (C, D)
@@ -62,11 +65,6 @@ def joint_iteration(
         Of the directions of a class around its centre.
     prior : float or Tensor of shape (C,)
         Weight of prototypes, of all or of each, in images.
-
-    Notes
-    -----
-    Source: clustering on the sphere, Banerjee et al. 2005; the prior on centres is ours. The share
-    of new images is estimated; known classes, and names, divide theirs as told beforehand.
     """
     a = 0 if known is None else len(known)
     own = np.full(len(prototypes), 1.0) if shares is None else np.asarray(shares, dtype=np.float64)

@@ -44,11 +44,8 @@ def claims() -> pd.DataFrame:
     mean of the nine domains of LAION-Beyond (400M) under OpenCLIP ViT-B-16, at four shots where
     shots matter.
 
-    Returns
-    -------
-    DataFrame
-        Columns ``id``, ``claim``, ``measure`` (what the figure is), ``published``, ``unit``
-        and ``where`` (its place in the paper).
+    Returns a DataFrame: columns ``id``, ``claim``, ``measure`` (what the figure is), ``published``,
+    ``unit`` and ``where`` (its place in the paper).
     """
     clustered = _domains(table("table1_clustering")).groupby("subset")["clustering_accuracy"].mean()
     zero_shot = table("figure4_zero_shot_corrected").query(
@@ -101,6 +98,10 @@ def beside(
 ) -> pd.DataFrame:
     """Our figures and the paper's, row by row, with their difference.
 
+    Returns a DataFrame: `on`, ``ours``, ``published``, ``difference`` (ours - published). A key
+    that only one side has is kept, with NaN for the other; the paper's order comes first. Raises
+    ValueError if a column is missing or a key occurs twice in a table.
+
     Parameters
     ----------
     ours, published : DataFrame
@@ -111,17 +112,6 @@ def beside(
         The columns with the figures.
     counterparts : mapping, optional
         Our domain to the paper's, for the ``domain`` column; default `COUNTERPARTS`.
-
-    Returns
-    -------
-    DataFrame
-        `on`, ``ours``, ``published``, ``difference`` (ours - published). A key that only one
-        side has is kept, with NaN for the other; the paper's order comes first.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing or a key occurs twice in a table.
     """
     keys = list(on)
     left = _keyed(published, keys, published_value, "published")
