@@ -243,6 +243,38 @@ def test_shares_decide_where_images_do_not():
     np.testing.assert_allclose(found.weights.numpy(), [[0.1, 0.8, 0.1]] * 4, atol=1e-6)
 
 
+def test_names_of_clusters_are_drawn_to_images_and_prototypes_by_the_prior(encoder):
+    images, extra, rows, _ = planted(encoder, noise=0.12)
+    prototypes = torch.stack([rows[name] for name in NEW])
+    for prior in (0.5, 20.0):
+        learner = ZeroShotNameLearner(
+            encoder, Told(rows), matching="hungarian", prior=prior, **QUICK
+        )
+        learner.fit(images, NEW, **extra, n_classes=6)
+        expected = prior * prototypes + learner.weights_[:, 3:].T @ images
+        torch.testing.assert_close(learner.centres_, F.normalize(expected, dim=1))
+
+
+def test_the_image_term_is_a_cross_entropy_with_the_margin_on_new_names(encoder):
+    images, extra, rows, _ = planted(encoder, images=3)
+    options = {"margin": 1.5, "temperature": 3.0, **QUICK}
+    learner = ZeroShotNameLearner(encoder, Told(rows), **options).fit(images, NEW, **extra)
+    names = zsnl._vocabulary(NEW, KNOWN, None)
+    pool = learner._pool(images, names, extra["labelled"], extra["labels"], None, None)
+    texts = text_features(encoder, KNOWN, "a {name}").numpy()
+    scale, total, weight = encoder.logit_scale / 3, 0.0, 0.0
+    shown = [*zip(images.numpy(), learner.weights_.numpy(), strict=True)]
+    shown += zip(extra["labelled"].numpy(), np.eye(9)[extra["labels"]], strict=True)
+    for image, shares in shown:
+        logits = [scale * image @ text for text in texts]
+        logits += [scale * image @ prompt + 1.5 for prompt in learner.classifier_.numpy()]
+        below = math.log(sum(map(math.exp, logits)))
+        total -= sum(share * (one - below) for share, one in zip(shares, logits, strict=True))
+        weight += shares.sum()
+    found = learner._image_term(pool, learner.weights_, learner.classifier_)
+    assert float(found) == pytest.approx(total / weight, rel=1e-4)
+
+
 def quickly(make):
     def shorter(shots, n_classes):
         learner = make(shots, n_classes)
@@ -261,6 +293,7 @@ def test_released_setting_drops_small_clusters(encoder):
     learner = ZeroShotNameLearner.released(encoder, empty, "thing", discovery="kmeans")
     made = learner.learner(9, 6)
     assert made.epochs == 200 and made.batch_size == 4 * 6
+    assert (learner.matching, learner.unit_centres, learner.min_images) == ("hungarian", False, 20)
     learner.learner = quickly(learner.learner)
     learner.fit(images[keep], NEW, **extra, n_classes=6, membership=new[keep], vocabulary=NEW)
     assert not learner.weights_[torch.from_numpy(labels[keep] == 8)].round(decimals=3).any()
