@@ -356,6 +356,7 @@ def test_the_committed_table_tells_every_kind_of_knowledge(choosing):
     assert set(names["weight"]) == {0.0, *choosing.WEIGHTS}
     assert set(names.groupby(["rotation", "weight"]).size()) == {15 * 3}
     assert set(names["knowledge"]) == {"none", choosing.chosen(table, "prototypes")[0]}
+    assert choosing.chosen(table, "names") == ("language", NameLearner.prior_weight)
     said = (data_dir().parent / "README.md").read_text(encoding="utf-8")
     (said,) = [own for own in said.split("\n\n") if "choose_prior.py --print" in own]
     said = said.replace("\n", " ")
