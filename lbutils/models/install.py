@@ -128,7 +128,7 @@ def _text_parts(model: nn.Module) -> list[Any]:
     return [model, text, *configs, getattr(configs[0], "text_config", None)]
 
 
-def pool_at_end(model: nn.Module, tail: Sequence[int]) -> None:
+def pool_at_end(model: nn.Module, tail: Sequence[int | None]) -> None:
     """Make a model that pools text at its highest id pool at the end of text, the same token."""
     attributes = (("text_pool_type", "text_eos_id"), ("pool_type", "eos_id"))
     parts = _text_parts(model)
@@ -144,10 +144,14 @@ def pool_at_end(model: nn.Module, tail: Sequence[int]) -> None:
             part.eos_token_id = tail[0]
     tower = text_tower(model)
     if _pools_at_highest(tower, tail[0]):
+        if tail[0] is None:
+            raise ValueError(
+                "the model pools at the highest id, and no id of its tokenizer ends a text"
+            )
         tower.register_forward_hook(_PoolAtEnd(tail[0]), with_kwargs=True)
 
 
-def _pools_at_highest(tower: Any, end: int) -> bool:
+def _pools_at_highest(tower: Any, end: int | None) -> bool:
     """Whether a tower of transformers pools at the highest id, whatever its configuration says.
 
     Of OWL-ViT and OWLv2 that is so, and there is no setting for it.
@@ -156,7 +160,9 @@ def _pools_at_highest(tower: Any, end: int) -> bool:
     if not hasattr(config, "vocab_size") or hasattr(tower, "get_text_features"):
         return False
     # No end of text, and the highest id in the middle, where nothing else would pool.
-    ids = torch.tensor([[0, end - 1, 0]], device=token_embedding(tower).weight.device)
+    table = token_embedding(tower).weight
+    highest = len(table) - 2 if end is None else end - 1
+    ids = torch.tensor([[0, highest, 0]], device=table.device)
     with torch.no_grad():
         found: Any = tower(input_ids=ids)
     if getattr(found, "pooler_output", None) is None:
