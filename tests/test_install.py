@@ -121,31 +121,31 @@ def clip_tokenizer():
     )
 
 
+TINY_TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+}
+TINY_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+}
+
+
 def clip_model(ours, eos_token_id):
     """transformers' CLIP with the text tower of a tiny open_clip model."""
     from transformers import CLIPConfig, CLIPModel
 
-    text = {
-        "vocab_size": 49408,
-        "hidden_size": 32,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 16,
-        "hidden_act": "gelu",
-        "projection_dim": 32,
-        "bos_token_id": 49406,
-        "eos_token_id": eos_token_id,
-    }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 16,
-        "projection_dim": 32,
-    }
+    more = {"hidden_act": "gelu", "bos_token_id": 49406, "eos_token_id": eos_token_id}
+    text = TINY_TEXT | {"intermediate_size": 128, "projection_dim": 32} | more
+    vision = TINY_VISION | {"projection_dim": 32}
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).eval()
     state = {
@@ -191,23 +191,7 @@ def detector(kind):
 
     torch.manual_seed(0)
     config = {"owlvit": transformers.OwlViTConfig, "owlv2": transformers.Owlv2Config}[kind]
-    text = {
-        "vocab_size": 49408,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 16,
-    }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 16,
-    }
-    found = config(text_config=text, vision_config=vision, projection_dim=32)
+    found = config(text_config=TINY_TEXT, vision_config=TINY_VISION, projection_dim=32)
     model = {
         "owlvit": transformers.OwlViTForObjectDetection,
         "owlv2": transformers.Owlv2ForObjectDetection,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lbutils import load_benchmark, load_encoder
+from lbutils.data.benchmark import Split
 from lbutils.measure import propositions
 from lbutils.rivals import RIVALS
 
@@ -45,12 +46,13 @@ class Method:
 
 
 def test_columns_are_turned_so_that_ip_names_stand_first(monkeypatch):
-    ip = SimpleNamespace(names=("a", "bb"), test=SimpleNamespace(labels=np.array([0, 1])))
-    oop = SimpleNamespace(names=("ccc", "dddd"), test=SimpleNamespace(labels=np.array([1, 0])))
+    names = ("a", "bb"), ("ccc", "dddd")
+    of_tests = zip(names, ([0, 1], [1, 0]), strict=True)
+    tests = [Split(("", ""), np.array(y), own, (None, None), None) for own, y in of_tests]
+    ip, oop = (SimpleNamespace(names=test.names, test=test) for test in tests)
     for subset in (ip, oop):
         subset.few_shot = lambda shots, draw, names=subset.names: SimpleNamespace(names=names)
     features = torch.tensor([[-1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    monkeypatch.setattr(propositions, "join", lambda one, other: None)
     monkeypatch.setattr(propositions, "image_features", lambda encoder, split: features)
     domain = SimpleNamespace(name="d", hint="h", ip=ip, oop=oop)
     found = propositions.uninformative_names(

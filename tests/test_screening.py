@@ -746,6 +746,11 @@ def test_the_most_frequent_synonym_stands_for_a_name():
     ]
     more = screening.most_frequent(["atm"], [*captions, "cash machine"], {"atm": ["cash machine"]})
     assert more.loc[0].tolist() == ["atm", "cash machine", 3, 2]
+    counts = {"crow": 3, "rook": 5, "raven": 4, "swan": 2, "cygnet": 2}
+    read = [f"a {word}" for word, number in counts.items() for _ in range(number)]
+    others = {"crow": ["rook", "raven"], "swan": ["cygnet"]}
+    best = screening.most_frequent(["crow", "swan", "bear"], read, others).set_index("name")["text"]
+    assert best.to_dict() == {"crow": "rook", "swan": "swan", "bear": "bear"}
     with pytest.raises(ValueError, match="Did you mean 'atm'"):
         screening.most_frequent(["atm"], captions, {"atn": ["cash machine"]})
     with pytest.raises(ValueError, match="synonyms must be a list"):

@@ -153,15 +153,6 @@ def test_a_derangement_leaves_no_name_its_own():
         texts.deranged(["n"])
 
 
-def test_the_word_of_most_captions_stands_for_a_name():
-    synonyms = {"crow": ["rook", "raven"], "swan": ["cygnet"]}
-    counts = {"crow": 3, "rook": 5, "raven": 4, "swan": 2, "cygnet": 2, "bear": 0}
-    found = texts.most_frequent(["crow", "swan", "bear"], synonyms, counts)
-    assert found == {"crow": "rook", "swan": "swan", "bear": "bear"}
-    with pytest.raises(KeyError):
-        texts.most_frequent(["crow"], synonyms, {"crow": 1})
-
-
 def test_synonyms_are_of_the_miniatures_names():
     names = set(pd.read_csv(data_dir() / "mini" / "concepts.csv")["name"])
     synonyms = read_synonyms("mini")

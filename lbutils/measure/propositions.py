@@ -72,8 +72,8 @@ def uninformative_names(
     rows = []
     for domain in tqdm(benchmark.values(), "domains", disable=not progress):
         ip, oop = domain.ip, domain.oop
-        features = image_features(encoder, join(ip.test, oop.test)).cpu()
-        labels = np.concatenate([ip.test.labels, oop.test.labels + len(ip.names)])
+        tests, n_ip = join(ip.test, oop.test), len(ip.names)
+        features = image_features(encoder, tests).cpu()
         task = {"templates": templates, "hint": domain.hint, "shots": shots, "seed": seed}
         kinds = {AS_THEY_ARE: tuple(oop.names)}
         kinds |= {kind: control_names(oop.names, kind, seed) for kind in KINDS}
@@ -82,11 +82,11 @@ def uninformative_names(
             for kind, names in kinds.items():
                 joint = fitted.joint_logits(features, names).numpy()
                 # `joint_logits` sets the names that were not learned first.
-                joint = np.roll(joint, len(ip.names), axis=1)
-                rows.append((domain.name, method, kind, *_scores(joint, labels, len(ip.names))))
+                joint = np.roll(joint, n_ip, axis=1)
+                rows.append((domain.name, method, kind, *_scores(joint, tests.labels, n_ip)))
         own = learner(encoder, ip_names=ip.names, **task).fit(oop.few_shot(shots, draw))
         joint = own.joint_logits(features, ip.names).numpy()
-        rows.append((domain.name, "names", LEARNED, *_scores(joint, labels, len(ip.names))))
+        rows.append((domain.name, "names", LEARNED, *_scores(joint, tests.labels, n_ip)))
     return pd.DataFrame(rows, columns=["domain", "method", "names", *_SCORES])
 
 
@@ -145,9 +145,9 @@ def bound_terms(
         few = image_features(encoder, drawn).cpu()
         named = text_classifier(encoder, ip.names, templates, domain.hint)
         guess = logits(met, named, encoder.logit_scale).argmax(1).numpy()
-        tests = image_features(encoder, join(ip.test, oop.test)).cpu()
-        labels = np.concatenate([ip.test.labels, oop.test.labels + len(ip.names)])
-        joint = own.joint_logits(tests, ip.names).argmax(1).numpy()
+        tests = join(ip.test, oop.test)
+        features = image_features(encoder, tests).cpu()
+        joint = own.joint_logits(features, ip.names).argmax(1).numpy()
         row = {
             "domain": domain.name,
             "risk_ip": np.mean(guess != ip.train.labels),
@@ -156,7 +156,7 @@ def bound_terms(
             "samples": sample_terms(len(ip.train), len(drawn)),
         }
         row["sum"] = sum(value for key, value in row.items() if key != "domain")
-        rows.append(row | {"risk": np.mean(joint != labels)})
+        rows.append(row | {"risk": np.mean(joint != tests.labels)})
     return pd.DataFrame(rows)
 
 

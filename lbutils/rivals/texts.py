@@ -1,4 +1,4 @@
-"""Prompts that change what is said of a name: WaffleCLIP, descriptors, knowledge, synonyms.
+"""Prompts that change what is said of a name: WaffleCLIP, descriptors, knowledge.
 
 Each function gives a list of prompts for each name, as `lbutils.models.text_classifier` takes
 them. What a method brings to a name is an argument, so that the same function makes its control:
@@ -136,33 +136,3 @@ def deranged(names: Sequence[str], seed: int = 0) -> dict[str, str]:
         raise ValueError("a single name has no other to be swapped with")
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     return dict(zip(order, [*order[1:], order[0]], strict=True))
-
-
-def most_frequent(
-    names: Sequence[str], synonyms: Mapping[str, Sequence[str]], counts: Mapping[str, int]
-) -> dict[str, str]:
-    """For each name the one among itself and its synonyms that most captions contain.
-
-    The name stays where no synonym is more frequent, or it has none.
-
-    Parameters
-    ----------
-    names : sequence of str
-    synonyms : mapping of str to sequence of str
-    counts : mapping of str to int
-        Captions with each word, such as a column of what `screen` counts.
-
-    Raises
-    ------
-    KeyError
-        If a name or a synonym was not counted.
-
-    Notes
-    -----
-    Source: Parashar et al. 2024, "The neglected tails in vision-language models", CVPR
-    (REAL-Prompt).
-    """
-    return {
-        name: max([name, *synonyms.get(name, ())], key=lambda word: counts[word])
-        for name in as_names(names, "class names")
-    }
