@@ -205,6 +205,7 @@ def test_wrong_command_lines(tmp_path, capsys):
 
 
 def test_the_key_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("LBUTILS_PROFILE", raising=False)  # `make test` sets it
     path = notebook(tmp_path)
     name = notebooks._run_name(path, {"seed": 1}, "code")
     assert name == notebooks._run_name(path, {"rate": 0.5, "seed": 1}, "code")
