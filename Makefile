@@ -77,7 +77,8 @@ distclean: clean ## remove the environment as well
 
 # Touched last, so that an installation cut short is taken up again. uv, itself one of the pinned packages,
 # installs the others at once and without a copy of what its cache holds. It knows no settings of pip's, such
-# as a company's index; pip then does it.
+# as a company's index; pip then does it. Modules are compiled here, once: a notebook or a test that has to
+# compile torch and its like for itself, as where PYTHONDONTWRITEBYTECODE is set, imports twice as long.
 $(READY): requirements.lock pyproject.toml
 	@"$(PYTHON)" -c '$(CHECK)' 2>/dev/null || { echo 'Python 3.10 to 3.14 is needed; name one with: make env PYTHON=python3.12' >&2; exit 1; }
 	@test -x $(BIN)/python && $(BIN)/python -c '$(CHECK)' && $(BIN)/python -m pip --version >/dev/null 2>&1 \
@@ -86,8 +87,9 @@ $(READY): requirements.lock pyproject.toml
 	@echo 'installing the pinned packages into $(VENV) (about 5 GB on Linux, once)'
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock >$(VENV)/uv.txt
 	@$(PIP) --no-deps --require-hashes -r $(VENV)/uv.txt
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock \
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock \
 		|| { echo 'uv did not install the packages; trying pip' >&2; \
 		$(PIP) --no-deps --require-hashes -r requirements.lock; }
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q lbutils
 	@touch $(READY)
