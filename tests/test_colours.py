@@ -117,7 +117,7 @@ def test_words_tell_colours():
 
 
 def test_descriptions_of_the_miniature_tell_colours():
-    phrases = load_lexicon().phrases
+    phrases = load_lexicon().told["descriptions"]
     told = [told_colours(own).max() > 0.1 for own in phrases.values()]
     assert np.mean(told) > 0.7
 

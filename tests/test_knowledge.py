@@ -11,7 +11,7 @@ from conftest import load_script
 from lbutils import load_benchmark, load_encoder
 from lbutils.captions.survey import screen
 from lbutils.captions.text import canonical
-from lbutils.data.benchmark import mini_file
+from lbutils.data.benchmark import data_dir, mini_file
 from lbutils.learn.colours import BASIC
 from lbutils.learn.knowledge import Knowledge, Lexicon, load_lexicon
 from lbutils.models.classifier import text_features
@@ -101,47 +101,74 @@ def test_prototypes_are_the_sum_of_what_sources_say(encoder, few):
         alone.moved(NAMES)
 
 
-def test_glosses_are_read_as_descriptions_are(encoder, few):
-    both = Knowledge(encoder, few, ("language", "glosses"))
-    own = [few.glosses[name] for name in NAMES]
-    as_phrases = few._replace(phrases=dict(zip(NAMES, own, strict=True)))
-    other = Knowledge(encoder, as_phrases, ("language", "descriptions"))
+@pytest.mark.parametrize("source", ["glosses", "blind"])
+def test_phrases_of_every_source_are_read_as_descriptions_are(source, encoder, few):
+    both = Knowledge(encoder, few, ("language", source))
+    own = few._replace(told={"descriptions": few.told[source]})
+    other = Knowledge(encoder, own, ("language", "descriptions"))
     torch.testing.assert_close(both.prototypes(NAMES), other.prototypes(NAMES))
     described = Knowledge(encoder, few, ("language", "descriptions"))
     assert (both.prototypes(NAMES) - described.prototypes(NAMES)).norm(dim=1).min() > 1e-2
-    assert both.lacking(["dog", "moai"]) == ["moai"] and not described.lacking(["moai"])
-    with pytest.raises(KeyError, match="name with glosses"):
-        both.prototypes(["moai"])
+    assert both.lacking(["dog", "no such name"]) == ["no such name"]
+    with pytest.raises(KeyError, match=f"name with {source}"):
+        both.prototypes(["no such name"])
+
+
+def test_a_name_that_one_source_lacks_another_may_have(encoder, few):
+    assert Knowledge(encoder, few, ("language", "glosses")).lacking(["dog", "moai"]) == ["moai"]
+    assert not Knowledge(encoder, few, ("language", "blind", "descriptions")).lacking(["moai"])
 
 
 def test_wordnet_tells_nearly_every_concept(lexicon):
     names = set(pd.read_csv(mini_file("concepts.csv"), keep_default_na=False)["name"])
-    assert set(lexicon.glosses) < names and len(names - set(lexicon.glosses)) == 4
-    phrases = [phrase for own in lexicon.glosses.values() for phrase in own]
+    glosses = lexicon.told["glosses"]
+    assert set(glosses) < names and len(names - set(glosses)) == 4
+    phrases = [phrase for own in glosses.values() for phrase in own]
     assert lexicon.vector(phrases).shape == (len(phrases), 384)
-    assert "largest anthropoid ape" in lexicon.glosses["gorilla"]
+    assert "largest anthropoid ape" in glosses["gorilla"]
+
+
+def test_three_phrases_were_written_blind_for_every_concept(lexicon):
+    table = pd.read_csv(mini_file("blind.csv"), keep_default_na=False)
+    names = pd.read_csv(mini_file("concepts.csv"), keep_default_na=False)["name"]
+    assert set(table.groupby("name").size()) == {3} and set(table["name"]) == set(names)
+    assert not any(canonical(row.name) in canonical(row.phrase) for row in table.itertuples(False))
+    assert lexicon.vector(table["phrase"]).shape == (len(table), 384)
+    assert lexicon.described("bank", "blind") == tuple(table.query("name == 'bank'")["phrase"])
+    # The data card says how many of them have another name of the list.
+    others = [
+        phrase
+        for name, phrase in table[["name", "phrase"]].itertuples(index=False)
+        if any(f" {other} " in f" {phrase} " for other in set(names) - {name})
+    ]
+    card = (data_dir() / "mini" / "README.md").read_text(encoding="utf-8")
+    assert f"{len(others)} of the {len(table)} phrases hold another name" in card
 
 
 def test_a_shuffled_lexicon_gives_every_name_the_phrases_of_another(lexicon):
-    names = sorted(lexicon.glosses)
+    names = sorted(lexicon.told["glosses"])
     control = lexicon.shuffled(names)
-    for told, own in ((control.glosses, lexicon.glosses), (control.phrases, lexicon.phrases)):
+    assert set(control.told) == {"glosses", "blind", "descriptions"}
+    for source, own in lexicon.told.items():
+        told = control.told[source]
         assert all(told[name] != own[name] for name in names)
         assert sorted(told.values()) == sorted(own.values())
-    assert control.phrases["moai"] == lexicon.phrases["moai"] and control.vectors is lexicon.vectors
-    assert lexicon.shuffled(names, seed=1).glosses != control.glosses
-    few = lexicon.shuffled(["dog", "moai"])  # of these one name has glosses
-    assert few.glosses["moai"] == lexicon.glosses["dog"] and "dog" not in few.glosses
+        assert told.get("moai") == own.get("moai")
+    assert control.vectors is lexicon.vectors
+    assert lexicon.shuffled(names, seed=1).told["glosses"] != control.told["glosses"]
+    few = lexicon.shuffled(["dog", "moai"]).told["glosses"]  # of these one name has glosses
+    assert few["moai"] == lexicon.told["glosses"]["dog"] and "dog" not in few
 
 
-def test_a_folder_may_have_glosses(tmp_path):
+@pytest.mark.parametrize("source", ["glosses", "blind"])
+def test_a_folder_may_have_phrases_of_other_sources(source, tmp_path):
     for file in ("language.parquet", "descriptions.csv"):
         (tmp_path / file).write_bytes(mini_file(file).read_bytes())
-    assert not load_lexicon(tmp_path).glosses
-    (tmp_path / "glosses.csv").write_text("name,phrase\nnull,of no force\nnull,naught\n")
-    assert load_lexicon(tmp_path).glosses == {"null": ("of no force", "naught")}
-    (tmp_path / "glosses.csv").write_text("name,phrase\nnull, \n")
-    with pytest.raises(ValueError, match=r"glosses\.csv has an empty phrase"):
+    assert set(load_lexicon(tmp_path).told) == {"descriptions"}
+    (tmp_path / f"{source}.csv").write_text("name,phrase\nnull,of no force\nnull,naught\n")
+    assert load_lexicon(tmp_path).told[source] == {"null": ("of no force", "naught")}
+    (tmp_path / f"{source}.csv").write_text("name,phrase\nnull, \n")
+    with pytest.raises(ValueError, match=rf"{source}\.csv has an empty phrase"):
         load_lexicon(tmp_path)
 
 
@@ -182,13 +209,14 @@ def test_glosses_are_those_of_the_domains_sense(tmp_path):
 def test_every_word_of_a_description_is_read(encoder, lexicon):
     """Also of long ones: the context holds sixteen pieces."""
     knowledge = Knowledge(encoder, lexicon, ("descriptions",))
-    name = max(lexicon.phrases, key=lambda n: len(" ".join(lexicon.phrases[n])))
-    own = lexicon.phrases[name]
-    changed = {**lexicon.phrases, name: (*own[:-1], f"{own[-1]} house")}
-    other = Knowledge(encoder, lexicon._replace(phrases=changed), ("descriptions",))
+    phrases = lexicon.told["descriptions"]
+    name = max(phrases, key=lambda n: len(" ".join(phrases[n])))
+    own = phrases[name]
+    changed = {"descriptions": {**phrases, name: (*own[:-1], f"{own[-1]} house")}}
+    other = Knowledge(encoder, lexicon._replace(told=changed), ("descriptions",))
     apart = (knowledge.prototypes([name]) - other.prototypes([name])).norm()
     assert float(apart) > 1e-3
-    longest = max((p for own in lexicon.phrases.values() for p in own), key=len)
+    longest = max((p for own in phrases.values() for p in own), key=len)
     cut = encoder.tokenizer([f"a {longest}"])[0]
     assert int((cut != 0).sum()) < encoder.context_length
 
@@ -267,7 +295,7 @@ def test_names_that_the_lexicon_lacks_are_told(encoder, few):
     knowledge = Knowledge(encoder, few, ("language", "descriptions"))
     with pytest.raises(KeyError, match="owl"):
         knowledge.prototypes(["dog", "owll"])
-    bare = few._replace(phrases={})
+    bare = few._replace(told={})
     with pytest.raises(KeyError, match="description"):
         Knowledge(encoder, bare, ("descriptions",)).prototypes(["dog"])
     with pytest.raises(ValueError, match="no names"):
@@ -280,10 +308,11 @@ def test_a_lexicon_of_ones_own_is_read_and_rubbish_refused(tmp_path, lexicon):
             load_lexicon(tmp_path)
         (tmp_path / file).write_bytes(mini_file(file).read_bytes())
     own = load_lexicon(tmp_path)
-    assert own.phrases == lexicon.phrases and own.labels == lexicon.labels
+    assert own.told == {"descriptions": lexicon.told["descriptions"]}
+    assert own.labels == lexicon.labels
     np.testing.assert_array_equal(own.vectors["dog"], lexicon.vectors["dog"])
     (tmp_path / "descriptions.csv").write_text("name,phrase\nnull,a red ball\n")
-    assert load_lexicon(tmp_path).phrases == {"null": ("a red ball",)}
+    assert load_lexicon(tmp_path).told["descriptions"] == {"null": ("a red ball",)}
     (tmp_path / "descriptions.csv").write_text("name,phrase\nowl,\n")
     with pytest.raises(ValueError, match="empty phrase"):
         load_lexicon(tmp_path)

@@ -284,7 +284,8 @@ def test_unlabelled_images_move_the_anchors_to_their_classes(
 def test_real_knowledge_says_what_it_lacks():
     from lbutils.learn.knowledge import Knowledge, Lexicon
 
-    lexicon = Lexicon({"ant": np.ones(2), "bee": np.ones(2)}, {"bee": ("striped",), "cow": ()}, {})
+    told = {"descriptions": {"bee": ("striped",), "cow": ()}}
+    lexicon = Lexicon({"ant": np.ones(2), "bee": np.ones(2)}, told, {})
     known = Knowledge.__new__(Knowledge)
     known.lexicon = lexicon
     for sources, expected in (
@@ -309,6 +310,7 @@ def test_the_choice_of_a_prior_takes_no_control_and_the_least_weight(choosing):
         ("language, glosses", 2.0): 45.0,
         ("language, drawings described", 1.0): 60.0,
         ("language, glosses, shuffled", 1.0): 61.0,
+        ("language, blind", 1.0): 62.0,
         ("none", 0.0): 70.0,
     }
     rows = [
@@ -325,6 +327,25 @@ def test_the_choice_of_a_prior_takes_no_control_and_the_least_weight(choosing):
     assert choosing.chosen(table, "prototypes") == ("language", 0.5)
     more = table.assign(oop=10 * table["oop"])
     assert choosing.chosen(more, "prototypes") == ("language", 1.0)
+
+
+def test_knowledge_alone_stands_beside_language_and_its_control(choosing):
+    scores = {"language": 10, "language, glosses": 14, "language, glosses, shuffled": 8}
+    scores |= {"language, drawings described": 30, "language, blind": 21}
+    rows = [
+        {"rotation": "lots-0", "method": method, "knowledge": kind, "weight": np.nan}
+        | {"shots": shots, "concept": f"c{n}", "oop": score + n + shots}
+        for kind, score in scores.items()
+        for n in range(4)
+        for method, shots in (("prototypes", 0), ("prototypes", 1), ("names", 0))
+    ]
+    found = choosing.alone(pd.DataFrame(rows)).set_index("knowledge")
+    assert found["oop"].to_dict() == {k: scores[k] + 1.5 for k in choosing.ALL}
+    assert found.loc["language, glosses"].tolist()[1:] == [
+        "+4.0 [+4.0, +4.0]",
+        "+6.0 [+6.0, +6.0]",
+    ]
+    assert found.loc["language, blind"].tolist()[1:] == ["+11.0 [+11.0, +11.0]", ""]
 
 
 def test_trials_of_a_prior_are_scored_on_what_no_draw_learned(choosing, tiny_encoder, monkeypatch):
@@ -348,7 +369,7 @@ def test_the_committed_table_tells_every_kind_of_knowledge(choosing):
     table = results("prior")
     own = table[(table["method"] == "prototypes") & table["weight"].notna()]
     sizes = own.groupby(["rotation", "knowledge", "weight"]).size()
-    assert len(sizes) == 3 * (1 + 5 * len(choosing.WEIGHTS)) and set(sizes) == {15 * 3}
+    assert len(sizes) == 3 * (1 + 7 * len(choosing.WEIGHTS)) and set(sizes) == {15 * 3}
     assert table["oop"].between(0, 100).all() and table.notna().drop(columns="weight").all(
         axis=None
     )
@@ -370,6 +391,9 @@ def test_the_committed_table_tells_every_kind_of_knowledge(choosing):
     for kind in choosing.CONTROLLED:
         own = worth["prototypes", kind, 1]
         figures += [own["less none"], own["less shuffled"]]
+    bare = choosing.alone(table).set_index("knowledge").loc[choosing.BLIND]
+    figures += [bare["less language"], bare["less shuffled"]]
+    assert f"Without any drawing they name {bare['oop']} %" in said
     assert re.findall(r"[-+][\d.]+ \[[^]]*\]", said) == figures
     assert worth["names", "language", 1]["oop"] == 48.2
     assert names[(names["weight"] == 0) & (names["shots"] == 1)]["oop"].mean().round(1) == 42.4

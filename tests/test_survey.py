@@ -33,7 +33,7 @@ PHRASES = {
     "rook": ("black bird of the fields",),
     "lamb": ("a white animal",),
 }
-LEXICON = Lexicon({}, PHRASES, {})
+LEXICON = Lexicon({}, {"descriptions": PHRASES}, {})
 KNOWN, NEW = ["crow", "swan", "bear", "sheep"], ["rook", "lamb"]
 
 

@@ -438,7 +438,8 @@ def test_real_knowledge_goes_through(encoder):
     texts = [*NEW, *KNOWN, "thing", "a red ball", "dog", "cat", "house", "tree"]
     vectors = {text: draw.normal(size=8).astype(np.float32) for text in texts}
     vectors = {text: row / np.linalg.norm(row) for text, row in vectors.items()}
-    lexicon = Lexicon(vectors, dict.fromkeys(NEW, ("a red ball",)), {"dog": 3, "cat": 1, "tree": 2})
+    told = {"descriptions": dict.fromkeys(NEW, ("a red ball",))}
+    lexicon = Lexicon(vectors, told, {"dog": 3, "cat": 1, "tree": 2})
     sources = ("language", "descriptions", "hints")
     knowledge = Knowledge(encoder, lexicon, sources)
     learner = ZeroShotNameLearner(encoder, knowledge, hint="thing", **QUICK).fit(

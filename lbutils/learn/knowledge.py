@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,28 +29,27 @@ from lbutils.data.mini import mini_file
 from lbutils.learn.colours import told_colours
 from lbutils.models.classifier import text_features
 
-SOURCES = ("pieces", "language", "glosses", "descriptions", "colours", "hints")
+# Sources that tell a name's phrases, each in a file of its name.
+TOLD = ("glosses", "blind", "descriptions")
+SOURCES = ("pieces", "language", *TOLD, "colours", "hints")
 
 
 class Lexicon(NamedTuple):
-    """What a language model and a dictionary say about words.
+    """What a language model, and phrases of several sources, say about words.
 
     Attributes
     ----------
     vectors : mapping of str to ndarray, shape (W,)
         A language model's unit vector, float32, of each text.
-    phrases : mapping of str to tuple of str
-        Short descriptions of each name.
+    told : mapping of str to mapping of str to tuple of str
+        By source, one of `TOLD`: short phrases of each name.
     labels : mapping of str to int
         Texts that are in pre-training, with how often they occur.
-    glosses : mapping of str to tuple of str
-        What a dictionary says of each name, in parts.
     """
 
     vectors: Mapping[str, np.ndarray]
-    phrases: Mapping[str, tuple[str, ...]]
+    told: Mapping[str, Mapping[str, tuple[str, ...]]]
     labels: Mapping[str, int]
-    glosses: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def vector(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts, ``(N, W)``. Raises KeyError for a text that has none."""
@@ -64,13 +62,9 @@ class Lexicon(NamedTuple):
                 )
         return np.stack([self.vectors[text] for text in texts])
 
-    def told(self, source: str) -> Mapping[str, tuple[str, ...]]:
-        """The phrases of each name that a source, ``"descriptions"`` or ``"glosses"``, has."""
-        return self.glosses if source == "glosses" else self.phrases
-
     def described(self, name: str, source: str = "descriptions") -> tuple[str, ...]:
-        """Phrases of a name. Raises KeyError for a name that has none."""
-        own = self.told(source)
+        """Phrases of a name, of one of `TOLD`. Raises KeyError for a name that has none."""
+        own = self.told.get(source, {})
         if not own.get(name):
             raise KeyError(suggest(name, list(own), f"name with {source}"))
         return tuple(own[name])
@@ -82,24 +76,25 @@ class Lexicon(NamedTuple):
         """
         order = np.random.default_rng(seed).permutation(as_names(names)).tolist()
         of = dict(zip(order, [*order[1:], *order[:1]], strict=True))
-        phrases, glosses = (
-            {name: own[of.get(name, name)] for name in {**own, **of} if of.get(name, name) in own}
-            for own in (self.phrases, self.glosses)
-        )
-        return self._replace(phrases=phrases, glosses=glosses)
+        told = {
+            source: {n: own[of.get(n, n)] for n in {**own, **of} if of.get(n, n) in own}
+            for source, own in self.told.items()
+        }
+        return self._replace(told=told)
 
 
 def load_lexicon(folder: str | os.PathLike[str] | None = None) -> Lexicon:
-    """Lexicon of the miniature, or that of a folder with the same two files.
+    """Lexicon of the miniature, or that of a folder with the same files.
 
-    The miniature's has vectors of all-MiniLM-L6-v2, WordNet's definitions, and descriptions in IP
-    words. Its labels are those of the pre-training pairs of scale small, whose captions the other
-    scales hold as well; see ``data/mini/make/describe.py``, which shows how to make one.
+    The miniature's has vectors of all-MiniLM-L6-v2, WordNet's definitions, phrases written blind,
+    and descriptions in IP words. Its labels are those of the pre-training pairs of scale small,
+    whose captions the other scales hold as well; see ``data/mini/make/describe.py``, which shows
+    how to make one.
 
     A folder has ``language.parquet`` (columns text; pairs, 0 for what is no label; vector, as many
     signed bytes as it is wide) and ``descriptions.csv`` (columns name, phrase), and may have
-    ``glosses.csv`` (the same columns); a missing file raises FileNotFoundError, other columns
-    ValueError.
+    ``glosses.csv`` and ``blind.csv`` (the same columns); a missing file raises FileNotFoundError,
+    other columns ValueError.
     """
     files = ("language.parquet", "descriptions.csv")
     at = (lambda file: Path(folder) / file) if folder else mini_file
@@ -107,10 +102,10 @@ def load_lexicon(folder: str | os.PathLike[str] | None = None) -> Lexicon:
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: a lexicon has {' and '.join(files)}")
+    tables = {source: at(f"{source}.csv") for source in TOLD}
     try:
-        found = _lexicon(*paths)
-        glosses = at("glosses.csv")
-        return found._replace(glosses=_phrases(glosses)) if glosses.is_file() else found
+        told = {source: _phrases(file) for source, file in tables.items() if file.is_file()}
+        return _lexicon(paths[0], told)
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(f"{Path(paths[0]).parent} holds no lexicon: {error}") from error
 
@@ -124,9 +119,8 @@ def _phrases(file: Path) -> dict[str, tuple[str, ...]]:
     return {str(name): tuple(own) for name, own in rows.groupby("name")["phrase"]}
 
 
-def _lexicon(language: Path, descriptions: Path) -> Lexicon:
+def _lexicon(language: Path, told: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Lexicon:
     table = pq.read_table(language, columns=["text", "pairs", "vector"])
-    phrases = _phrases(descriptions)
     texts, raw = table["text"].to_pylist(), table["vector"].to_pylist()
     if None in raw or len({len(vector) for vector in raw}) != 1:
         raise ValueError("vectors must be of one width")
@@ -136,7 +130,7 @@ def _lexicon(language: Path, descriptions: Path) -> Lexicon:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     pairs = dict(zip(texts, table["pairs"].to_pylist(), strict=True))
     labels = {text: number for text, number in pairs.items() if number}
-    return Lexicon(dict(zip(texts, vectors, strict=True)), phrases, labels)
+    return Lexicon(dict(zip(texts, vectors, strict=True)), told, labels)
 
 
 class Knowledge:
@@ -148,6 +142,8 @@ class Knowledge:
       a kernel ridge regression from vectors of texts in pre-training to their text features.
     - ``"glosses"``: what a dictionary says of the name; the mean of the encoder's text features of
       its phrases, with ``"language"`` also the mean of the phrases' own vectors, moved alike.
+    - ``"blind"``: the same of phrases that were written from the name alone, of the miniature with
+      no drawing, caption or domain in sight.
     - ``"descriptions"``: the same of phrases that describe the concept. Those of the miniature were
       written after its drawings had been seen: they are drawings described, not what a name tells.
     - ``"colours"``: the colour words of the descriptions, to be compared with the pixels of images
@@ -205,7 +201,7 @@ class Knowledge:
             if source not in SOURCES:
                 raise ValueError(suggest(source, SOURCES, "source of knowledge"))
         if not set(sources) - {"hints", "colours"}:
-            raise ValueError(f"prototypes need a source: choose of {', '.join(SOURCES[:4])}")
+            raise ValueError(f"prototypes need a source: choose of {', '.join(SOURCES[:-2])}")
         self.encoder, self.lexicon, self.sources = encoder, lexicon, tuple(sources)
         self.template = template
         self.sharpness, self.quantile = sharpness, quantile
@@ -246,7 +242,7 @@ class Knowledge:
         if not names:
             raise ValueError("no names given: pass at least one")
         parts = []
-        told = [source for source in ("glosses", "descriptions") if source in self.sources]
+        told = [source for source in TOLD if source in self.sources]
         phrases = [[self.lexicon.described(name, source) for name in names] for source in told]
         if "pieces" in self.sources:
             parts.append(self._texts(names))
@@ -264,7 +260,7 @@ class Knowledge:
     def lacking(self, names: Sequence[str]) -> list[str]:
         """The names of which a source that enters prototypes knows nothing, in their order."""
         tables: dict[str, Mapping[str, Any]] = {"language": self.lexicon.vectors}
-        tables |= {source: self.lexicon.told(source) for source in ("glosses", "descriptions")}
+        tables |= {source: self.lexicon.told.get(source, {}) for source in TOLD}
         asked = [table for source, table in tables.items() if source in self.sources]
         return [n for n in as_names(names) if not all(len(table.get(n, ())) for table in asked)]
 
@@ -277,9 +273,10 @@ class Knowledge:
         if "colours" not in self.sources:
             return None
         names = as_names(names)
-        if names and not any(self.lexicon.phrases.get(name) for name in names):
+        told = self.lexicon.told.get("descriptions", {})
+        if names and not any(told.get(name) for name in names):
             self.lexicon.described(names[0])
-        return np.stack([told_colours(self.lexicon.phrases.get(name, ())) for name in names])
+        return np.stack([told_colours(told.get(name, ())) for name in names])
 
     def shares(
         self, names: Sequence[str], known: Sequence[str] = (), hint: str | None = None

@@ -317,10 +317,13 @@ def read_drawings(build: Path, matched: pl.DataFrame) -> pl.DataFrame:
 def write_tables(out: Path, concepts, samples, pairs, used: pl.DataFrame) -> None:
     """Write every table but the images and what `screen.py` derives."""
     columns = ["image_id", "source", "family", pl.col("icon").alias("title")]
+    # A dictionary of texts that are nearly all different costs more than it saves.
+    packed = {"compression": "zstd", "compression_level": 19, "use_pyarrow": True}
+    packed["pyarrow_options"] = {"use_dictionary": False}
     used.select(*columns, "author", "licence", "sha256").write_parquet(
-        out / "attribution.parquet", compression="zstd"
+        out / "attribution.parquet", **packed
     )
-    pairs.write_parquet(out / "pairs.parquet", compression="zstd")
+    pairs.write_parquet(out / "pairs.parquet", **packed)
     samples.select("image_id", "concept_id", "split", "group", "caption").write_parquet(
         out / "samples.parquet", compression="zstd"
     )

@@ -10,14 +10,16 @@ does not learn from at four shots. The prior's map from language is fitted witho
 encoder did not read. No OOP image and no test image is read.
 
 Sources of knowledge, each beside the language model's view of the name: WordNet's definitions
-("glosses"), and the phrases of `descriptions.csv`, written after the drawings had been seen
-("drawings described"). Each has a control in which names get one another's phrases: what it loses
-against its control is what its words tell of the name.
+("glosses"), the phrases of `blind.csv`, written from the names alone ("blind"), and those of
+`descriptions.csv`, written after the drawings had been seen ("drawings described"). Each has a
+control in which names get one another's phrases: what it loses against its control is what its
+words tell of the name.
 
 The rule of choice, named before anything was run: of glosses and language the source, and of the
 weights the one, with the highest mean over rotations and 1, 2 and 4 shots of the accuracy of
 prototypes with that prior; of those less than `SLACK` points below it the smallest weight, and
-language alone before language with glosses. Drawings described and controls cannot be chosen. Names
+language alone before language with glosses. Drawings described, phrases written blind (which came
+later than the rule) and controls cannot be chosen. Names
 (`NameLearner` with its defaults, `FEW` draws) are run with the chosen source at every weight, and
 choose their weight by the same rule.
 
@@ -44,7 +46,7 @@ from lbutils import NameLearner, load_encoder
 from lbutils._util import write_text
 from lbutils.data.benchmark import Split, data_dir
 from lbutils.data.lots import ALWAYS, ROTATIONS, lots
-from lbutils.learn.knowledge import Knowledge, Lexicon, load_lexicon
+from lbutils.learn.knowledge import TOLD, Knowledge, Lexicon, load_lexicon
 from lbutils.learn.namelearner import fit_many
 from lbutils.measure.lots import interval
 from lbutils.models.classifier import training_features
@@ -55,8 +57,9 @@ SHOTS, DRAWS, FEW, SLACK = (1, 2, 4), range(10), 3, 0.5
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 CHOICES = {"language": ("language",), "language, glosses": ("language", "glosses")}
 DESCRIBED = "language, drawings described"
-ALL = CHOICES | {DESCRIBED: ("language", "descriptions")}
-CONTROLLED = ("language, glosses", DESCRIBED)
+BLIND = "language, blind"
+ALL = CHOICES | {DESCRIBED: ("language", "descriptions"), BLIND: ("language", "blind")}
+CONTROLLED = ("language, glosses", DESCRIBED, BLIND)
 KEY = ["rotation", "method", "knowledge", "weight", "shots", "concept"]
 
 
@@ -108,11 +111,12 @@ def known(encoder: Any, rotation: str, names: tuple[str, ...]) -> Iterator[tuple
     hidden = list(arms.index[~arms.isin(["both", ALWAYS])])
     lexicon = load_lexicon()
     # The map from language is the same for all.
-    whole = Kept(encoder, lexicon, ("language", "glosses", "descriptions"), hold_out=hidden)
+    whole = Kept(encoder, lexicon, ("language", *TOLD), hold_out=hidden)
     for kind, sources in ALL.items():
         yield kind, whole.with_only(lexicon, sources)
         if kind in CONTROLLED:
-            own = lexicon.shuffled([name for name in names if name in lexicon.glosses])
+            told = lexicon.told[sources[-1]]
+            own = lexicon.shuffled([name for name in names if name in told])
             yield f"{kind}, shuffled", whole.with_only(own, sources)
 
 
@@ -184,6 +188,25 @@ def chosen(table: pd.DataFrame, method: str) -> tuple[str, float]:
     return min(near.index, key=lambda pair: (pair[1], list(CHOICES).index(pair[0])))
 
 
+def told_of(difference: pd.Series) -> str:
+    """A difference in points, mean over concepts with its interval, as text."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval(difference))
+
+
+def alone(table: pd.DataFrame) -> pd.DataFrame:
+    """What each knowledge names without any image, over language and over its control."""
+    own = table[(table["method"] == "prototypes") & (table["shots"] == 0)]
+    wide = own.pivot_table("oop", ["rotation", "concept"], "knowledge")
+    found = []
+    for kind in ALL:
+        row = {"knowledge": kind, "oop": wide[kind].mean()}
+        for base in ("language", f"{kind}, shuffled"):
+            if base in wide and base != kind:
+                row["less " + base.rpartition(", ")[2]] = told_of(wide[kind] - wide[base])
+        found.append(row)
+    return pd.DataFrame(found).fillna("").round(1)
+
+
 def worth(table: pd.DataFrame, method: str) -> pd.DataFrame:
     """What a method gains by each knowledge at its weight, and by its words over its control.
 
@@ -199,8 +222,8 @@ def worth(table: pd.DataFrame, method: str) -> pd.DataFrame:
         row["oop"] = wide[kind, shots].mean()
         for base in ("none", f"{kind}, shuffled"):
             if (base, shots) in wide:
-                ends = interval(wide[kind, shots] - wide[base, shots])
-                row["less " + base.rpartition(", ")[2]] = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
+                difference = wide[kind, shots] - wide[base, shots]
+                row["less " + base.rpartition(", ")[2]] = told_of(difference)
         found.append(row)
     return pd.DataFrame(found).fillna("").round(1)
 
@@ -209,8 +232,8 @@ def told(table: pd.DataFrame) -> None:
     """Print what the table says."""
     means = table.pivot_table("oop", ["method", "knowledge", "weight"], "shots", sort=False)
     print(means.round(1).to_string())
-    alone = table[table["shots"] == 0].groupby("knowledge", sort=False)["oop"].mean()
-    print("knowledge alone, no image:", alone.round(1).to_dict())
+    print("knowledge alone, no image:")
+    print(alone(table).to_string(index=False))
     for method in ("prototypes", "names"):
         print("{} choose: {}, weight {}".format(method, *chosen(table, method)))
         print(worth(table, method).to_string(index=False))

