@@ -348,6 +348,67 @@ def test_knowledge_alone_stands_beside_language_and_its_control(choosing):
     assert found.loc["language, blind"].tolist()[1:] == ["+11.0 [+11.0, +11.0]", ""]
 
 
+def test_names_stand_beside_prototypes_of_the_same_draws(choosing):
+    scores = {
+        "prototypes": {0.0: 20, 0.5: 60, 1.0: 50},  # chooses the weight of the next
+        choosing.SAME: {0.0: 40, 0.5: 44, 1.0: 90},
+        "names": {0.0: 41, 0.5: 43, 1.0: 50},
+        choosing.ALONE: {0.0: 38, 0.5: 45, 1.0: 44},
+    }
+    rows = [
+        {"rotation": "lots-0", "method": method, "weight": weight, "shots": shots}
+        | {"knowledge": "language" if weight else "none", "concept": f"c{n}"}
+        | {"oop": score + n + shots * (method == "names")}
+        for method, own in scores.items()
+        for weight, score in own.items()
+        for shots in (1, 2, 4)
+        for n in range(3)
+    ]
+    found = choosing.ahead(pd.DataFrame(rows)).set_index(["method", "shots"])
+    assert set(found["weights"]) == {"1.0, 0.5", "0.5, 0.5"}
+    assert found.loc[("names", 2)].tolist()[1:] == [
+        f"{d:+.1f} [{d:+.1f}, {d:+.1f}]" for d in (3, 8, 12)
+    ]
+    assert found.loc[(choosing.ALONE, 4)].tolist()[1:] == [
+        f"{d:+.1f} [{d:+.1f}, {d:+.1f}]" for d in (-2, 1, 5)
+    ]
+
+
+def test_names_without_others_and_prototypes_are_run_on_the_draws_of_names(choosing, monkeypatch):
+    made = []
+
+    class Learner:
+        def __init__(self, encoder, **options):
+            made.append(options)
+
+        def predict(self, images):
+            return np.zeros(len(images), int)
+
+    split = choosing.unmet("lots-0")[0].take([0])
+    trial = choosing.Trial(1, split, torch.zeros(1, 1, 4), torch.zeros(3, 4), np.zeros(3, int))
+    monkeypatch.setattr(choosing, "trials", lambda *args: [trial] * 30)
+    monkeypatch.setattr(choosing, "NameLearner", Learner)
+    monkeypatch.setattr(choosing, "fit_many", lambda *args: None)
+    ran = []
+
+    def of_means(encoder, own, prior, weight):
+        ran.append((len(own), prior, weight))
+        return []
+
+    monkeypatch.setattr(choosing, "of_means", of_means)
+    number = choosing.FEW * 3
+    for method, beside in (("names", choosing.unmet("lots-0")[2]), (choosing.ALONE, None)):
+        made.clear()
+        found = list(choosing.of_names(None, "lots-0", "language", "prior", method))
+        assert {row["method"] for row in found} == {method}
+        assert len(made) == number * (1 + len(choosing.WEIGHTS))
+        assert all(options["negatives"] == beside for options in made)
+        assert sum("prior" in options for options in made) == number * len(choosing.WEIGHTS)
+    assert not list(choosing.of_names(None, "lots-0", "language", "prior", choosing.SAME))
+    weighed = [(number, "prior", weight) for weight in choosing.WEIGHTS]
+    assert ran == [(number, None, 0.0), *weighed]
+
+
 def test_trials_of_a_prior_are_scored_on_what_no_draw_learned(choosing, tiny_encoder, monkeypatch):
     def places(encoder, split, *args):
         return torch.arange(float(len(split)))[None, :, None].repeat(2, 1, 1)
@@ -373,10 +434,12 @@ def test_the_committed_table_tells_every_kind_of_knowledge(choosing):
     assert table["oop"].between(0, 100).all() and table.notna().drop(columns="weight").all(
         axis=None
     )
+    for method in ("names", choosing.ALONE, choosing.SAME):
+        names = table[table["method"] == method]
+        assert set(names["weight"]) == {0.0, *choosing.WEIGHTS}
+        assert set(names.groupby(["rotation", "weight"]).size()) == {15 * 3}
+        assert set(names["knowledge"]) == {"none", choosing.chosen(table, "prototypes")[0]}
     names = table[table["method"] == "names"]
-    assert set(names["weight"]) == {0.0, *choosing.WEIGHTS}
-    assert set(names.groupby(["rotation", "weight"]).size()) == {15 * 3}
-    assert set(names["knowledge"]) == {"none", choosing.chosen(table, "prototypes")[0]}
     assert choosing.chosen(table, "names") == ("language", NameLearner.prior_weight)
     said = (data_dir().parent / "README.md").read_text(encoding="utf-8")
     (said,) = [own for own in said.split("\n\n") if "choose_prior.py --print" in own]
@@ -393,6 +456,8 @@ def test_the_committed_table_tells_every_kind_of_knowledge(choosing):
         figures += [own["less none"], own["less shuffled"]]
     bare = choosing.alone(table).set_index("knowledge").loc[choosing.BLIND]
     figures += [bare["less language"], bare["less shuffled"]]
+    beside = choosing.ahead(table).set_index(["method", "shots"])["each with its own"]
+    figures += [beside[method, k] for method in ("names", choosing.ALONE) for k in (1, 2, 4)]
     assert f"Without any drawing they name {bare['oop']} %" in said
     assert re.findall(r"[-+][\d.]+ \[[^]]*\]", said) == figures
     assert worth["names", "language", 1]["oop"] == 48.2
