@@ -55,8 +55,10 @@ def test_columns_are_turned_so_that_ip_names_stand_first(monkeypatch):
     features = torch.tensor([[-1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     monkeypatch.setattr(propositions, "image_features", lambda encoder, split: features)
     domain = SimpleNamespace(name="d", hint="h", ip=ip, oop=oop)
+    bench = {"d": domain}
+    learned = propositions.learned_names(None, bench, lambda e, **o: Method())
     found = propositions.uninformative_names(
-        None, {"d": domain}, {"m": lambda e, **o: Method()}, lambda e, **o: Method(), progress=False
+        None, bench, {"m": lambda e, **o: Method()}, learned, progress=False
     ).set_index("names")
     assert list(found.index) == ["as they are", "permuted", "random", "learned"]
     # Images with a negative feature go to the shortest name, "a"; with a positive to "dddd".
@@ -75,8 +77,9 @@ def insects():
 def test_an_adapter_trained_on_ip_cannot_use_names_that_say_nothing(insects):
     encoder, benchmark = insects
     methods = {name: RIVALS[name] for name in ("zero-shot", "CLIP-Adapter")}
+    learned = propositions.learned_names(encoder, benchmark, RIVALS["zero-shot"])
     found = propositions.uninformative_names(
-        encoder, benchmark, methods, RIVALS["zero-shot"], progress=False
+        encoder, benchmark, methods, learned, progress=False
     ).set_index(["method", "names"])
     assert len(found) == 2 * 3 + 1
     chance = 100 / len(benchmark["Insects"].oop.names)
@@ -91,9 +94,9 @@ def test_an_adapter_trained_on_ip_cannot_use_names_that_say_nothing(insects):
 
 def test_terms_add_up_and_stand_beside_the_risk(insects):
     encoder, benchmark = insects
-    (row,) = propositions.bound_terms(
-        encoder, benchmark, RIVALS["prototypes"], progress=False
-    ).to_dict("records")
+    learned = propositions.learned_names(encoder, benchmark, RIVALS["prototypes"])
+    found = propositions.bound_terms(encoder, benchmark, learned, progress=False)
+    (row,) = found.to_dict("records")
     parts = [row[key] for key in ("risk_ip", "risk_oop", "gap", "samples")]
     assert row["sum"] == pytest.approx(sum(parts)) and all(part >= 0 for part in parts)
     assert 0 <= row["risk_ip"] < 0.5 and 0 < row["risk"] < 1 and row["gap"] <= 1

@@ -30,11 +30,34 @@ KINDS = ("permuted", "random")  # of `control_names`
 DELTA = 0.05  # the bound holds with probability 1 - DELTA
 
 
+def learned_names(
+    encoder: Any,
+    benchmark: Mapping[str, Any],
+    learner: Callable[..., Any],
+    *,
+    templates: Any = "mini",
+    shots: int = 4,
+    draw: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What a learner makes of the few OOP images of each domain, by the domain's name.
+
+    `learner` (callable) is called as `RIVALS` are, with the IP names as ``ip_names``, and makes
+    what is fitted; the rest is as in `uninformative_names`. Both propositions ask the same names.
+    """
+    found = {}
+    for domain in benchmark.values():
+        task = {"templates": templates, "hint": domain.hint, "shots": shots, "seed": seed}
+        own = learner(encoder, ip_names=domain.ip.names, **task)
+        found[domain.name] = own.fit(domain.oop.few_shot(shots, draw))
+    return found
+
+
 def uninformative_names(
     encoder: Any,
     benchmark: Mapping[str, Any],
     methods: Mapping[str, Callable[..., Any]],
-    learner: Callable[..., Any],
+    learned: Mapping[str, Any],
     *,
     templates: Any = "mini",
     shots: int = 4,
@@ -51,8 +74,9 @@ def uninformative_names(
     methods : mapping
         As in `RIVALS`: called with the encoder and a task, they make what is fitted on few IP
         images and then meets the OOP names that it was not trained on.
-    learner : callable
-        Called likewise, it makes what learns the OOP names themselves, from as many OOP images.
+    learned : mapping
+        What learned the OOP names of each domain themselves, from as many OOP images; see
+        `learned_names`.
     templates : str or sequence of str
     shots, draw : int
         Of the committed few-shot draws.
@@ -84,8 +108,7 @@ def uninformative_names(
                 # `joint_logits` sets the names that were not learned first.
                 joint = np.roll(joint, n_ip, axis=1)
                 rows.append((domain.name, method, kind, *_scores(joint, tests.labels, n_ip)))
-        own = learner(encoder, ip_names=ip.names, **task).fit(oop.few_shot(shots, draw))
-        joint = own.joint_logits(features, ip.names).numpy()
+        joint = learned[domain.name].joint_logits(features, ip.names).numpy()
         rows.append((domain.name, "names", LEARNED, *_scores(joint, tests.labels, n_ip)))
     return pd.DataFrame(rows, columns=["domain", "method", "names", *_SCORES])
 
@@ -103,17 +126,16 @@ def _scores(joint: np.ndarray, labels: np.ndarray, n_ip: int) -> list[float]:
 def bound_terms(
     encoder: Any,
     benchmark: Mapping[str, Any],
-    learner: Callable[..., Any],
+    learned: Mapping[str, Any],
     *,
     templates: Any = "mini",
     shots: int = 4,
     draw: int = 0,
-    seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """The measurable terms of the bound of eq. 3 in each domain, beside the risk that they bound.
 
-    Parameters are those of `uninformative_names`.
+    Parameters are those of `uninformative_names`; `learned` is of the same `shots` and `draw`.
 
     Returns
     -------
@@ -138,9 +160,7 @@ def bound_terms(
     rows = []
     for domain in tqdm(benchmark.values(), "domains", disable=not progress):
         ip, oop = domain.ip, domain.oop
-        drawn = oop.few_shot(shots, draw)
-        task = {"templates": templates, "hint": domain.hint, "shots": shots, "seed": seed}
-        own = learner(encoder, ip_names=ip.names, **task).fit(drawn)
+        drawn, own = oop.few_shot(shots, draw), learned[domain.name]
         met = image_features(encoder, ip.train).cpu()
         few = image_features(encoder, drawn).cpu()
         named = text_classifier(encoder, ip.names, templates, domain.hint)

@@ -196,7 +196,6 @@ def run(
     workers: int = 1,
     progress: bool = True,
     biases: Mapping[str, float] | None = None,
-    most_domains: int | None = None,
 ) -> Trials:
     """Scores of every method on every task.
 
@@ -222,8 +221,6 @@ def run(
         For some methods, what is added to the logits of learned names in the joint vocabulary;
         chosen on IP episodes (`joint.best_bias`), never on test images. Scores with it are in
         ``calibrated``, from the same fits.
-    most_domains : int, optional
-        Make do with so many domains, as `smallest` chooses them.
 
     Raises
     ------
@@ -239,7 +236,6 @@ def run(
         if not np.isfinite(bias):
             raise ValueError(f"the bias {bias} of {name} must be a finite number")
     shots, draws = list(shots), list(draws)
-    benchmark = smallest(benchmark, most_domains)
     before = _takes_before(encoder, benchmark, methods, templates, shots)
     todo = list(tasks(encoder, benchmark, shots, draws, views, seed, before))
     alone = workers == 1 or encoder.device.type != "cpu"
