@@ -4,12 +4,14 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -169,6 +171,15 @@ def test_what_processes_took_is_measured():
         os.system("python3 -c \"import time; x = 'x' * 10**8; time.sleep(1.5)\"")
         time.sleep(0.1)
     assert took["memory"] > 100 and took["cpu"] > 0
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="others do not tell what processes share")
+def test_memory_that_processes_share_counts_once():
+    fork = "import os, time; x = bytearray(b'x' * 10**8); os.fork(); time.sleep(1.5)"
+    with together.measured() as took:
+        subprocess.run([sys.executable, "-c", fork], check=True)
+        time.sleep(0.1)
+    assert 100 < took["memory"] < 180
 
 
 def test_the_bar_says_how_far_notebooks_are_while_they_run(tmp_path, monkeypatch):

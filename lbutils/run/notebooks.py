@@ -63,8 +63,7 @@ _SOURCES = ("local-dir:", "hf-hub:", "transformers:")  # of encoders that no tab
 class Outcome:
     """How one notebook went: where its executed copy lies, what it took, its error if any.
 
-    ``seconds`` passed, ``cpu`` seconds of processors were used, and ``memory`` is the most that
-    its processes held together, in MB.
+    ``seconds`` passed; ``cpu`` and ``memory`` are as `together.measured` has them.
     """
 
     notebook: Path
@@ -1087,13 +1086,16 @@ def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
         raise ValueError(f"--workers takes 1 or more, not {options.workers}")
     if profile:
         print(f"{profile} run, not the full one (lbutils full): {told}", flush=True)
-    resume = options.command == "full" and not options.again
-    outcomes = run(notebooks, given, out=out, profile=profile, workers=workers, resume=resume,
-                   timeout=options.timeout)  # fmt: skip
+    resume, start = options.command == "full" and not options.again, time.perf_counter()
+    with together.measured() as took:
+        outcomes = run(notebooks, given, out=out, profile=profile, workers=workers, resume=resume,
+                       timeout=options.timeout)  # fmt: skip
     claims = claims_table(out, settings_of(given, profile), [])
     print(f"\nsettings: {told}")
     print(format_claims(beside_full(claims) if profile else claims))
-    print(f"\nresults: {Path(out).resolve() / 'index.html'}")
+    spent = clock(time.perf_counter() - start), clock(took["cpu"]), took["memory"] / 1000
+    print("\ntook {}, of processors {}, at most {:.1f} GB at a time".format(*spent))
+    print(f"results: {Path(out).resolve() / 'index.html'}")
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def full_times() -> pd.DataFrame:
     """What notebooks took, a row for each and each profile that was measured.
 
     Columns ``notebook``, ``profile``, ``seconds``, ``cpu`` (processor seconds), ``memory`` (MB,
-    the most that its processes held together), ``cores`` of the machine and ``date``.
+    the most that its processes held, as `measured` has it), ``cores`` of the machine and ``date``.
     """
     return pd.read_csv(data_dir() / "results" / "times.csv")
 
@@ -53,8 +53,9 @@ def expected(profile: str | None) -> dict[str, float]:
 def measured() -> Iterator[dict[str, float]]:
     """Processor seconds (``cpu``) and the most memory (``memory``, MB) of processes started within.
 
-    Filled in at the end. Memory is the sum over all descendants of this process, in which what
-    they share counts for each.
+    Filled in at the end. Memory is the sum over all descendants of this process. On Linux a page
+    that several processes hold, as those of torch's libraries, counts once for all of them, each
+    process having its part (PSS); on other systems it counts in full for each (RSS).
     """
     found, ended = {"cpu": 0.0, "memory": 0.0}, threading.Event()
 
@@ -78,10 +79,9 @@ def measured() -> Iterator[dict[str, float]]:
 def _held() -> float:
     total = 0
     for process in psutil.Process().children(recursive=True):
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:  # it has ended
-            continue
+        with suppress(psutil.Error):  # it has ended
+            whole = process.memory_full_info() if psutil.LINUX else process.memory_info()
+            total += getattr(whole, "pss", whole.rss)
     return total / 1e6
 
 
