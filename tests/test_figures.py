@@ -402,15 +402,23 @@ def test_a_sweep_of_any_number_of_lines():
 
 def test_examples_stand_in_their_rows():
     figure = figures.example_grid(PICTURES, columns=2)
+    (axis,) = figure.axes
     shown = [0, 1, 3, 4]  # the third of each row is left out
-    for axis, i in zip(figure.axes, shown, strict=True):
-        assert np.array_equal(axis.images[0].get_array(), PICTURES["image"][i])
-        assert axis.get_xlabel() == rf"\$n{i}"
-        spine, right = axis.spines["left"], PICTURES["right"][i]
+    corners = []
+    for picture, border, i in zip(axis.images, axis.patches, shown, strict=True):
+        assert np.array_equal(picture.get_array(), PICTURES["image"][i])
+        left, _, bottom, top = picture.get_extent()
+        assert border.get_xy() == (left, top) and border.get_height() == bottom - top
+        corners.append((round(left, 6), round(top, 6)))
+        right = PICTURES["right"][i]
         look = style.STYLES["right" if right else "wrong"]
-        assert to_hex(spine.get_edgecolor()) == look.colour.lower()
-        assert (spine.get_linestyle() == "-") == right
-    assert [words(axis.texts) for axis in figure.axes] == [["a"], [], ["b"], []]
+        assert to_hex(border.get_edgecolor()) == look.colour.lower()
+        assert (border.get_linestyle() in ("-", "solid")) == right
+    (x, y), (beside, level), (under, below), _ = corners
+    assert x == under and y == level and x < beside and y < below  # downwards: the axis is turned
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]
+    told = [r"\$n0", r"\$n1", r"\$n3", r"\$n4"]
+    assert words(axis.texts) == ["a", *told[:2], "b", *told[2:]]
     assert list(keys(figure)) == ["right", "wrong"]
 
 

@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from lbutils._util import suggest
 from lbutils.figures import style as st
@@ -31,25 +32,27 @@ def example_grid(examples: pd.DataFrame, columns: int = 8) -> Figure:
     """
     st.require(examples, "image", "name", "row")
     rows = st.unique(examples["row"])
-    height = (7.0 / columns + 0.45) * len(rows) + 0.25
-    figure, axes = st.panels([""] * (len(rows) * columns), 7.2, height, columns)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    for axis in axes:
-        axis.set_axis_off()
-    for i, label in enumerate(rows):
-        line = axes[i * columns : (i + 1) * columns]
-        shown = examples[examples["row"] == label].head(columns)
-        # The title keeps the height free; as wide as it is, it would push the columns apart.
-        line[0].set_title(" ", fontsize=9, pad=5)
-        look = {"xycoords": "axes fraction", "textcoords": "offset points", "weight": "bold"}
-        line[0].annotate(st.pretty(label), (0, 1), (0, 5), **look).set_in_layout(False)
-        for axis, (_, example) in zip(line, shown.iterrows(), strict=False):
-            axis.set_axis_on()
-            axis.imshow(np.asarray(example["image"]), interpolation="lanczos")
-            axis.set(xticks=[], yticks=[])
-            axis.set_xlabel(st.wrapped(st.plain(example["name"]), 14), fontsize=7.5, labelpad=2.5)
-            for spine in axis.spines.values():
-                spine.set(visible=True, **_frame(example.get("subset"), example.get("right")))
+    side, label_height, line_height = 7.2 / columns, 0.2, 0.125
+    shown = {row: examples[examples["row"] == row].head(columns) for row in rows}
+    names = {row: [st.wrapped(st.plain(n), 14) for n in own["name"]] for row, own in shown.items()}
+    lines = {row: 1 + max(name.count("\n") for name in own) for row, own in names.items()}
+    heights = [side + label_height + line_height * lines[row] for row in rows]
+    # One axis in inches: an axis an image would take seconds to make and to lay out.
+    figure, (axis,) = st.panels([""], 7.2, sum(heights) + 0.25)
+    for row, top in zip(rows, np.cumsum([0.0, *heights]), strict=False):
+        axis.text(0, top + 0.15, st.pretty(row), fontsize=9, weight="bold")
+        for i, (_, example) in enumerate(shown[row].iterrows()):
+            picture = np.asarray(example["image"])
+            width, height = 0.94 * side * np.divide(picture.shape[1::-1], max(picture.shape[:2]))
+            left, above = (i + 0.5) * side - width / 2, top + label_height
+            extent = (left, left + width, above + height, above)
+            axis.imshow(picture, interpolation="lanczos", extent=extent)
+            frame = _frame(example.get("subset"), example.get("right"))
+            axis.add_patch(Rectangle((left, above), width, height, fill=False, **frame))
+            look = {"fontsize": 7.5, "ha": "center", "va": "top"}
+            axis.text((i + 0.5) * side, above + height + 0.03, names[row][i], **look)
+    axis.set(xlim=(0, 7.2), ylim=(sum(heights), 0))
+    axis.set_axis_off()
     handles = {}
     if "subset" in examples and set(examples["subset"]) == set(st.SUBSETS):
         handles = {words: Line2D([], [], **_frame(s, None)) for s, words in st.SUBSETS.items()}
