@@ -408,7 +408,7 @@ def test_examples_stand_in_their_rows():
     for picture, border, i in zip(axis.images, axis.patches, shown, strict=True):
         assert np.array_equal(picture.get_array(), PICTURES["image"][i])
         left, _, bottom, top = picture.get_extent()
-        assert border.get_xy() == (left, top) and border.get_height() == bottom - top
+        assert np.allclose([*border.get_xy(), border.get_height()], [left, top, bottom - top])
         corners.append((round(left, 6), round(top, 6)))
         right = PICTURES["right"][i]
         look = style.STYLES["right" if right else "wrong"]

@@ -56,6 +56,14 @@ def test_notebooks_are_numbered_without_gaps():
 
 
 @each
+def test_a_notebook_leads_to_the_one_before_and_the_one_after(path):
+    title = read(path).cells[0].source
+    at = NOTEBOOKS.index(path)
+    for beside in NOTEBOOKS[max(0, at - 1) : at] + NOTEBOOKS[at + 1 : at + 2]:
+        assert f"]({beside.name})" in title
+
+
+@each
 def test_shape(path):
     notebook = read(path)
     nbformat.validate(notebook)

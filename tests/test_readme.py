@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lbutils.measure import published
-from lbutils.run import together
+from lbutils.run import shorts, together
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
@@ -105,3 +105,12 @@ def test_figures_in_sentences_stand_in_the_notebook_that_the_paragraph_names():
 @pytest.mark.parametrize("wrong", [["41.7", "36.5", "47.4"], ["36.5", "41.7", "47.3"], ["41.72"]])
 def test_a_wrong_figure_is_seen(wrong):
     assert stands(["41.7", "36.5", "47.3"], "04") and not stands(wrong, "04")
+
+
+def test_times_of_notebooks_are_those_that_were_measured():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert shorts.timed(text) == text, "run: lbutils keep"
+    took = together.full_times().query("profile == 'quick'")
+    for row in took.itertuples():
+        (line,) = [line for line in text.splitlines() if f"](notebooks/{row.notebook}." in line]
+        assert line.endswith(f" | {row.cpu:.0f} s | {row.memory / 1000:.1f} GB |")

@@ -80,11 +80,10 @@ def test_what_a_full_run_found_is_kept(tmp_path, monkeypatch):
     copy.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     table = together.full_figures()
     table.to_csv(data / "results" / "claims.csv", float_format="%.1f")
-    monkeypatch.setattr(shorts, "data_dir", lambda: data)
-    kept = together.full_figures
-    monkeypatch.setattr(
-        together, "full_figures", lambda: pd.read_csv(data / "results" / "claims.csv", index_col=0)
-    )
+    before = together.full_times()
+    before.to_csv(data / "results" / "times.csv", index=False)
+    for module in (shorts, together):
+        monkeypatch.setattr(module, "data_dir", lambda: data)
     monkeypatch.setattr(shorts, "find_notebooks", lambda names=(): [copy])
     claim = {"id": "zero_shot_fails", "ours": 51.04, "low": -0.04, "high": 60.0}
     claim |= {"verdict": "reproduced", "published": 34.7}
@@ -93,10 +92,22 @@ def test_what_a_full_run_found_is_kept(tmp_path, monkeypatch):
     for settings, found in (({}, claim), ({"seed": 1}, quick)):
         records.write_record(folder / "records", source.stem, {}, claims=[found],
                              settings=settings, provenance={})  # fmt: skip
+    took = {"notebook": source.stem, "seconds": 9.0, "cpu": 8.0, "memory": 1234.0, "cores": 2}
+    took |= {"date": "2026-01-01"}
+    pd.DataFrame([took | {"profile": p} for p in ("quick", "full")]).to_csv(
+        folder / "times.csv", index=False
+    )
+    (tmp_path / "README.md").write_text(f"| [a](notebooks/{source.name}) | b | c |\n# d\n")
     assert shorts.keep(folder) == ["zero_shot_fails"]
+    after = together.full_times().set_index(["profile", "notebook"])
+    assert after.loc[[("quick", source.stem), ("full", source.stem)], "cpu"].tolist() == [8, 8]
+    rest = before[before["notebook"] != source.stem].set_index(["profile", "notebook"])
+    assert after.loc[rest.index, "cpu"].tolist() == rest["cpu"].tolist()
+    readme = (tmp_path / "README.md").read_text()
+    assert readme == f"| [a](notebooks/{source.name}) | b | 8 s | 1.2 GB |\n# d\n"
     now = together.full_figures()
     assert now.loc["zero_shot_fails", ["ours", "low", "high"]].tolist() == [51.0, 0.0, 60.0]
-    assert now.drop(index="zero_shot_fails").equals(kept().drop(index="zero_shot_fails"))
+    assert now.drop(index="zero_shot_fails").equals(table.drop(index="zero_shot_fails"))
     assert "51.0\u00a0[0.0,\u00a060.0] | 34.7 | reproduced" in "".join(title(copy)["source"])
 
 

@@ -7,19 +7,19 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
 
+from lbutils.figures import style
 from lbutils.measure import published, records
-from lbutils.run import find_notebooks, notebooks, parameters, profiles, together
+from lbutils.run import find_notebooks, notebooks, page, parameters, profiles, together
 
 pytestmark = pytest.mark.usefixtures("full_runs")
-ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 'out = ""\nshots = 4'
 WORK = """
 import pathlib
@@ -140,12 +140,6 @@ def test_times_are_of_notebooks_and_profiles_that_are_there():
     assert (table[["seconds", "cpu", "memory", "cores"]] > 0).all(axis=None)
 
 
-def test_the_memory_that_is_told_is_the_one_that_was_measured():
-    text = (ROOT / "docs" / "open.md").read_text(encoding="utf-8")
-    most = together.full_times().query("profile == 'quick'")["memory"].max() / 1000
-    assert f"holds more than {most:.1f} GB" in " ".join(text.split())
-
-
 def test_how_far_a_notebook_is_shows_in_its_file(tmp_path):
     marks = ["completed", "completed", "running", "pending"]
     cells = [new_code_cell("", metadata={"papermill": {"status": mark}}) for mark in marks]
@@ -166,6 +160,35 @@ def test_jobs_go_the_longest_first_and_are_told_by_their_notebook(tmp_path):
     assert order == ["b", "a", "c"] and set(found) == set(jobs)
 
 
+def test_links_of_exported_pages_lead_somewhere(tmp_path):
+    home, out = tmp_path / "notebooks", tmp_path / "runs" / "mini"
+    for file in (home / "02_b.ipynb", home / "03_c.ipynb", tmp_path / "data" / "a b.md",
+                 out / "02_b.html"):  # fmt: skip
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    html = ('<a href="02_b.ipynb"> <a href="03_c.ipynb#x"> <a href="../data/a%20b.md#y">'
+            ' <a href="#z"> <a href="https://c.d/02_b.ipynb"> <a href="gone.md">')  # fmt: skip
+    made = page.relinked(html, home, out)
+    assert re.findall('href="(.*?)"', made) == [
+        "02_b.html", "../../notebooks/03_c.ipynb#x", "../../data/a%20b.md#y", "#z",
+        "https://c.d/02_b.ipynb", "gone.md",
+    ]  # fmt: skip
+    assert page.relinked(made, home, out) == made
+    (out / "03_c.html").touch()
+    assert '"03_c.html"' in page.relinked(made, home, out)
+
+
+def test_a_figure_of_the_index_says_what_it_shows(tmp_path):
+    figure = style.described(style.Drawing(figsize=(1, 1)), "Bars & points. " + "word " * 40)
+    (file,) = style.save(figure, tmp_path / "figures" / "01_bars", ["png"])
+    bare = tmp_path / "figures" / "02_bare.png"
+    Image.new("L", (2, 2)).save(bare)
+    html = page.index_page([], notebooks.claims_table(tmp_path), tmp_path, {}, {}, "defaults")
+    assert f"alt='{'Bars &amp; points. ' + 'word ' * 39}word" in html
+    assert "<span>01: Bars &amp; points. word" in html and "…</span>" in html
+    assert "alt='02 bare'" in html and file.is_file()
+
+
 def test_what_processes_took_is_measured():
     with together.measured() as took:
         os.system("python3 -c \"import time; x = 'x' * 10**8; time.sleep(1.5)\"")
@@ -175,7 +198,7 @@ def test_what_processes_took_is_measured():
 
 @pytest.mark.skipif(not psutil.LINUX, reason="others do not tell what processes share")
 def test_memory_that_processes_share_counts_once():
-    fork = "import os, time; x = bytearray(b'x' * 10**8); os.fork(); time.sleep(1.5)"
+    fork = "import os, time; x = b'x' * 10**8; os.fork(); time.sleep(1.5)"
     with together.measured() as took:
         subprocess.run([sys.executable, "-c", fork], check=True)
         time.sleep(0.1)

@@ -52,6 +52,7 @@ from lbutils.run.page import (
     format_claims,
     grid_page,
     index_page,
+    relinked,
 )
 
 _BENCHMARK = ("benchmark", "scale", "domains")
@@ -284,6 +285,10 @@ def _gather(
 ) -> None:
     """Write the tables and the page over everything that lies in `out`."""
     troubles: list[str] = []
+    for one in outcomes:
+        if one.page:  # now that all are there
+            html = one.page.read_text(encoding="utf-8")
+            write_text(one.page, relinked(html, one.notebook.resolve().parent, out))
     table = claims_table(out, settings_of(given, profile), troubles)
     if profile:
         table = beside_full(table)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pandas as pd
 from jinja2 import Environment
+from PIL import Image
 
 from lbutils._util import PACKAGE, suggest
 from lbutils.measure import published, records
@@ -16,6 +21,7 @@ from lbutils.run import parameters, together
 
 NOT_RUN = "not run"
 # Signs beside the words, so that a verdict does not hang on colour.
+_HREF = re.compile(r'href="([^"#:]+)(#[^"]*)?"')  # of what is no page of the web
 _SIGNS = {"reproduced": "✓", "not shown": "?", "contradicted": "✗", NOT_RUN: "–"}
 
 
@@ -155,11 +161,38 @@ def index_page(
         claims=claims,
         signs=_SIGNS,
         outcomes=outcomes,
-        figures=sorted((out / "figures").glob("*.png")),
+        figures=list(map(_shown, sorted((out / "figures").glob("*.png")))),
         records=found,
         troubles=troubles,
         made=records.provenance_of(given.get("seed")),
     )
+
+
+def _shown(file: Path) -> dict[str, Any]:
+    """A figure with the text that `figures.save` left in it, whole and as a caption."""
+    with Image.open(file) as picture:
+        alt = picture.info.get("Description") or file.stem.replace("_", " ")
+    return {"file": file, "alt": alt, "caption": shorten(alt, 120, placeholder=" …")}
+
+
+def relinked(html: str, home: Path, out: Path) -> str:
+    """An executed notebook as HTML whose links lead somewhere from `out`, where it lies.
+
+    A notebook's own are relative to its folder, `home`. To another notebook they lead to its page,
+    if `out` has one; else, and to other files, to what lies in the checkout.
+    """
+
+    def led(match: re.Match[str]) -> str:
+        target, anchor = Path(unquote(match[1])), match[2] or ""
+        page = out / f"{target.stem}.html"
+        if target.suffix == ".ipynb" and page.is_file():
+            return f'href="{quote(page.name)}"'
+        if (out / target).exists() or not (home / target).exists():
+            return match[0]
+        place = Path(os.path.relpath((home / target).resolve(), out.resolve()))
+        return f'href="{quote(place.as_posix())}{anchor}"'
+
+    return _HREF.sub(led, html)
 
 
 def grid_page(table: pd.DataFrame, out: Path) -> str:

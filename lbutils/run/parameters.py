@@ -66,6 +66,7 @@ OWN: dict[str, dict[str, Any]] = {
             "linear probe, C searched",
         ],
         "slow_draws": 1,
+        "methods": None,
         "views": 4,
         "workers": 2,
         "most_domains": None,
@@ -153,6 +154,7 @@ KINDS: dict[str, Any] = {
     "backbones": list[list[str]],
     "dosed": str,
     "most_domains": int,
+    "methods": list[str],
 }
 # Variables under which the same parameters give other numbers.
 VARIABLES = ("LBUTILS_DATA", profiles.VARIABLE, "LBUTILS_AUTOCAST")

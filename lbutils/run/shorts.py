@@ -4,7 +4,8 @@ The box stands between two marks in the title's cell, with the figure of the not
 attachment, so that it is there before anything runs, on a page or in an editor. `notebooks/
 shorts.yaml` has the question, the answer in words and which rows and which figure to show;
 figures come from ``data/results/claims.csv`` and from the notebook's stored outputs.
-``lbutils keep`` writes both anew from the records of a full run.
+``lbutils keep`` writes both anew from the records of a full run, and what notebooks took from those
+of any; README's table of notebooks has that of the quick run.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ FIGURE = "in-short.png"
 _BOX = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
 _GAPS = re.compile(r" (?=\[)|(?<=,) (?=[^\[\]]*\])|(?<=95) ")  # spaces within an interval
 _NUMBERS = ["ours", "low", "high"]
+# A row of README's table of notebooks: its link and question, then what it takes.
+_ROW = re.compile(r"(?m)^(\| \[[^|]*\]\(notebooks/(\w+)\.ipynb\) \|[^|]*\|).*$")
 
 
 def shorts() -> dict[str, dict[str, Any]]:
@@ -104,6 +107,18 @@ def _cost(stem: str) -> list[str]:
     return ["", f"*Takes {'; '.join(parts)}.*"] if parts else []
 
 
+def timed(readme: str) -> str:
+    """README's text with seconds of a processor and memory of each notebook in the quick run."""
+    took = together.full_times().query("profile == 'quick'").set_index("notebook")
+
+    def told(match: re.Match[str]) -> str:
+        row = took.loc[match[2]] if match[2] in took.index else None
+        cells = ("", "") if row is None else (f"{row.cpu:.0f} s", f"{row.memory / 1000:.1f} GB")
+        return f"{match[1]} {cells[0]} | {cells[1]} |"
+
+    return _ROW.sub(told, readme)
+
+
 def boxed() -> list[Path]:
     """The notebooks that have a box."""
     return [path for path in find_notebooks() if path.stem.split("_")[0] in shorts()]
@@ -129,7 +144,8 @@ def renewed(notebook: Path) -> str:
 def keep(folder: Path) -> list[str]:
     """Ids of claims that were found in `folder` under the defaults, and are committed from now on.
 
-    The boxes of all notebooks are written anew.
+    So is what notebooks took there. The boxes of all notebooks, and the times in README, are
+    written anew.
     """
     found = claims_table(folder).set_index("id")
     found = found[found["verdict"] != NOT_RUN]
@@ -140,9 +156,23 @@ def keep(folder: Path) -> list[str]:
         table.loc[key] = [kinds[key], *numbers, row["verdict"]]
     text = table.to_csv(float_format="%.1f", lineterminator="\n")
     write_text(data_dir() / "results" / "claims.csv", text)
+    _keep_times(folder / "times.csv")
     for notebook in boxed():
         write_text(notebook, renewed(notebook))
+    readme = data_dir().parent / "README.md"
+    if readme.is_file():  # a wheel has none
+        write_text(readme, timed(readme.read_text(encoding="utf-8")))
     return list(found.index)
+
+
+def _keep_times(file: Path) -> None:
+    """Commit what notebooks took, in place of what they took before under the same profile."""
+    if file.is_file():
+        own = ["profile", "notebook"]
+        table = pd.concat([together.full_times(), pd.read_csv(file)])
+        table = table.drop_duplicates(own, keep="last").sort_values(own)
+        text = table.to_csv(index=False, float_format="%.0f", lineterminator="\n")
+        write_text(data_dir() / "results" / "times.csv", text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
