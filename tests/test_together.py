@@ -189,7 +189,8 @@ def test_a_figure_of_the_index_says_what_it_shows(tmp_path):
     assert "alt='02 bare'" in html and file.is_file()
 
 
-def test_what_processes_took_is_measured():
+def test_what_processes_took_is_measured(monkeypatch):
+    monkeypatch.setattr(together, "_LOOK", 0.2)
     with together.measured() as took:
         os.system("python3 -c \"import time; x = 'x' * 10**8; time.sleep(1.5)\"")
         time.sleep(0.1)
@@ -197,7 +198,8 @@ def test_what_processes_took_is_measured():
 
 
 @pytest.mark.skipif(not psutil.LINUX, reason="others do not tell what processes share")
-def test_memory_that_processes_share_counts_once():
+def test_memory_that_processes_share_counts_once(monkeypatch):
+    monkeypatch.setattr(together, "_LOOK", 0.2)
     fork = "import os, time; x = b'x' * 10**8; os.fork(); time.sleep(1.5)"
     with together.measured() as took:
         subprocess.run([sys.executable, "-c", fork], check=True)

@@ -23,7 +23,8 @@ from lbutils._util import write_text
 from lbutils.data.folder import data_dir
 from lbutils.run import parameters, pools
 
-_PAUSE = 0.5  # seconds between two looks at what processes hold, and how far they are
+_PAUSE = 0.5  # seconds between two looks at how far notebooks are
+_LOOK = 2.0  # and at what processes hold, which takes the system longer the more they hold
 _UNKNOWN = 60.0  # seconds that a notebook is expected to take if nobody has measured it
 FULL = "full"  # the profile that is none, in ``times.csv``
 
@@ -60,8 +61,9 @@ def measured() -> Iterator[dict[str, float]]:
     found, ended = {"cpu": 0.0, "memory": 0.0}, threading.Event()
 
     def look() -> None:
-        while not ended.wait(_PAUSE):
-            found["memory"] = max(found["memory"], _held())
+        pause = _PAUSE  # soon at first, as some end soon
+        while not ended.wait(pause):
+            found["memory"], pause = max(found["memory"], _held()), _LOOK
 
     before = os.times()
     watch = threading.Thread(target=look, daemon=True)
