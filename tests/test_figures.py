@@ -319,6 +319,18 @@ def test_lines_in_panels_with_intervals_and_chance():
     assert [*keys(figure)][:2] == ["IP", "IP, names learned"] and "chance" in keys(figure)
 
 
+def test_levels_stand_with_their_bands_in_every_panel():
+    levels = frame([("IP", 62, 55, 68), ("as it is, $n", 12, 9, 15)], "line value low high")
+    figure = figures.lines_in_panels(SIZED, "corpus", "accuracy (%)", levels)
+    for axis in figure.axes:
+        bands = [(band.get_y(), band.get_y() + band.get_height()) for band in axis.patches]
+        assert bands == [(55, 68), (9, 15)]
+        flat = [x.get_ydata()[0] for x in axis.lines if list(x.get_xdata()) == [0, 1]]
+        assert [y for y in flat if y in (62, 12)] == [62, 12]
+    assert list(keys(figure))[-1] == r"as it is, \$n"
+    assert figure.alt.endswith("Level lines: IP 62.0, as it is, $n 12.0.")
+
+
 def test_methods_over_shots_and_their_labels():
     figure = figures.methods_over_shots(SHOTS, ["CoOp", "FSNL"], MANY)
     ours, theirs = figure.axes

@@ -349,3 +349,59 @@ def test_only_the_text_side_is_trained(script, corpus, monkeypatch):
         moved = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
         assert not any(name.startswith("visual.") for name in moved)
         assert {"token_embedding.weight", "text_projection"} <= moved
+
+
+def worths(values):
+    """A table of what names are worth: a row for each of two concepts a rotation."""
+    rows = [
+        {"rotation": f"lots-{r}", "method": method, "knowledge": kind, "shots": shots}
+        | {"concept": f"c{r}{n}", "oop": value + 6 * r + n}
+        for (method, kind, shots), value in values.items()
+        for r in range(3)
+        for n in range(2)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_what_a_name_is_worth_is_read_within_concepts():
+    piled = "names, unlabelled"
+    values = {
+        ("as it is, both", "none", 0): 70, ("as it is, image", "none", 0): 12,
+        ("as it is, neither", "none", 0): 9,
+        ("names", "none", 1): 40, ("names", "none", 2): 50,
+        ("names", "language", 0): 20, ("names", "language", 1): 46, ("names", "language", 2): 51,
+        (piled, "none", 1): 43, (piled, "none", 2): 55,
+        (piled, "language", 0): 30, (piled, "language", 1): 48, (piled, "language", 2): 60,
+        ("prototypes", "none", 1): 39, ("prototypes", "none", 2): 52,
+        ("prototypes", "language", 1): 41, ("prototypes", "language", 2): 52,
+    }  # fmt: skip
+    table = worths(values)
+    lines = measured.worth_lines(table)
+    assert len(lines) == 11 and set(lines["panel"]) == set(measured.WORTH.values())
+    for row in lines.itertuples():
+        method = {panel: name for name, panel in measured.WORTH.items()}[row.panel]
+        kind = "language" if row.line.endswith("prior") else "none"
+        bare = (method, kind, row.x) == ("names", "none", "0")
+        key = ("as it is, neither" if bare else method, kind, int(row.x))
+        assert row.value == pytest.approx(values[key] + 6.5)
+        assert row.low < row.value < row.high
+    for _, own in lines.groupby("panel"):
+        assert list(dict.fromkeys(own["x"])) == ["0", "1", "2"]
+    levels = measured.worth_levels(table).set_index("line")["value"]
+    assert levels.tolist() == pytest.approx([76.5, 18.5])
+    assert [line.split()[-3] for line in levels.index] == ["hold", "hide"]
+    # Every concept differs by as much, so that there is no doubt about a difference.
+    told = measured.worth_differences(table)
+    expected = {
+        "the prior brings": {0: 11, 1: 6, 2: 1},
+        "unlabelled ones bring": {1: 3, 2: 5},
+        "less the name in captions": {0: -50, 1: -24, 2: -19},
+        "less prototypes": {1: 1, 2: -2},
+        "less these, both with a prior": {1: 5, 2: -1},
+    }
+    assert list(told) == list(expected) and list(told.index) == [0, 1, 2]
+    for title, own in expected.items():
+        for shots in told.index:
+            d = own.get(shots)
+            said = "" if d is None else f"{d:+.1f} [{d:.1f}, {d:.1f}]"
+            assert told.loc[shots, title] == said

@@ -462,3 +462,48 @@ def test_the_committed_table_tells_every_kind_of_knowledge(choosing):
     assert re.findall(r"[-+][\d.]+ \[[^]]*\]", said) == figures
     assert worth["names", "language", 1]["oop"] == 48.2
     assert names[(names["weight"] == 0) & (names["shots"] == 1)]["oop"].mean().round(1) == 42.4
+
+
+def test_the_committed_table_says_what_a_name_is_worth(choosing):
+    worth = load_script("worth")
+    table = results("worth")
+    assert set(table["rotation"]) == set(worth.ROTATIONS) and table["oop"].between(0, 100).all()
+    piled, kind = "names, unlabelled", choosing.chosen(results("prior"), "names")[0]
+    wanted = {(f"as it is, {arm}", "none", 0.0, 0) for arm in ("both", "image", "neither")}
+    for method in ("names", piled, "prototypes"):
+        weight = choosing.chosen(results("prior"), method.partition(",")[0])[1]
+        wanted |= {(method, "none", 0.0, k) for k in worth.SHOTS}
+        wanted |= {(method, kind, weight, k) for k in worth.SHOTS}
+    wanted |= {(method, kind, NameLearner.prior_weight, 0) for method in ("names", piled)}
+    sizes = table.groupby(["rotation", "method", "knowledge", "weight", "shots"]).size()
+    assert {key[1:] for key in sizes.index} == wanted and set(sizes) == {15}
+    assert len(sizes) == 3 * len(wanted)
+    for rotation in worth.ROTATIONS:
+        names = set(table.loc[table["rotation"] == rotation, "concept"])
+        assert names == set(choosing.unmet(rotation)[0].names)
+
+
+def test_worth_is_measured_on_test_drawings_with_a_pile_that_no_draw_learns_from(
+    choosing, tiny_encoder, monkeypatch
+):
+    worth = load_script("worth")
+
+    def places(encoder, split, *args):
+        return torch.arange(float(len(split)))[None, :, None].repeat(2, 1, 1)
+
+    monkeypatch.setattr(worth, "training_features", places)
+    monkeypatch.setattr(worth, "image_features", lambda encoder, split: places(0, split)[0])
+    every = choosing.unmet("lots-2")[0]
+    test = worth.tested(every.names)
+    assert test.names == every.names and set(test.labels) == set(range(15))
+    assert not set(test.ids) & set(every.ids)
+    found = list(worth.trials(tiny_encoder, "lots-2", test))
+    assert [(draw, trial.shots) for draw, trial, _ in found] == [
+        (draw, k) for draw in range(10) for k in (0, 1, 2, 4, 8)
+    ]
+    for at in range(0, 50, 5):
+        learned = [set(trial.views[0, :, 0].tolist()) for _, trial, _ in found[at : at + 5]]
+        piles = [set(pile[:, 0].tolist()) for *_, pile in found[at : at + 5]]
+        assert not learned[0] and learned[1] < learned[2] < learned[3] < learned[4]
+        assert all(pile == piles[0] for pile in piles) and not piles[0] & learned[4]
+        assert len(piles[0]) + len(learned[4]) == len(every)

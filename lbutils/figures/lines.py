@@ -157,7 +157,9 @@ def sweep_lines(table: pd.DataFrame) -> Figure:
 
 
 @st.styled
-def lines_in_panels(table: pd.DataFrame, xlabel: str = "", ylabel: str = "") -> Figure:
+def lines_in_panels(
+    table: pd.DataFrame, xlabel: str = "", ylabel: str = "", levels: pd.DataFrame | None = None
+) -> Figure:
     """A line a group, a panel a source, over corpora or sizes (Figures 4 and 6).
 
     Parameters
@@ -169,6 +171,8 @@ def lines_in_panels(table: pd.DataFrame, xlabel: str = "", ylabel: str = "") -> 
         show dots without lines, as these are things of different kinds. Other values of ``x``
         stand evenly. Lines whose name ends in ``", names learned"`` are dotted, with hollow
         marks, and have the colour of the line without that.
+    levels : DataFrame, optional
+        ``line``, ``value``, ``low``, ``high``: level lines with their bands, in every panel.
     """
     st.require(table, "panel", "line", "x", "value")
     names, lines = st.unique(table["panel"]), st.unique(table["line"])
@@ -179,15 +183,32 @@ def lines_in_panels(table: pd.DataFrame, xlabel: str = "", ylabel: str = "") -> 
     for axis, name in zip(axes, names, strict=True):
         _panel_lines(axis, table[table["panel"] == name], styles)
         axis.set_title(st.plain(name) if len(names) > 1 else "", pad=66 if told else None)
+        level_handles = _levels(axis, levels)
     axes[0].set_ylim(bottom=0)
     figure.supxlabel(xlabel, fontsize=9)
     figure.supylabel(ylabel, fontsize=9)
     handles = {line: Line2D([], [], **styles[line].line, ms=5, lw=1.5) for line in lines}
     if "chance" in table and table["chance"].notna().any():
         handles["chance"] = Line2D([], [], color=st.FAINT, ls=(0, st.DOTTED), lw=1.2)
-    st.legend(figure, handles, 3)
+    st.legend(figure, handles | level_handles, 3)
     of = f" ({st.listed(names)})" if len(names) > 1 else ""
-    return st.described(figure, f"{ylabel} over {xlabel}{of}, a line each: {st.listed(lines)}.")
+    said = f"{ylabel} over {xlabel}{of}, a line each: {st.listed(lines)}."
+    if levels is not None:
+        flat = (f"{row.line} {row.value:.1f}" for row in levels.itertuples())
+        said += f" Level lines: {st.listed(flat)}."
+    return st.described(figure, said)
+
+
+def _levels(axis: Axes, levels: pd.DataFrame | None) -> dict[str, Line2D]:
+    """Draw level lines with their bands; what a legend shows of them."""
+    handles = {}
+    for row in [] if levels is None else levels.to_dict("records"):
+        (style,) = st.looks([row["line"]]).values()
+        look = {"color": style.colour, "ls": (0, style.dashes or st.DASHED), "lw": 1.2}
+        axis.axhspan(row["low"], row["high"], color=style.colour, alpha=0.12, lw=0, zorder=0)
+        axis.axhline(row["value"], **look, zorder=1)
+        handles[row["line"]] = Line2D([], [], **look)
+    return handles
 
 
 @st.styled

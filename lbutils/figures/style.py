@@ -75,6 +75,8 @@ STYLES = {
     "oop": Style(ORANGE, "^", DASHED, "////"),
     "always named": Style(BLUE, "o"),
     "never named": Style(ORANGE, "^", DASHED, "////"),
+    "as it is, captions hold the name": Style(BLUE),
+    "as it is, captions hide the name": Style(ORANGE, "^", DOTTED),
     "names": Style(BLACK, "*"),
     "names (ours)": Style(BLACK, "*"),
     "fsnl": Style(VERMILLION, "s"),
@@ -117,7 +119,7 @@ SUBSETS = {"ip": "in pre-training (IP)", "oop": "out of pre-training (OOP)"}
 # Ends the names of lines that are drawn as the learned side of another.
 LEARNED = ", names learned"
 # What is a method with something more has its look, hollow and dotted.
-VARIANTS = (LEARNED, " + alignment", " + negatives", ", c searched")
+VARIANTS = (LEARNED, " + alignment", " + negatives", " + prior", ", c searched")
 # Looks of what has no row in the table, in their order.
 FREE_COLOURS, MARKERS = ("#332288", "#999933", "#CC6677", "#444444"), "svPXp<>dh8o^D"
 # Classes are many and have no looks of their own: these colours stay apart without colour vision.

@@ -37,6 +37,8 @@ EFFECTS = {"name": ("both", "image"), "image": ("image", "neither"), "gap": ("bo
 MARGIN = 5.0
 BOUND = 10.0  # points that an effect of the name must exceed
 RESAMPLES = 10_000
+# Panels of what a name is worth, by method.
+WORTH = {"names": "labelled images alone", "names, unlabelled": "unlabelled ones beside them"}
 
 
 def results(name: str) -> pd.DataFrame:
@@ -371,6 +373,79 @@ def tile_table(table: pd.DataFrame) -> pd.DataFrame:
         for image_arm, column in towers.items()
     ]
     return pd.DataFrame(rows, columns=["row", "column", "value", "low", "high"])
+
+
+def _worth(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a concept; columns are method, whether with a prior, and labelled images."""
+    # Without labelled image and prior, a name is left as it is.
+    start = table[table["method"] == "as it is, neither"].assign(method="names")
+    own = pd.concat([table, start])
+    own = own.assign(prior=own["knowledge"] != "none")
+    return own.pivot_table("oop", ["rotation", "concept"], ["method", "prior", "shots"])
+
+
+def worth_lines(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of learned names over labelled images, for `figures.lines_in_panels`.
+
+    A name without labelled image and prior is the name as it is.
+
+    `table` (DataFrame): of ``data/results/worth.csv``.
+    """
+    wide = _worth(table)
+    lines = {False: "names (ours)", True: "names (ours) + prior"}
+    rows = [
+        (panel, line, str(k), *interval(wide[method, prior, k]))
+        for method, panel in WORTH.items()
+        for k in wide[method, True]
+        for prior, line in lines.items()
+        if (method, prior, k) in wide
+    ]
+    return pd.DataFrame(rows, columns=["panel", "line", "x", "value", "low", "high"])
+
+
+def worth_levels(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of the same names as they are, where captions had the concepts' drawings.
+
+    `table` (DataFrame): of ``data/results/worth.csv``. Returns a DataFrame: ``line``, ``value``,
+    ``low``, ``high``; captions that hold the name, and captions that hide it.
+    """
+    wide = _worth(table)
+    rows = [
+        (f"as it is, captions {verb} the name", *interval(wide[f"as it is, {arm}", False, 0]))
+        for arm, verb in (("both", "hold"), ("image", "hide"))
+    ]
+    return pd.DataFrame(rows, columns=["line", "value", "low", "high"])
+
+
+def worth_differences(table: pd.DataFrame) -> pd.DataFrame:
+    """Learned names beside other ways, in points, by number of labelled images.
+
+    Returns a DataFrame: one row a number of labelled images; differences within the same concepts
+    with their 95 % intervals, as text: what the prior brings and what unlabelled images do, names
+    with the prior less names that captions hold, names less prototypes without a prior and with
+    one. Empty where one of both was not run.
+
+    `table` (DataFrame): of ``data/results/worth.csv``.
+    """
+    wide = _worth(table)
+    (names, piled), means = WORTH, "prototypes"
+    asked = {
+        "the prior brings": ((names, True), (names, False)),
+        "unlabelled ones bring": ((piled, False), (names, False)),
+        "less the name in captions": ((names, True), ("as it is, both", False)),
+        "less prototypes": ((names, False), (means, False)),
+        "less these, both with a prior": ((names, True), (means, True)),
+    }
+    found: dict[str, dict[int, str]] = {}
+    for title, (one, other) in asked.items():
+        first, second = wide[one], wide[other]
+        for k in first:
+            # Names as they are have one column, whatever is learned beside them.
+            base = second[0] if list(second) == [0] else second.get(k)
+            if base is not None:
+                text = "{:+.1f} [{:.1f}, {:.1f}]".format(*interval(first[k] - base))
+                found.setdefault(title, {})[k] = text
+    return pd.DataFrame(found).rename_axis("labelled images").sort_index().fillna("")
 
 
 def as_claims(judged: pd.DataFrame) -> list[dict[str, Any]]:
