@@ -1,6 +1,6 @@
 """Measure what a name is worth: names from 0 to 8 labelled images, beside captions that hold them.
 
-    python data/mini/make/worth.py           # some ten CPU minutes
+    python data/mini/make/worth.py           # some six CPU minutes
     python data/mini/make/worth.py --print   # what the table says
 
 The concepts are those of `choose_prior.py`: of each rotation of the lots `CLASSES` IP classes of
