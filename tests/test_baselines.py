@@ -33,7 +33,7 @@ from lbutils.rivals.probes import (
 )
 from lbutils.rivals.table import RIVALS
 
-SELECTION = Path(__file__).parents[1] / "data" / "mini" / "selection.csv"
+SELECTIONS = Path(__file__).parents[1] / "data" / "mini"
 
 GENERIC = ("zebra", "tulip", "red brick house", "soup", "violin", "winter coat")
 
@@ -369,9 +369,9 @@ def test_a_control_of_name_learning_renames_the_captions(
         renamed(captioned_images, ("a",))
 
 
-def test_prolip_of_the_list_takes_the_number_of_shots(tiny_encoder):
-    penalties = [RIVALS["ProLIP"](tiny_encoder, shots=shots).penalty for shots in (1, 4)]
-    assert penalties[0] == pytest.approx(4 * penalties[1])
+def test_the_penalty_of_prolip_is_searched_over_the_number_of_shots(choosing, tiny_encoder):
+    row = choosing.made("ProLIP", {"penalty": 0.2})
+    assert [row(tiny_encoder, shots=shots).penalty for shots in (1, 4)] == [0.2, 0.05]
 
 
 def test_an_alignment_moves_prototypes_and_leaves_empty_classes_out(
@@ -508,27 +508,52 @@ def features_by_place(encoder, split, *args):
     return torch.arange(float(len(split)))[None, :, None].repeat(2, 1, 1)
 
 
-CHOSEN = [row for row in csv.DictReader(SELECTION.open(newline="")) if row["chosen"] == "True"]
+def chosen_in(table):
+    with (SELECTIONS / table).open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["chosen"] == "True"]
+    return {row["method"]: json.loads(row["setting"]) for row in rows}
 
 
-def test_every_rival_that_has_something_to_choose_was_chosen():
-    fixed = {"linear probe, C searched", *(name for name in RIVALS if name.startswith("zero-shot"))}
-    # Later ones have no settings chosen yet: choose_rivals.py is to choose them.
-    fixed |= {"CoOp, class contexts", "cross-modal probe", "textual inversion"}
-    assert {row["method"] for row in CHOSEN} == {"names", "FSNL", *RIVALS} - fixed
+CHOSEN = chosen_in("selection_fewshot.csv")
 
 
-@pytest.mark.parametrize("row", CHOSEN, ids=lambda row: row["method"])
-def test_what_was_chosen_on_ip_classes_is_what_is_used(row, tiny_encoder):
-    options = json.loads(row["setting"])
-    if row["method"] in ("names", "FSNL"):
-        make = {"names": NameLearner, "FSNL": NameLearner.fsnl}[row["method"]]
-        model = make(tiny_encoder, negatives=["ant"])
-        options.pop("negatives", None)
-    else:
-        model = RIVALS[row["method"]](tiny_encoder, ip_names=("ant", "bee"), shots=2)
-    if "aligned" in options:
-        assert (model.alignment is not None) == options.pop("aligned")
-    if row["method"] == "ProLIP":
-        options["penalty"] /= 2
+def used(method, encoder):
+    """A method as notebooks make it, at two shots."""
+    learners = {"names": NameLearner, "FSNL": NameLearner.fsnl}
+    if method in learners:
+        return learners[method](encoder, negatives=["ant"])
+    return RIVALS[method](encoder, ip_names=("ant", "bee"), shots=2)
+
+
+def test_every_method_that_has_something_to_choose_was_searched(choosing):
+    assert set(CHOSEN) == set(choosing.METHODS)
+
+
+@pytest.mark.parametrize("method", CHOSEN)
+def test_what_was_chosen_on_classes_never_met_is_what_is_used(method, tiny_encoder):
+    options = CHOSEN[method]
+    if "penalty" in options:
+        options = {**options, "penalty": options["penalty"] / 2}
+    model = used(method, tiny_encoder)
     assert {name: getattr(model, name) for name in options} == options
+
+
+def test_biases_were_chosen_at_the_settings_that_are_used(tiny_encoder):
+    table = chosen_in("selection.csv")
+    for method in ("names", "prototypes"):
+        options, model = table[method], used(method, tiny_encoder)
+        options.pop("negatives", None)
+        assert (model.alignment is not None) == options.pop("aligned")
+        assert {name: getattr(model, name) for name in options} == options
+
+
+def test_both_choices_are_compared_at_the_settings_that_were_chosen():
+    with (SELECTIONS.parent / "results" / "choices.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    made = {(row["method"], row["chosen_on"]): json.loads(row["setting"]) for row in rows}
+    early, late = chosen_in("selection.csv"), CHOSEN
+    both = (early.keys() & late.keys()) - {"names"}
+    assert made == {
+        **{(method, "classes of pre-training"): early[method] for method in both},
+        **{(method, "classes never met"): late[method] for method in both},
+    }

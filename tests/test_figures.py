@@ -118,6 +118,8 @@ SWEPT = frame([(f"m{i}", x, i + x, i, i + 2 * x, "h") for i in range(3) for x in
               "method set_shots value low high metric")
 CAPTIONS = frame([(s, c) for s, cs in (("s", (3, 0, 9)), ("l", (4, 1, 9))) for c in cs],
                  "scale captions")
+SCORED = frame([(m, d, v + i) for m, v in (("$low", 10), ("high", 40)) for i, d in enumerate(
+    ("Insects_Spiders", "Animals"))], "method domain value")
 TILES = frame([("named", "met", 44, 40, 48), ("named", "not met", 43, 39, 47),
                ("unnamed", "met", 12, 10, 14), ("unnamed", "not met", 11, 9, 13)],
               "row column value low high")
@@ -142,6 +144,7 @@ DRAWN = {
     "reliability_diagrams": lambda f: f(BINS),
     "rise_over_dose": lambda f: f(ROSE, (9.0, 5.0, 13.0), "names learned from 4 images"),
     "risk_curves": lambda f: f(RISKS),
+    "scores_by_domain": lambda f: f(SCORED, "H (%)"),
     "screening_levels": lambda f: f(LEVELS),
     "share_bars": lambda f: f(SHARES),
     "subset_bars": lambda f: f(BARS, published=BARS),
@@ -503,6 +506,17 @@ def test_dots_stand_at_the_counts_and_absent_names_are_counted():
     assert beside == {"bee": (20, 1), r"\$cat_1\$": (30, 2), "dog": (300, 2)}
     none = figures.caption_counts(COUNTS.query("captions == 0")).axes[0]
     assert words(t for t in none.texts) == ["1", "1"]
+
+
+def test_the_best_method_stands_on_top_of_the_tiles_and_the_mean_beside_them():
+    figure = figures.scores_by_domain(SCORED, "H (%)")
+    (axis,) = figure.axes
+    assert words(axis.get_yticklabels()) == ["high", r"\$low"]
+    assert words(axis.get_xticklabels()) == ["Insects & Spiders", "Animals", "mean"]
+    tiles = axis.collections[0].get_array().reshape(2, 3)
+    assert tiles.tolist() == [[40, 41, 40.5], [10, 11, 10.5]]
+    assert words(axis.texts)[:2] == ["40", "41"] and axis.get_ylim() == (2, 0)
+    assert "H (%)" in figure.alt and "high 40" in figure.alt
 
 
 def test_tiles_stand_in_their_rows_and_columns_beside_the_effects():

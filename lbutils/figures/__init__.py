@@ -30,7 +30,13 @@ __all__, __getattr__, __dir__ = lazy(
             "risk_curves",
             "sweep_lines",
         ],
-        "maps": ["caption_counts", "example_grid", "names_in_space", "tsne_scatter"],
+        "maps": [
+            "caption_counts",
+            "example_grid",
+            "names_in_space",
+            "scores_by_domain",
+            "tsne_scatter",
+        ],
         "style": ["LEARNED", "STYLES", "looks", "pretty", "preview", "save"],
     },
 )

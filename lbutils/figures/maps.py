@@ -1,4 +1,4 @@
-"""Pictures and points: images in rows, classes in the plane, moves of names, counts by domain."""
+"""Pictures, points and tiles: images in rows, classes and names in the plane, scores by domain."""
 
 from __future__ import annotations
 
@@ -354,3 +354,33 @@ def caption_counts(table: pd.DataFrame, labelled: int = 1) -> Figure:
     named = f"{len(seen)} of {len(table)} names occur"
     most = f", {seen.loc[seen['captions'].idxmax(), 'name']} most often" if len(seen) else ""
     return st.described(figure, f"Captions that hold each name, by domain: {named}{most}.")
+
+
+@st.styled
+def scores_by_domain(table: pd.DataFrame, label: str) -> Figure:
+    """Scores as tiles, a row a method, a column a domain, their mean in the last column.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``method``, ``domain`` and ``value``, in per cent, one a method and domain. Methods stand
+        in the order of their means, the best on top; domains in the table's.
+    label : str
+        What a value is, above the tiles.
+    """
+    st.require(table, "method", "domain", "value")
+    tiles = table.pivot(index="method", columns="domain", values="value")
+    tiles = tiles[st.unique(table["domain"])].rename(columns=st.pretty, index=st.plain)
+    tiles = tiles.assign(mean=tiles.mean(axis=1)).sort_values("mean", ascending=False)
+    width, height = 1.9 + 0.53 * tiles.shape[1], 0.9 + 0.21 * len(tiles)
+    figure, (axis,) = st.panels([label], width, height)
+    sns.heatmap(
+        tiles, ax=axis, cmap="cividis", annot=True, fmt=".0f", annot_kws={"fontsize": 7.5},
+        linewidths=0.4, cbar=False,
+    )  # fmt: skip
+    axis.axvline(tiles.shape[1] - 1, color="white", lw=3)
+    axis.set(xlabel="", ylabel="")
+    axis.tick_params(axis="both", length=0)
+    axis.set_xticklabels(axis.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
+    told = st.listed(f"{name} {value:.0f}" for name, value in tiles["mean"].items())
+    return st.described(figure, f"{label} by method and domain; means: {told}.")

@@ -172,8 +172,8 @@ class CoOp(TrainedClassifier):
         Whether each class has a context of its own. Then there is none for names that were not
         learned, which are classified in `templates`, as zero-shot does.
     optimizer, lr, steps
-        As in `TrainedClassifier`, chosen on IP classes (``data/mini/selection.csv``). The
-        authors take SGD with a learning rate of 0.002 for 50 to 200 epochs.
+        As in `TrainedClassifier`; `RIVALS` has what was chosen for the miniature. The authors
+        take SGD with a learning rate of 0.002 for 50 to 200 epochs.
 
     Attributes
     ----------

@@ -36,9 +36,9 @@ class Rival:
         Options that make the row what it is. A function is called with ``shots`` and
         ``ip_names`` of the task.
     chosen, authors : mapping
-        Further options, no defaults: as chosen on IP classes (``data/mini/selection.csv``; a
-        method that is not there was not searched), and in their place the authors' own where
-        they can be given here. A function is called as those of `fixed` are.
+        Further options, no defaults: as chosen on classes that encoders never met
+        (``data/mini/selection_fewshot.csv``), and in their place the authors' own where they can
+        be given here. A function is called as those of `fixed` are.
     control : str
         Which of `CONTROLS` its class names are replaced by, if any.
     """
@@ -73,14 +73,6 @@ class Rival:
         return replace(self, chosen=self.authors)
 
 
-def as_options(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a setting of `choose_rivals.py`, whose penalty is to be divided by the shots."""
-    penalty = setting.get("penalty")
-    if penalty is None:
-        return dict(setting)
-    return {**setting, "penalty": lambda shots, _: penalty / shots}
-
-
 def _ip_names(shots: int, ip_names: Sequence[str]) -> Sequence[str]:
     return ip_names
 
@@ -99,43 +91,47 @@ RIVALS: dict[str, Rival] = {
     "CoOp": Rival(
         CoOp,
         "Zhou et al., IJCV 2022",
+        chosen={"lr": 0.05, "steps": 400, "ctx_init": "template"},
         authors={"suffix": ".", "optimizer": "sgd", "lr": 0.002},
     ),
     "CoOp, class contexts": Rival(
         CoOp,
         "Zhou et al., IJCV 2022; class-specific contexts",
         fixed={"class_specific": True},
+        chosen={"lr": 0.02, "steps": 60, "ctx_init": "template"},
         authors={"suffix": ".", "optimizer": "sgd", "lr": 0.002},
     ),
     "CoCoOp": Rival(
         CoCoOp,
         "Zhou et al., CVPR 2022",
+        chosen={"lr": 0.2, "steps": 640, "batch_size": 1},
         authors={"optimizer": "sgd", "lr": 0.002, "batch_size": 1},
     ),
     "KgCoOp": Rival(
         KgCoOp,
         "Yao et al., CVPR 2023",
-        chosen={"lr": 0.01, "steps": 40},
+        chosen={"lr": 0.05, "steps": 400, "weight": 0.5},
         authors={"optimizer": "sgd", "lr": 0.002},
     ),
-    "CLIP-Adapter": Rival(CLIPAdapter, "Gao et al., IJCV 2024"),
+    "CLIP-Adapter": Rival(
+        CLIPAdapter, "Gao et al., IJCV 2024", chosen={"ratio": 1.0, "lr": 0.01, "steps": 100}
+    ),
     "TaskRes": Rival(
         TaskRes,
         "Yu et al., CVPR 2023",
-        chosen={"alpha": 1.0},  # the authors' on one data set
+        chosen={"alpha": 0.5, "lr": 0.01, "steps": 200},
         authors={"alpha": 0.5, "lr": 0.002},
     ),
-    # The authors search alpha up to 50 for each data set.
     "Tip-Adapter": Rival(
         TipAdapter,
         "Zhang et al., ECCV 2022",
-        chosen={"alpha": 100.0},
+        chosen={"alpha": 100.0, "beta": 5.5},
         authors={"background": False},
     ),
     "Tip-Adapter-F": Rival(
         TipAdapterF,
         "Zhang et al., ECCV 2022",
-        chosen={"alpha": 100.0},
+        chosen={"alpha": 100.0, "beta": 1.0, "lr": 0.001, "steps": 20},
         authors={"background": False},
     ),
     "linear probe": Rival(LinearProbe, "Radford et al., ICML 2021; C fixed"),
@@ -145,23 +141,38 @@ RIVALS: dict[str, Rival] = {
         fixed={"C": "search"},
     ),
     "LP++": Rival(
-        LPPlusPlus, "Huang et al., CVPR 2024", authors={"steps": 300, "accumulate": True}
+        LPPlusPlus,
+        "Huang et al., CVPR 2024",
+        chosen={"start": 30.0, "steps": 100, "accumulate": True},
+        authors={"steps": 300, "accumulate": True},
     ),
-    "CLAP": Rival(CLAP, "Silva-Rodriguez et al., CVPR 2024", authors={"steps": 300, "unit": False}),
-    "cross-modal probe": Rival(CrossModalProbe, "Lin et al., CVPR 2023", authors={"steps": 12_800}),
+    "CLAP": Rival(
+        CLAP,
+        "Silva-Rodriguez et al., CVPR 2024",
+        chosen={"constraint": 1.0, "lr": 0.01, "steps": 100},
+        authors={"steps": 300, "unit": False},
+    ),
+    "cross-modal probe": Rival(
+        CrossModalProbe,
+        "Lin et al., CVPR 2023",
+        chosen={"lr": 0.1, "steps": 200},
+        authors={"steps": 12_800},
+    ),
     # One row a name, drawn to the image features of its class alone: no other name is looked at.
     "textual inversion": Rival(
         NameLearner,
         "Gal et al., ICLR 2023; with CLIP: Baldrati et al., ICCV 2023",
         fixed=_ONE_TOKEN,
+        chosen={"lr": 0.2, "steps": 100, "optimizer": "adam"},
         authors={"optimizer": "adamw", "lr": 0.02, "steps": 350},
     ),
-    "GDA": Rival(GDA, "Wang et al., ICLR 2024", authors={"background": False}),
-    # The authors' one over the shots, which hardly lets the projection move, times 0.1.
+    "GDA": Rival(
+        GDA, "Wang et al., ICLR 2024", chosen={"alpha": 21.5}, authors={"background": False}
+    ),
     "ProLIP": Rival(
         ProLIP,
         "Fahes et al., arXiv:2410.05270",
-        chosen={"penalty": lambda shots, _: 0.1 / shots},
+        chosen={"penalty": 0.0, "lr": 0.001, "steps": 1000},
         authors={"steps": 300},
     ),
     "prototypes": Rival(Prototypes, "Snell et al., NeurIPS 2017"),
@@ -169,7 +180,7 @@ RIVALS: dict[str, Rival] = {
         SiM,
         "Zanella et al., CVPR workshops 2025",
         fixed={"prompts": _ip_names},
-        chosen={"ridge": 10.0},
+        chosen={"ridge": 1e-5},
     ),
     **{
         f"zero-shot, {kind} names": Rival(ZeroShot, "negative control", control=kind)

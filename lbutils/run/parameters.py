@@ -65,6 +65,7 @@ OWN: dict[str, dict[str, Any]] = {
             "textual inversion",
             "linear probe, C searched",
         ],
+        "rare": ["KgCoOp", "CoCoOp"],
         "slow_draws": 1,
         "methods": None,
         "views": 4,

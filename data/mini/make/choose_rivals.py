@@ -22,8 +22,8 @@ over the rotations, the one of fewest steps; of these the one of the highest sco
 
 Writes `selection_fewshot.csv`, row by row, a row a method, setting and encoder, and goes on with a
 table that was begun: after a change of code, delete it first. A method's choice is marked once all
-its rows are there. Run `checksums.py` afterwards. It has not been run as a whole: defaults are
-still those of `choose.py`.
+its rows are there. Run `checksums.py` afterwards. An
+episode has some 70 drawings for the score, so that a few points between two settings are noise.
 """
 
 from __future__ import annotations
@@ -51,14 +51,19 @@ from lbutils.measure.lots import restricted
 from lbutils.measure.metrics import accuracy
 from lbutils.models.classifier import training_features
 from lbutils.rivals.adapters import BeforeProjection
-from lbutils.rivals.table import RIVALS, Rival, as_options
+from lbutils.rivals.table import RIVALS, Rival
 
 TABLE = data_dir() / "mini" / "selection_fewshot.csv"
 SHOTS, CLASSES, LEAST, FINALISTS, SLACK = 4, 15, 24, 4, 0.5
 # What has nothing to choose, or chooses for itself.
 FIXED = ("zero-shot", "prototypes", "linear probe, C searched")
 OURS = {
-    "names": Rival(NameLearner, "ours", fixed={"negatives": lambda shots, known: known}),
+    "names": Rival(
+        NameLearner,
+        "ours",
+        fixed={"negatives": lambda shots, known: known},
+        authors={"lr": 0.01, "steps": 30, "name_weight": 0.2, "temperature": 2.0},
+    ),
     "FSNL": Rival(
         NameLearner.fsnl,
         "Chen et al., CVPR 2025",
@@ -72,7 +77,7 @@ TEXT_STEPS = (60, 180, 400)
 # A strength for each third of a power of ten.
 STRENGTHS = tuple(float(f"{10 ** (k / 3):.3g}") for k in range(-9, 16))
 CONTEXT = {
-    "lr": (0.002, 0.005, 0.02, 0.05), "steps": TEXT_STEPS, "ctx_init": (None, "template"),
+    "lr": (0.002, 0.005, 0.02, 0.05, 0.1), "steps": TEXT_STEPS, "ctx_init": (None, "template"),
 }  # fmt: skip
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "names": {
@@ -85,13 +90,13 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "CoOp": CONTEXT,
     "CoOp, class contexts": CONTEXT,
-    "KgCoOp": {"lr": (0.002, 0.01, 0.05), "steps": TEXT_STEPS, "weight": (8.0, 2.0, 0.5)},
+    "KgCoOp": {"lr": (0.002, 0.01, 0.05), "steps": TEXT_STEPS, "weight": (8.0, 2.0, 0.5, 0.1)},
     "CoCoOp": {
-        "lr": (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2), "steps": (40, 80, 160),
+        "lr": (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2), "steps": (40, 80, 160, 640),
         "batch_size": (1,),
     },
     "CLIP-Adapter": {
-        "ratio": (0.2, 0.4, 0.6, 0.8), "lr": (0.001, 0.01), "steps": (100, 300, 1000),
+        "ratio": (0.2, 0.4, 0.6, 0.8, 1.0), "lr": (0.001, 0.01), "steps": (100, 300, 1000),
     },
     "TaskRes": {"alpha": (0.5, 1.0, 2.0), "lr": (0.002, 0.01, 0.05), "steps": (50, 200, 800)},
     "Tip-Adapter": {"alpha": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0), "beta": (5.5, 1.0, 3.0, 10.0)},
@@ -108,13 +113,16 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "GDA": {"alpha": STRENGTHS},
     # Over the number of shots, as the authors have it.
-    "ProLIP": {"penalty": (1.0, 0.1, 0.01, 0.0), "lr": (1e-3, 1e-4, 1e-2), "steps": (100, 300)},
-    "SiM": {"ridge": STRENGTHS},
+    "ProLIP": {
+        "penalty": (1.0, 0.1, 0.01, 0.0), "lr": (1e-3, 1e-4, 1e-2, 3e-2), "steps": (100, 300, 1000),
+    },
+    "SiM": {"ridge": (1e-5, 1e-4, *STRENGTHS)},
     "cross-modal probe": {
         "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3), "steps": (50, 200, 800),
     },
     "textual inversion": {
-        "lr": (0.005, 0.02, 0.05, 0.2), "steps": (30, 100, 300), "optimizer": ("adam", "adamw"),
+        "lr": (0.005, 0.02, 0.05, 0.2, 0.5), "steps": (30, 100, 300),
+        "optimizer": ("adam", "adamw"),
     },
 }  # fmt: skip
 
@@ -129,8 +137,11 @@ def settings(method: str) -> Iterator[dict[str, Any]]:
 
 
 def made(method: str, setting: Mapping[str, Any]) -> Rival:
-    """Row of the method with a setting."""
-    return replace(METHODS[method], chosen=as_options(setting))
+    """Row of the method with a setting, whose penalty is divided by the shots."""
+    options: dict[str, Any] = dict(setting)
+    if "penalty" in options:
+        options["penalty"] = lambda shots, _: setting["penalty"] / shots
+    return replace(METHODS[method], chosen=options)
 
 
 def shots_of(method: str) -> tuple[int, ...]:
