@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from textwrap import shorten
@@ -170,8 +171,10 @@ def index_page(
 
 def _shown(file: Path) -> dict[str, Any]:
     """A figure with the text that `figures.save` left in it, whole and as a caption."""
-    with Image.open(file) as picture:
-        alt = picture.info.get("Description") or file.stem.replace("_", " ")
+    alt = file.stem.replace("_", " ")
+    # A file that is no picture, or a broken one, must not take the page of a long run with it.
+    with suppress(OSError), Image.open(file) as picture:
+        alt = picture.info.get("Description") or alt
     return {"file": file, "alt": alt, "caption": shorten(alt, 120, placeholder=" …")}
 
 
