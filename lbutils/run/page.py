@@ -21,8 +21,8 @@ from lbutils.measure import published, records
 from lbutils.run import parameters, together
 
 NOT_RUN = "not run"
-# Signs beside the words, so that a verdict does not hang on colour.
 _HREF = re.compile(r'href="([^"#:]+)(#[^"]*)?"')  # of what is no page of the web
+# Signs beside the words, so that a verdict does not hang on colour.
 _SIGNS = {"reproduced": "✓", "not shown": "?", "contradicted": "✗", NOT_RUN: "–"}
 
 

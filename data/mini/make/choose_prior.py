@@ -44,10 +44,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from choose_rivals import unmet
+from choose_rivals import loaded, unmet
 from tqdm import tqdm
 
-from lbutils import NameLearner, load_encoder
+from lbutils import NameLearner
 from lbutils._util import write_text
 from lbutils.data.benchmark import Split, data_dir
 from lbutils.data.lots import ALWAYS, ROTATIONS, lots
@@ -287,13 +287,18 @@ def told(table: pd.DataFrame) -> None:
     print(ahead(table).to_string(index=False))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def begin(about: str, table: Path) -> argparse.Namespace:
+    """The command line of a script that writes a table, or prints it; one thread from here on."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--encoders", type=Path, default=data_dir() / "mini" / "encoder")
-    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--table", type=Path, default=table)
     parser.add_argument("--print", action="store_true", help="what the table says, and no more")
-    args = parser.parse_args()
     torch.set_num_threads(1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = begin(__doc__, TABLE)
     if not args.print:
         write_text(args.table, run(args.encoders).to_csv(index=False, lineterminator="\n"))
     told(pd.read_csv(args.table))
@@ -304,9 +309,7 @@ def run(encoders: Path) -> pd.DataFrame:
     found: list[dict[str, Any]] = []
     ready = {}
     for rotation in ROTATIONS:
-        encoder = load_encoder(
-            f"local-dir:{encoders / f'{rotation}-seed-0'}", crop_scale=(0.8, 1.0)
-        )
+        encoder = loaded(encoders / f"{rotation}-seed-0")
         ready[rotation] = encoder, dict(known(encoder, rotation, unmet(rotation)[0].names))
         found += of_prototypes(encoder, rotation, ready[rotation][1])
     kind, _ = chosen(pd.DataFrame(found), "prototypes")

@@ -22,8 +22,8 @@ over the rotations, the one of fewest steps; of these the one of the highest sco
 
 Writes `selection_fewshot.csv`, row by row, a row a method, setting and encoder, and goes on with a
 table that was begun: after a change of code, delete it first. A method's choice is marked once all
-its rows are there. Run `checksums.py` afterwards. An
-episode has some 70 drawings for the score, so that a few points between two settings are noise.
+its rows are there. Run `checksums.py` afterwards. An episode has some 70 drawings for the
+score, so that a few points between two settings are noise.
 """
 
 from __future__ import annotations
@@ -240,9 +240,15 @@ def chosen(table: pd.DataFrame) -> pd.Series:
 
 
 @cache
+def loaded(folder: Path) -> Any:
+    """An encoder of the lots."""
+    return load_encoder(f"local-dir:{folder}", crop_scale=(0.8, 1.0))
+
+
+@cache
 def prepared(folder: Path) -> tuple[Any, list[Episode]]:
     """An encoder of the lots, and its episodes."""
-    encoder = load_encoder(f"local-dir:{folder}", crop_scale=(0.8, 1.0))
+    encoder = loaded(folder)
     return encoder, episodes(encoder, folder.name.partition("-seed")[0])
 
 

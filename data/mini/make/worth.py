@@ -26,20 +26,18 @@ not measured again: after a change of code, delete the table first.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from choose_prior import DRAWS, Trial, by_concept, chosen, known, rows
-from choose_rivals import pooled, unmet
+from choose_prior import DRAWS, Trial, begin, by_concept, chosen, known, of_means, rows
+from choose_rivals import loaded, pooled, unmet
 
-from lbutils import NameLearner, load_benchmark, load_encoder
+from lbutils import NameLearner, load_benchmark
 from lbutils._util import write_text
 from lbutils.data.benchmark import Split, data_dir
 from lbutils.data.lots import ROTATIONS, lots
@@ -53,7 +51,7 @@ from lbutils.measure.lots import (
 )
 from lbutils.models.classifier import training_features
 from lbutils.models.features import image_features
-from lbutils.rivals.probes import Prototypes, ZeroShot
+from lbutils.rivals.probes import ZeroShot
 
 TABLE = data_dir() / "results" / "worth.csv"
 SHOTS = (1, 2, 4, 8)
@@ -65,12 +63,6 @@ def tested(names: tuple[str, ...]) -> Split:
     found = restricted(whole, np.flatnonzero(np.isin(whole.names, names)))
     assert found.names == names
     return found
-
-
-@cache
-def loaded(folder: Path, rotation: str) -> Any:
-    """The encoder of a rotation."""
-    return load_encoder(f"local-dir:{folder / f'{rotation}-seed-0'}", crop_scale=(0.8, 1.0))
 
 
 def trials(encoder: Any, rotation: str, test: Split) -> Iterator[tuple[int, Trial, torch.Tensor]]:
@@ -108,13 +100,9 @@ def of_prototypes(
     encoder: Any, rotation: str, own: list[Any], kind: str, prior: Any, weight: float
 ) -> Iterator[Any]:
     """Rows of prototypes, with a prior and without."""
+    ran = [trial for _, trial, _ in own if trial.shots]
     for weighed in (0.0, weight):
-        options = {"prior": prior, "prior_weight": weighed} if weighed else {}
-        runs = []
-        for _, trial, _ in own:
-            if trial.shots:
-                model = Prototypes(encoder, **options).fit(trial.split, trial.views)
-                runs.append((trial.shots, by_concept(trial, model.predict(trial.images))))
+        runs = of_means(encoder, ran, prior if weighed else None, weighed)
         yield from rows((rotation, "prototypes", kind if weighed else "none", weighed), runs)
 
 
@@ -123,7 +111,7 @@ def as_they_are(folder: Path, rotation: str, test: Split) -> Iterator[Any]:
     arms = lots().set_index("name").loc[list(test.names), list(ROTATIONS)]
     for other in ROTATIONS:
         (arm,) = set(arms[other])
-        encoder = loaded(folder, other)
+        encoder = loaded(folder / f"{other}-seed-0")
         images = image_features(encoder, test)
         trial = Trial(0, test, images[None], images, test.labels)
         guess = ZeroShot(encoder).fit(test).predict(images)
@@ -133,7 +121,7 @@ def as_they_are(folder: Path, rotation: str, test: Split) -> Iterator[Any]:
 
 def measured(folder: Path, rotation: str) -> pd.DataFrame:
     """The rows of a rotation."""
-    encoder, names = loaded(folder, rotation), unmet(rotation)[0].names
+    encoder, names = loaded(folder / f"{rotation}-seed-0"), unmet(rotation)[0].names
     test, before = tested(names), results("prior")
     kind, weight = chosen(before, "names")
     assert weight == NameLearner.prior_weight
@@ -147,12 +135,7 @@ def measured(folder: Path, rotation: str) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--encoders", type=Path, default=data_dir() / "mini" / "encoder")
-    parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--print", action="store_true", help="what the table says, and no more")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = begin(__doc__, TABLE)
     table = pd.read_csv(args.table) if args.table.is_file() else pd.DataFrame()
     done = set(ROTATIONS) if args.print else set(table.get("rotation", ()))
     for rotation in [rotation for rotation in ROTATIONS if rotation not in done]:
