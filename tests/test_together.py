@@ -197,6 +197,18 @@ def test_what_processes_took_is_measured(monkeypatch):
     assert took["memory"] > 100 and took["cpu"] > 0
 
 
+def test_processes_that_were_there_before_are_not_measured(monkeypatch):
+    monkeypatch.setattr(together, "_PAUSE", 0.1)
+    hold = "x = b'x' * 2 * 10**8; print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold], **pipes) as other:
+        other.stdout.readline()  # it holds its 200 MB by now
+        with together.measured() as took:
+            subprocess.run([sys.executable, "-c", "import time; time.sleep(0.5)"], check=True)
+        other.communicate(b"\n")
+    assert 0 < took["memory"] < 150
+
+
 @pytest.mark.skipif(not psutil.LINUX, reason="others do not tell what processes share")
 def test_memory_that_processes_share_counts_once(monkeypatch):
     monkeypatch.setattr(together, "_LOOK", 0.2)

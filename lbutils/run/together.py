@@ -54,16 +54,18 @@ def expected(profile: str | None) -> dict[str, float]:
 def measured() -> Iterator[dict[str, float]]:
     """Processor seconds (``cpu``) and the most memory (``memory``, MB) of processes started within.
 
-    Filled in at the end. Memory is the sum over all descendants of this process. On Linux a page
-    that several processes hold, as those of torch's libraries, counts once for all of them, each
-    process having its part (PSS); on other systems it counts in full for each (RSS).
+    Filled in at the end. Memory is the sum over all descendants of this process that were not there
+    before. On Linux a page that several processes hold, as those of torch's libraries, counts once
+    for all of them, each process having its part (PSS); on other systems it counts in full for each
+    (RSS).
     """
     found, ended = {"cpu": 0.0, "memory": 0.0}, threading.Event()
+    others = set(psutil.Process().children(recursive=True))
 
     def look() -> None:
         pause = _PAUSE  # soon at first, as some end soon
         while not ended.wait(pause):
-            found["memory"], pause = max(found["memory"], _held()), _LOOK
+            found["memory"], pause = max(found["memory"], _held(others)), _LOOK
 
     before = os.times()
     watch = threading.Thread(target=look, daemon=True)
@@ -78,9 +80,9 @@ def measured() -> Iterator[dict[str, float]]:
         found["cpu"] = sum(own) - before.children_user - before.children_system
 
 
-def _held() -> float:
+def _held(others: set[psutil.Process]) -> float:
     total = 0
-    for process in psutil.Process().children(recursive=True):
+    for process in set(psutil.Process().children(recursive=True)) - others:
         with suppress(psutil.Error):  # it has ended
             whole = process.memory_full_info() if psutil.LINUX else process.memory_info()
             total += getattr(whole, "pss", whole.rss)
