@@ -119,6 +119,7 @@ def spread(
     lasts = {path: seconds.get(path.stem, _UNKNOWN) for path in jobs}
     order = sorted(jobs, key=lambda path: -lasts[path])
     waiting, ended = set(order), threading.Event()
+    part = dict.fromkeys(order, 0.0)
     # Where no terminal redraws the bar, it speaks every ten seconds.
     pace = _PAUSE if sys.stderr.isatty() else 10.0
     shape = "{desc}: {percentage:3.0f} %|{bar}| {elapsed}, {remaining} left"
@@ -127,8 +128,9 @@ def spread(
 
         def look() -> None:
             while not ended.wait(pace):
-                part = {path: _share(out / "notebooks" / path.name) for path in sorted(waiting)}
-                left = sum(lasts[path] * (1 - share) for path, share in part.items())
+                for path in sorted(waiting):
+                    part[path] = _share(out / "notebooks" / path.name, part[path])
+                left = sum(lasts[path] * (1 - part[path]) for path in sorted(waiting))
                 bar.n = sum(lasts.values()) - left
                 bar.refresh()
 
@@ -143,14 +145,17 @@ def spread(
             watch.join()
 
 
-def _share(executed: Path) -> float:
-    """The share of a notebook's code cells that have run, as papermill notes it in the file."""
+def _share(executed: Path, before: float) -> float:
+    """The share of a notebook's code cells that have run, as papermill notes it in the file.
+
+    What it was `before` where the file is not there yet, or in the middle of being written.
+    """
     try:
         cells = parameters.read_notebook(executed)["cells"]
         code = [cell["metadata"]["papermill"] for cell in cells if cell["cell_type"] == "code"]
         return sum(cell["status"] == "completed" for cell in code) / len(code)
     except (OSError, ValueError, KeyError, ZeroDivisionError):
-        return 0.0  # not begun, or in the middle of being written
+        return before
 
 
 def note(out: Path, notebook: Path, key: str, told: Mapping[str, Any]) -> None:
