@@ -89,6 +89,7 @@ OWN: dict[str, dict[str, Any]] = {
         "draws": 1,
         "views": 4,
         "workers": 2,
+        "adapted": ["CoOp", "CoCoOp", "CLIP-Adapter"],
         "most_domains": None,
     },
     "07_teach_clip_your_own_words": {
