@@ -32,7 +32,8 @@ def image_ids():
 
 # Of the middle one the counts are also those of small and of what it has more, below.
 @pytest.mark.parametrize(
-    "scale", ["small", pytest.param("medium", marks=pytest.mark.slow), "large"]
+    "scale",
+    ["small", *(pytest.param(scale, marks=pytest.mark.slow) for scale in ("medium", "large"))],
 )
 def test_screening_equals_a_new_screening_of_the_captions(scale):
     names = table("concepts.csv")["name"]

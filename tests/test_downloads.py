@@ -518,6 +518,7 @@ def test_a_connection_that_breaks_within_a_file_is_taken_up_there(fake, released
     assert (root / path).read_bytes() == released[path]
 
 
+@pytest.mark.slow
 def test_a_killed_download_is_taken_up_again(fake, released, tmp_path):
     fake.stop_after = 12
     environment = {

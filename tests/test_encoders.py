@@ -500,6 +500,7 @@ for name in ("hf-hub:me/absent", "transformers:me/absent", "ViT-B-32:laion2b_s34
 """
 
 
+@pytest.mark.slow
 def test_what_was_downloaded_is_found_offline(tmp_path):
     (tmp_path / "b").mkdir()
     ours, theirs = write_folder(tmp_path / "a"), save_clip(tmp_path / "b")

@@ -227,6 +227,7 @@ def put_part(folder, start, results):
     results.put(take_part(folder, start))
 
 
+@pytest.mark.slow
 def test_processes_share_a_cache(tmp_path, processes):
     """This one and another, which begin together: neither does so before both are ready."""
     start, results = processes.Barrier(2), processes.Queue()

@@ -536,6 +536,7 @@ def test_the_code_of_a_real_notebook_is_what_it_imports():
     assert "run/pools.py" not in found and "captions/screening.py" not in found
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_has_failed(tmp_path, capsys):
     path = written(tmp_path, {"seed": [1, 2]})
     notebook(tmp_path, WORK + "\nif seed == 2:\n    time.sleep(300)")

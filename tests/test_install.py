@@ -352,6 +352,7 @@ def test_words_that_read_alike_are_refused(twins, make_encoder):
     assert made.model.token_embedding.num_embeddings == size
 
 
+@pytest.mark.slow
 def test_five_ways_back(make_encoder, tmp_path):
     """A saved tokenizer knows its words however it is loaded, or is not loaded at all."""
     import transformers

@@ -231,6 +231,7 @@ def test_lists_on_the_command_line(text, value):
     assert parse(text, defaults)[1] == value
 
 
+@pytest.mark.slow
 def test_under_papermill_alone(tmp_path):
     """Without this package's own runner, which checks before it starts anything."""
     cells = [

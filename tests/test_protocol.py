@@ -237,6 +237,7 @@ def naive(methods, resamples, rng):
     return {measure: np.array(values) for measure, values in collected.items()}
 
 
+@pytest.mark.slow
 def test_intervals_and_comparisons_equal_explicit_resampling():
     sizes = {"Food": (4, 5), "Attire": (3, 6)}
     raw = [

@@ -259,6 +259,7 @@ def test_grid_skips_what_is_there(notebooks, tmp_path):
     assert edited["folder"][0] != first["folder"][0]
 
 
+@pytest.mark.slow
 def test_grid_in_processes_keeps_failures(tmp_path):
     body = "KIND = '01_odd'\nassert seed != 1, 'seed is one'"
     path = make(tmp_path, "01_odd", body, LIGHT)

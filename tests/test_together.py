@@ -54,6 +54,7 @@ def ran(out, shots):
     return len(list((out / f"ran-{shots}").glob("*")))
 
 
+@pytest.mark.slow
 def test_what_has_run_is_not_run_again_and_what_failed_is(two, tmp_path):
     out = tmp_path / "out"
     run = {"out": out, "progress": False, "resume": True}

@@ -81,6 +81,7 @@ def test_every_method_meets_every_task(tiny_encoder, shades, monkeypatch):
         assert zero_shot == pytest.approx(value(expected, measure), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_process_gives(tiny_encoder, shades, monkeypatch):
     methods = {name: RIVALS[name] for name in ("prototypes", "TaskRes")}
     alone = run(tiny_encoder, shades, monkeypatch, methods)

@@ -453,8 +453,14 @@ def _load_mini(scale: str, wanted: list[str] | None) -> Benchmark:
     table = concepts.merge(screening, on="concept_id", how="left", validate="1:1")
     samples = pd.read_parquet(mini_file("samples.parquet"))
     fewshot = pd.read_parquet(mini_file("fewshot.parquet"))
-    by_concept = dict(iter(samples.groupby("concept_id", sort=False)))
-    draws = dict(iter(fewshot.sort_values("rank").groupby("concept_id", sort=False)))
+    # Lists, as hundreds of small tables take longer to cut out than to read.
+    own: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for concept, *row in samples[["concept_id", "image_id", "split", "caption"]].to_numpy():
+        own[concept].append(tuple(row))
+    draws: dict[str, dict[int, list[str]]] = defaultdict(dict)
+    drawn = fewshot.sort_values("rank", kind="stable").groupby(["concept_id", "draw"])["image_id"]
+    for (concept, draw), ids in drawn.agg(list).items():
+        draws[concept][int(draw)] = ids
     hints = read_hints("mini")
     source = Shards(data_dir() / "mini")
     domains = []
@@ -462,7 +468,7 @@ def _load_mini(scale: str, wanted: list[str] | None) -> Benchmark:
         subsets = {}
         for kind in SUBSETS:
             rows = table[(table["domain"] == name) & (table[f"subset_{scale}"] == kind)]
-            subsets[kind] = _mini_subset(name, kind, rows, scale, by_concept, draws, source)
+            subsets[kind] = _mini_subset(name, kind, rows, scale, own, draws, source)
         domains.append(Domain(name, hints.get(name, name.lower()), **subsets))
     inspect = partial(_mini_findings, table, screening, samples, fewshot)
     return Benchmark("mini", scale, domains, inspect)
@@ -473,23 +479,18 @@ def _mini_subset(
     kind: str,
     concepts: pd.DataFrame,
     scale: str,
-    samples: Mapping[str, pd.DataFrame],
-    fewshot: Mapping[str, pd.DataFrame],
+    samples: Mapping[str, Sequence[tuple[str, str, str]]],
+    fewshot: Mapping[str, Mapping[int, list[str]]],
     source: Shards,
 ) -> Subset:
     names = tuple(concepts["name"])
     parts: dict[str, list[tuple[str, int, str | None]]] = {split: [] for split in SPLITS}
     draws: dict[int, dict[int, list[str]]] = defaultdict(dict)
     for label, concept in enumerate(concepts["concept_id"]):
-        if concept in samples:
-            own = samples[concept]
-            for image_id, split, caption in zip(
-                own["image_id"], own["split"], own["caption"], strict=True
-            ):
-                parts[split].append((image_id, label, caption or None))
-        if concept in fewshot:
-            for draw, rows in fewshot[concept].groupby("draw"):
-                draws[int(draw)][label] = list(rows["image_id"])
+        for image_id, split, caption in samples.get(concept, ()):
+            parts[split].append((image_id, label, caption or None))
+        for draw, ids in fewshot.get(concept, {}).items():
+            draws[draw][label] = ids
     train, val, test = (_split(parts[split], names, source) for split in SPLITS)
     compositional = concepts[f"compositional_{scale}"].to_numpy(bool)
     return Subset(domain, kind, names, compositional, train, val, test, dict(draws) or None)

@@ -51,9 +51,8 @@ def benchmark_statistics(summary: pd.DataFrame) -> Figure:
 def _bars_by_subset(axis: Axes, table: pd.DataFrame, **columns: Any) -> list[str]:
     """Draw IP bars beside OOP bars in their colours and hatches; the subsets that are there."""
     shown = [subset for subset in st.SUBSETS if (table["subset"] == subset).any()]
-    colours = {subset: st.STYLES[subset].colour for subset in shown}
-    options = {"hue_order": shown, "palette": colours, "saturation": 1, "errorbar": None}
-    sns.barplot(table, hue="subset", gap=0.05, legend=False, ax=axis, **options, **columns)
+    options: dict[str, Any] = {"hue_order": shown, "gap": 0.05, "errorbar": None, "legend": False}
+    sns.barplot(table, hue="subset", ax=axis, **options, **columns)
     for subset, bars in zip(shown, axis.containers, strict=True):
         for bar in bars:
             bar.set(**st.STYLES[subset].bar)
