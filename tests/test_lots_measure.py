@@ -1,5 +1,7 @@
 """Effects within concepts: measures against plain loops, verdicts by their committed rules."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -299,6 +301,42 @@ def test_captions_that_are_left_out_leave_whole_pairs(script, corpus):
     found = script.chosen(corpus, kept)
     assert told(found) == [[0], [4, 5], [6, 7]]
     assert found.image.tolist() == [0, 2, 0] and found.label.tolist() == [5, 6, 7]
+
+
+def test_the_filter_keeps_the_pairs_that_its_encoder_scores_best(script, corpus, monkeypatch):
+    monkeypatch.setattr(script, "KEPT", 0.5)
+    tokens = torch.arange(8)[:, None].expand(8, 4).clone()
+    corpus = script.replace(corpus, tokens=tokens)
+    generator = torch.Generator().manual_seed(1)
+    texts, views = torch.randn(8, 5, generator=generator), torch.randn(2, 3, 5, generator=generator)
+    monkeypatch.setattr(script.mini, "encode_text", lambda model, part: texts[part[:, 0]])
+    judge = script.Tower(SimpleNamespace(model=None), views, {})
+    scores = []
+    for i, captions in zip(corpus.image.tolist(), told(corpus), strict=True):
+        cosines = [torch.cosine_similarity(views.mean(0)[i], texts[c], dim=0) for c in captions]
+        scores.append(float(torch.stack(cosines).mean()))
+    expected = [score >= np.median(scores) for score in scores]
+    assert script.best(corpus, judge).tolist() == expected
+    found = script.filtered(corpus, judge)
+    assert told(found) == [c for c, keep in zip(told(corpus), expected, strict=True) if keep]
+
+
+def test_what_a_filter_keeps_is_counted_by_concept_and_arm(script):
+    pairs = script.lot_pairs("lots-1").query("scale == 'small'")
+    kept = np.arange(len(pairs)) % 2 == 0
+    found = script.kept_pairs(1, kept).set_index("concept_id")
+    assert found["pairs"].sum() == len(pairs) and found["kept"].sum() == kept.sum()
+    dealt = pd.read_parquet(script.DATA / "lots.parquet").dropna(subset="concept_id")
+    arms = lots().set_index("concept_id")["lots-1"]
+    for concept in ("", *arms.index[arms == "both"][:3], *arms.index[arms == "image"][:3]):
+        images = set(dealt.loc[dealt["concept_id"] == concept, "image_id"])
+        own = pairs["image_id"].isin(images if concept else set(dealt["image_id"])) ^ (not concept)
+        told = found.loc[concept, ["arm", "pairs", "kept"]].tolist()
+        assert told == [arms.get(concept, "always"), own.sum(), kept[own].sum()]
+    assert not (found["arm"] == "neither").any()
+    shares = measured.kept_shares(found.reset_index())
+    named = found[found["arm"] == "both"]
+    assert shares["name and drawings"] == 100 * named["kept"].sum() / named["pairs"].sum()
 
 
 def test_balancing_leaves_so_many_captions_a_label(script, corpus, monkeypatch):

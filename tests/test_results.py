@@ -55,6 +55,20 @@ def test_interventions_are_of_the_committed_lots(arms, swapped):
     assert len(cells) == dealt_out.sum() and np.isfinite(cells.to_numpy()).all()
 
 
+def test_what_the_filter_keeps_is_of_the_committed_lots(arms):
+    table = experiment.results("filtered")
+    for rotation, own in table.groupby("rotation"):
+        named = own.dropna(subset="concept_id").set_index("concept_id")["arm"]
+        assert (
+            named.to_dict()
+            == arms.set_index("concept_id")[ROTATIONS[rotation]][named.index].to_dict()
+        )
+        # The share that `interventions.py` keeps.
+        assert own["kept"].sum() == pytest.approx(0.7 * own["pairs"].sum(), rel=0.001)
+    assert table["rotation"].nunique() == len(ROTATIONS)
+    assert (table["kept"] <= table["pairs"]).all()
+
+
 def test_the_pre_registration_is_filled_in(dealt, swapped):
     """Every verdict with its figure, and the effects on every measure."""
     judged = pd.concat([experiment.verdicts(dealt), experiment.text_verdict(swapped)])
@@ -68,3 +82,7 @@ def test_the_pre_registration_is_filled_in(dealt, swapped):
     assert f"{number} encoders" in REGISTERED
     runs = swapped.groupby(["image_rotation", "text_rotation", "seed", "variant"]).ngroups
     assert f"{runs} text towers" in REGISTERED
+    for row in experiment.variant_effects(swapped).itertuples():
+        assert told(row) in REGISTERED, row
+    shares = experiment.kept_shares(experiment.results("filtered"))
+    assert all(f"{share:.1f} %" in REGISTERED for share in shares)

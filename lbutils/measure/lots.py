@@ -48,7 +48,12 @@ def results(name: str) -> pd.DataFrame:
     """
     path = data_dir() / "results" / f"{name}.csv"
     if not path.is_file():
-        script = {"lots": "measure_lots.py", "prior": "choose_prior.py"}.get(name, f"{name}.py")
+        made_by = {
+            "lots": "measure_lots.py",
+            "prior": "choose_prior.py",
+            "filtered": "interventions.py --kept",
+        }
+        script = made_by.get(name, f"{name}.py")
         raise FileNotFoundError(f"{path} is missing: make it by data/mini/make/{script}")
     return pd.read_csv(path)
 
@@ -338,6 +343,18 @@ def variant_effects(table: pd.DataFrame) -> pd.DataFrame:
             effect = interval(cells[one, one] - cells[other, other])
             rows.append((variant, quantity, *effect))
     return pd.DataFrame(rows, columns=["variant", "quantity", "mean", "low", "high"])
+
+
+def kept_shares(table: pd.DataFrame) -> pd.Series:
+    """Per cent of the pairs that filtering by an encoder's score keeps, by arm of their concept.
+
+    `table` (DataFrame): of ``data/results/filtered.csv``: the encoder has met neither name nor
+    drawings of the concepts whose captions name them here, and was trained on the pairs of
+    concepts that were not dealt.
+    """
+    words = {**WORDS, ALWAYS: "not dealt"}
+    sums = table.groupby("arm")[["kept", "pairs"]].sum().rename(index=words)
+    return 100 * sums["kept"] / sums["pairs"]
 
 
 def arm_table(table: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:

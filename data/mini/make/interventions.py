@@ -12,7 +12,8 @@ score does).
 
 Writes `data/results/interventions.csv`: for each cell, seed and concept the accuracy of zero-shot
 classification of its test drawings among all names of its domain. A cell that is there is not
-trained again. No weights are kept. Prints the estimates of the pre-registration.
+trained again. No weights are kept. Prints the estimates of the pre-registration. With ``--kept``
+writes `data/results/filtered.csv` instead: how many pairs of each concept the filter keeps.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from lbutils.models import mini
 from lbutils.models.features import image_features
 
 RESULTS = DATA.parent / "results" / "interventions.csv"
+FILTERED = RESULTS.with_name("filtered.csv")
 VARIANTS = ("infonce", "sigmoid", "balanced", "filtered")
 STEPS, VIEWS, SEEDS = 700, 2, (0, 1, 2)
 MOST_CAPTIONS, KEPT = 20, 0.7
@@ -94,8 +96,11 @@ def balanced(corpus: P.Corpus, seed: int) -> P.Corpus:
     return chosen(corpus, torch.from_numpy(kept))
 
 
-def filtered(corpus: P.Corpus, judge: Tower) -> P.Corpus:
-    """The share `KEPT` of pairs whose captions an encoder finds closest to their image."""
+def best(corpus: P.Corpus, judge: Tower) -> Tensor:
+    """Whether a pair is of the share `KEPT` whose captions an encoder finds closest to their image.
+
+    Bool ``(N,)``, by the mean cosine of a pair's captions.
+    """
     with torch.no_grad():
         texts = torch.cat(
             [mini.encode_text(judge.encoder.model, part) for part in corpus.tokens.split(1024)]
@@ -104,7 +109,27 @@ def filtered(corpus: P.Corpus, judge: Tower) -> P.Corpus:
     image = judge.views.mean(0)[corpus.image[owner]]
     cosine = F.cosine_similarity(image, texts[corpus.caption], dim=-1)
     score = torch.zeros(len(corpus)).index_add_(0, owner, cosine) / corpus.count
-    return chosen(corpus, (score >= score.quantile(1 - KEPT))[owner])
+    return score >= score.quantile(1 - KEPT)
+
+
+def filtered(corpus: P.Corpus, judge: Tower) -> P.Corpus:
+    """The pairs that are `best`."""
+    return chosen(corpus, torch.repeat_interleave(best(corpus, judge), corpus.count))
+
+
+def kept_pairs(rotation: int, kept: np.ndarray) -> pd.DataFrame:
+    """Of a rotation's pairs, how many of each concept and arm are `kept`, bool ``(N,)``.
+
+    Pairs of concepts that were not dealt stand in one row without a concept.
+    """
+    pairs = lot_pairs(ROTATIONS[rotation]).query("scale == 'small'")
+    dealt = pd.read_parquet(DATA / "lots.parquet", columns=["image_id", "concept_id"])
+    concept = pairs["image_id"].map(dealt.drop_duplicates().set_index("image_id")["concept_id"])
+    table = pd.DataFrame({"concept_id": concept.fillna("").to_numpy(), "kept": kept})
+    found = table.groupby("concept_id")["kept"].agg(pairs="size", kept="sum").reset_index()
+    arms = lots().set_index("concept_id")[ROTATIONS[rotation]]
+    found.insert(1, "arm", found["concept_id"].map(arms).fillna("always"))
+    return found.assign(rotation=rotation)
 
 
 def chosen(corpus: P.Corpus, kept: Tensor) -> P.Corpus:
@@ -219,6 +244,7 @@ def main() -> None:
     parser.add_argument("--encoders", type=Path, default=DATA / "encoder")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--kept", action="store_true", help="count what the filter keeps, no more")
     parser.add_argument("--work", type=Path, default=Path(".build/interventions"))
     args = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -228,6 +254,15 @@ def main() -> None:
     def tower(rotation: int) -> Tower:
         folder = args.encoders / f"{ROTATIONS[rotation]}-seed-0"
         return image_tower(load_encoder(f"local-dir:{folder}"), every)
+
+    def judge(t: int) -> Tower:
+        # Arm both of rotation t is arm neither two rotations on.
+        return tower((t + 2) % len(ROTATIONS))
+
+    if args.kept:
+        tables = [kept_pairs(t, best(c, judge(t)).numpy()) for t, c in enumerate(rotations)]
+        P.write(FILTERED, lambda path: pd.concat(tables).to_csv(path, index=False))
+        return
 
     key = ["variant", "image_rotation", "text_rotation", "seed"]
     done = pd.read_csv(RESULTS) if RESULTS.is_file() else pd.DataFrame(columns=key)
@@ -240,8 +275,7 @@ def main() -> None:
         if variant == "balanced":
             corpus = balanced(corpus, seed)
         elif variant == "filtered":
-            # Arm both of rotation t is arm neither two rotations on.
-            corpus = filtered(corpus, tower((t + 2) % len(ROTATIONS)))
+            corpus = filtered(corpus, judge(t))
         model = train(tower(i), corpus, tokenizer.vocab_size, seed, variant == "sigmoid")
         rows = table_of(cell, accuracies(model, tokenizer, tower(i)))
         done = pd.concat([done, rows], ignore_index=True) if len(done) else rows
