@@ -38,34 +38,34 @@ help: ## show this list
 env: $(READY) ## make .venv with the pinned packages, and check it
 	@$(BIN)/python -m lbutils
 
-run: env ## run the notebooks in minutes, with few draws; results go to runs/mini--quick/index.html
+run: $(READY) ## run the notebooks in minutes, with few draws; results go to runs/mini--quick/index.html
 	@$(BIN)/python -m lbutils run $(ARGS)
 
-full: env ## run them as their committed outputs show; what is done is kept, in runs/mini
+full: $(READY) ## run them as their committed outputs show; what is done is kept, in runs/mini
 	@$(BIN)/python -m lbutils full $(ARGS)
 
 # Ten draws of all methods on nine domains take minutes; whether notebooks run shows with fewer.
 test: export LBUTILS_PROFILE ?= test
-test: env ## everything that CI runs: ruff, mypy, unit tests, notebooks
+test: $(READY) ## everything that CI runs: ruff, mypy, unit tests, notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy lbutils
 	$(BIN)/python -m pytest $(CHECKED) tests $(if $(CHECKED),$(NBVAL)) $(SLOW) $(PROCESSES) $(PYTEST_ARGS)
 
 # Neither this file nor those of bench are called test_*, so that `make test` leaves them out.
-faults: env ## plant faults in what makes numbers and figures, and tell those that no test finds; ARGS="--number 50 lbutils/measure/metrics.py"
+faults: $(READY) ## plant faults in what makes numbers and figures, and tell those that no test finds; ARGS="--number 50 lbutils/measure/metrics.py"
 	$(BIN)/python tests/faults.py $(ARGS)
 
-bench: env ## speed: name tuning beside the plain procedure, the table of rivals, extraction, sweeps, screening of 20 million captions (some fifteen minutes)
+bench: $(READY) ## speed: name tuning beside the plain procedure, the table of rivals, extraction, sweeps, screening of 20 million captions (some fifteen minutes)
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-columns=min,median,rounds $(PYTEST_ARGS)
 
 # Beside the pinned packages, which stay as they are: docs/requirements.lock agrees with them.
-site: env ## the notebooks and the reference as static pages, in runs/site/html
+site: $(READY) ## the notebooks and the reference as static pages, in runs/site/html
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r docs/requirements.lock
 	@$(BIN)/python docs/build.py
 
 # Never part of another target: 15 GB, unless DOMAINS="Animals Pokemon" names some.
-data: env ## download LAION-Beyond, or DOMAINS="Animals Pokemon" of it, and check it
+data: $(READY) ## download LAION-Beyond, or DOMAINS="Animals Pokemon" of it, and check it
 	@$(BIN)/python -m lbutils download $(DOMAINS) $(DATA_ARGS)
 
 clean: ## remove the miniature's results, caches and build files

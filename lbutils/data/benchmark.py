@@ -457,10 +457,11 @@ def _load_mini(scale: str, wanted: list[str] | None) -> Benchmark:
     own: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
     for concept, *row in samples[["concept_id", "image_id", "split", "caption"]].to_numpy():
         own[concept].append(tuple(row))
-    draws: dict[str, dict[int, list[str]]] = defaultdict(dict)
-    drawn = fewshot.sort_values("rank", kind="stable").groupby(["concept_id", "draw"])["image_id"]
-    for (concept, draw), ids in drawn.agg(list).items():
-        draws[concept][int(draw)] = ids
+    draws: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for concept, draw, image_id in fewshot.sort_values(["draw", "rank"], kind="stable")[
+        ["concept_id", "draw", "image_id"]
+    ].to_numpy():
+        draws[concept][int(draw)].append(image_id)
     hints = read_hints("mini")
     source = Shards(data_dir() / "mini")
     domains = []

@@ -658,28 +658,37 @@ def _imported(notebook: Path) -> set[Path]:
     return found
 
 
-def _names_imported(source: str) -> Iterator[str]:
+@cache
+def _names_imported(source: str) -> tuple[str, ...]:
     """Dotted names of this package in a source's imports, wherever they stand in it."""
     try:
         tree = ast.parse(source)
     except SyntaxError:  # a magic of IPython
-        return
+        return ()
+    names = []
     for node in ast.walk(tree):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        yield from (name for name in names if name.split(".")[0] == "lbutils")
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(name for name in names if name.split(".")[0] == "lbutils")
 
 
 def _of_face(face: Path, name: str) -> Iterator[str]:
     """The module to which a face leaves a name in its call of `lazy`; read, not imported."""
-    for node in ast.walk(ast.parse(face.read_text(encoding="utf-8"))):
+    for module, names in _left_by(face.read_text(encoding="utf-8")).items():
+        if name in names:
+            yield ".".join([*face.parent.relative_to(PACKAGE.parent).parts, module])
+
+
+@cache
+def _left_by(source: str) -> dict[str, list[str]]:
+    """Names that a face leaves to its modules."""
+    found: dict[str, list[str]] = {}
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Dict) and all(isinstance(v, ast.List) for v in node.values):
-            for module, names in ast.literal_eval(node).items():
-                if name in names:
-                    yield ".".join([*face.parent.relative_to(PACKAGE.parent).parts, module])
+            found |= ast.literal_eval(node)
+    return found
 
 
 @cache
