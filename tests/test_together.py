@@ -145,9 +145,9 @@ def test_how_far_a_notebook_is_shows_in_its_file(tmp_path):
     marks = ["completed", "completed", "running", "pending"]
     cells = [new_code_cell("", metadata={"papermill": {"status": mark}}) for mark in marks]
     nbformat.write(new_notebook(cells=cells), path := tmp_path / "01_x.ipynb")
-    assert together._share(path) == 0.5
+    assert together._share(path, 0.0) == 0.5
     path.write_text(json.dumps({"cells": [{"cell_type": "code"}]}))
-    assert together._share(path) == together._share(tmp_path / "02_x.ipynb") == 0.0
+    assert together._share(path, 0.3) == together._share(tmp_path / "02_x.ipynb", 0.3) == 0.3
 
 
 def test_jobs_go_the_longest_first_and_are_told_by_their_notebook(tmp_path):
@@ -188,6 +188,17 @@ def test_a_figure_of_the_index_says_what_it_shows(tmp_path):
     assert f"alt='{'Bars &amp; points. ' + 'word ' * 39}word" in html
     assert "<span>01: Bars &amp; points. word" in html and "…</span>" in html
     assert "alt='02 bare'" in html and file.is_file()
+
+
+@pytest.mark.parametrize(
+    ("cores", "free", "expected"),
+    [(8, 16.0, 2), (1, 16.0, 1), (2, 3.1, 1), (2, 0.5, 1), (2, 4.1, 2)],
+)
+def test_two_notebooks_at_a_time_where_there_is_room(monkeypatch, cores, free, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    memory = psutil.virtual_memory()._replace(available=free * 1e9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    assert together.at_a_time() == expected
 
 
 def test_what_processes_took_is_measured(monkeypatch):

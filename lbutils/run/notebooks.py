@@ -1095,7 +1095,7 @@ def _run_all(given: dict[str, Any], options: argparse.Namespace) -> int:
         print("\n".join(f"to run   {notebook.stem}" for notebook in notebooks))
         print(f"settings: {told}\nresults would go to {out}")
         return 0
-    workers = options.workers or min(2, os.cpu_count() or 1)
+    workers = options.workers or together.at_a_time()
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers takes 1 or more, not {options.workers}")
     if profile:

@@ -27,6 +27,7 @@ _PAUSE = 0.5  # seconds between two looks at how far notebooks are
 _LOOK = 2.0  # and at what processes hold, which takes the system longer the more they hold
 _UNKNOWN = 60.0  # seconds that a notebook is expected to take if nobody has measured it
 FULL = "full"  # the profile that is none, in ``times.csv``
+_ROOM = 2e9  # bytes for a notebook and what runs it; `times.csv` has up to 1.7 GB for one
 
 
 def full_figures() -> pd.DataFrame:
@@ -48,6 +49,12 @@ def expected(profile: str | None) -> dict[str, float]:
     table = full_times()
     table = table[table["profile"] == (profile or FULL)]
     return dict(zip(table["notebook"], table["cpu"].astype(float), strict=True))
+
+
+def at_a_time() -> int:
+    """Notebooks that run at a time: two, where cores and free memory are enough for them."""
+    room = int(psutil.virtual_memory().available / _ROOM)
+    return max(1, min(2, os.cpu_count() or 1, room))
 
 
 @contextmanager
