@@ -30,7 +30,8 @@ def image_ids():
     return pd.concat([table(name)["image_id"] for name in shards])
 
 
-# Of the middle one the counts are also those of small and of what it has more, below.
+# Of the middle one the counts are also those of small and of what it has more, below; the large one
+# takes long, and is asked for in the workflow.
 @pytest.mark.parametrize(
     "scale",
     ["small", *(pytest.param(scale, marks=pytest.mark.slow) for scale in ("medium", "large"))],

@@ -56,13 +56,10 @@ def test_interventions_are_of_the_committed_lots(arms, swapped):
 
 
 def test_what_the_filter_keeps_is_of_the_committed_lots(arms):
-    table = experiment.results("filtered")
+    table, by_concept = experiment.results("filtered"), arms.set_index("concept_id")
     for rotation, own in table.groupby("rotation"):
         named = own.dropna(subset="concept_id").set_index("concept_id")["arm"]
-        assert (
-            named.to_dict()
-            == arms.set_index("concept_id")[ROTATIONS[rotation]][named.index].to_dict()
-        )
+        assert named.to_dict() == by_concept.loc[named.index, ROTATIONS[rotation]].to_dict()
         # The share that `interventions.py` keeps.
         assert own["kept"].sum() == pytest.approx(0.7 * own["pairs"].sum(), rel=0.001)
     assert table["rotation"].nunique() == len(ROTATIONS)

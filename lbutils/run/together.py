@@ -27,7 +27,7 @@ _PAUSE = 0.5  # seconds between two looks at how far notebooks are
 _LOOK = 2.0  # and at what processes hold, which takes the system longer the more they hold
 _UNKNOWN = 60.0  # seconds that a notebook is expected to take if nobody has measured it
 FULL = "full"  # the profile that is none, in ``times.csv``
-_ROOM = 2e9  # bytes for a notebook and what runs it; `times.csv` has up to 1.7 GB for one
+_ROOM = 2e9  # bytes for a notebook and what runs it; `times.csv` has up to 1.6 GB for one
 
 
 def full_figures() -> pd.DataFrame:
@@ -135,9 +135,10 @@ def spread(
 
         def look() -> None:
             while not ended.wait(pace):
+                left = 0.0
                 for path in sorted(waiting):
                     part[path] = _share(out / "notebooks" / path.name, part[path])
-                left = sum(lasts[path] * (1 - part[path]) for path in sorted(waiting))
+                    left += lasts[path] * (1 - part[path])
                 bar.n = sum(lasts.values()) - left
                 bar.refresh()
 

@@ -54,13 +54,14 @@ def worst(some, others):
     return max(float((a.classifier_ - b.classifier_).abs().max()) for a, b in pairs)
 
 
-def seconds(fit):
-    """CPU seconds of this process."""
-    start = time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-    fit()
+def timed(fit):
+    """What a fit gives, and the CPU seconds of this process."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    found = fit()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()) - start
+    return found, clock() - start
 
 
 def test_a_batch_beside_single_fits(capsys):
@@ -68,9 +69,9 @@ def test_a_batch_beside_single_fits(capsys):
     encoder = load_encoder("mini")
     ours, theirs = problems(encoder), problems(encoder)
     ours[0][0].fit(*ours[0][1:])  # warm
-    single = seconds(lambda: apart(theirs))
-    batch = seconds(lambda: fit_many(*zip(*ours, strict=True)))
-    far = worst(*([learner for learner, *_ in tasks] for tasks in (ours, theirs)))
+    alone, single = timed(lambda: apart(theirs))
+    together, batch = timed(lambda: fit_many(*zip(*ours, strict=True)))
+    far = worst(together, alone)
     with capsys.disabled():
         print(f"\n{len(ours)} fits, {encoder.device}: apart {single:.1f} s, together {batch:.1f}")
         print(f"ratio {single / batch:.2f}, three wanted; in float32 they differ by {far:.1e}")

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from lbutils import load_benchmark, load_encoder
 from lbutils.data.benchmark import join
-from lbutils.data.lots import ROTATIONS, lot_pairs, lots
+from lbutils.data.lots import ALWAYS, ROTATIONS, lot_pairs, lots
 from lbutils.measure.lots import TEMPLATES, text_verdict, variant_effects
 from lbutils.measure.metrics import per_class_accuracy
 from lbutils.models import mini
@@ -128,7 +128,7 @@ def kept_pairs(rotation: int, kept: np.ndarray) -> pd.DataFrame:
     table = pd.DataFrame({"concept_id": concept.fillna("").to_numpy(), "kept": kept})
     found = table.groupby("concept_id")["kept"].agg(pairs="size", kept="sum").reset_index()
     arms = lots().set_index("concept_id")[ROTATIONS[rotation]]
-    found.insert(1, "arm", found["concept_id"].map(arms).fillna("always"))
+    found.insert(1, "arm", found["concept_id"].map(arms).fillna(ALWAYS))
     return found.assign(rotation=rotation)
 
 
