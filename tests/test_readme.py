@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lbutils.measure import published
+from lbutils.measure import published, records
 from lbutils.run import shorts, together
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +72,18 @@ def test_claims_stand_in_the_notebook_that_they_name(row):
     printed = {round(value, 1) for value in published.claims()["published"].dropna()}
     for number, *_ in figures(paper):
         assert stands([number], notebook) or round(float(number), 1) in printed, number
+
+
+@pytest.mark.parametrize("row", [*rows("| the paper's claim"), *rows("| by lot")], ids=" ".join)
+def test_a_verdict_is_one_of_four(row):
+    assert row[4].startswith(records.VERDICTS), row[4]
+
+
+def test_what_is_not_told_apart_is_not_called_level():
+    """Level is what lies within a margin: what no test tells apart is called no more than that."""
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            assert cell["cell_type"] != "code" or "level with" not in "".join(cell["source"]), path
 
 
 @pytest.mark.parametrize(

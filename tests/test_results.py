@@ -10,6 +10,7 @@ from lbutils.data.lots import ARMS, ROTATIONS, lots
 from lbutils.measure import lots as experiment
 
 ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 REGISTERED = (ROOT / "data" / "mini" / "PREREGISTRATION.md").read_text(encoding="utf-8")
 
 
@@ -64,6 +65,24 @@ def test_what_the_filter_keeps_is_of_the_committed_lots(arms):
         assert own["kept"].sum() == pytest.approx(0.7 * own["pairs"].sum(), rel=0.001)
     assert table["rotation"].nunique() == len(ROTATIONS)
     assert (table["kept"] <= table["pairs"]).all()
+
+
+def test_what_the_filters_judge_has_met_is_said(arms):
+    """It lacks the names in captions that it judges; of captions without names it has met them."""
+    for t in range(len(ROTATIONS)):
+        judge = arms[ROTATIONS[(t + 2) % len(ROTATIONS)]]
+        assert set(judge[arms[ROTATIONS[t]] == "both"]) == {"neither"}
+        assert set(judge[arms[ROTATIONS[t]] == "image"]) == {"both"}
+    assert "of these concepts it has met drawings and names" in REGISTERED
+    assert "that encoder met these concepts by name" in README
+
+
+def test_a_second_drawing_is_worth_more_than_the_prior():
+    own = experiment.results("worth").query("method == 'names'")
+    own = own.assign(prior=own["knowledge"] != "none")
+    wide = own.pivot_table("oop", ["rotation", "concept"], ["prior", "shots"])
+    assert experiment.interval(wide[True, 1] - wide[False, 2])[2] < 0
+    assert "worth less than a drawing" in README
 
 
 def test_the_pre_registration_is_filled_in(dealt, swapped):

@@ -35,6 +35,12 @@ def test_every_claim_has_a_place_on_the_map():
     assert len(listed) >= len(published.CLAIMS) and listed <= set(build.claim_rows())
 
 
+def test_a_claim_stands_on_the_map_where_its_published_figure_stands_in_the_paper():
+    where = published.claims().set_index("claim")["where"]
+    for row in (row for row in MAP if "claim" in row):
+        assert where[row["claim"]] in row["place"], row
+
+
 def test_the_map_has_the_figures_of_readme():
     page = build.map_page()
     for row in (row for row in MAP if "claim" in row):
