@@ -16,12 +16,14 @@ import nbformat
 import pytest
 
 from lbutils.data import folder
+from lbutils.measure import records
 from lbutils.run import notebooks, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 KILOBYTE = 1000
 CHECKED = "nbval-check-output"
+VERDICT = re.compile(r"(not )?reproduced|not shown|contradicted|not run")
 TAGS = {"parameters", "solution", CHECKED, "hide-input"}
 # Home folders, and roots that hold machines' files; a lone "/" in a caption is no path.
 PATHS = re.compile(r"(?<![\w.:/<])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|private)/|[A-Z]:\\")
@@ -148,6 +150,16 @@ def test_light_and_free_of_this_machine(path):
     for cell in code_cells(notebook):
         kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
         assert not {kind for kind in kinds if "widget" in kind}, cell.id
+
+
+@each
+def test_verdicts_are_four_and_no_rule_can_but_succeed(path):
+    """A notebook takes verdicts from `records`, or spells the one against a claim, too."""
+    trees = [ast.parse(cell.source) for cell in code_cells(read(path))]
+    texts = [node.value for tree in trees for node in ast.walk(tree) if type(node) is ast.Constant]
+    spelt = {text for text in texts if VERDICT.fullmatch(str(text))}
+    assert spelt <= set(records.VERDICTS)
+    assert "contradicted" in spelt or not spelt & {"reproduced", "not shown"}
 
 
 @each

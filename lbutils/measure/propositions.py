@@ -144,9 +144,9 @@ def bound_terms(
 
         ``risk_ip`` : the encoder's error on IP training images, over IP names
         ``risk_oop`` : error on the few OOP images from which names were learned, over OOP names
-        ``gap`` : half of the proxy A-distance between IP and OOP training images (Ben-David et
-        al., 2010), 2 (1 - 2 e) / 2 with e the five-fold error of a logistic regression that tells
-        them apart, classes weighted alike
+        ``gap`` : half of the proxy A-distance between IP training images and the few OOP images
+        (Ben-David et al., 2010), 2 (1 - 2 e) / 2 with e the five-fold error of a logistic
+        regression that tells them apart, classes weighted alike
         ``samples`` : the three last terms of eq. 3, with delta = 0.05
         ``sum`` : all four
         ``risk`` : error on IP and OOP test images, over the joint vocabulary
