@@ -1,5 +1,7 @@
 """Committed results: they speak of the committed lots and encoders, and stand where quoted."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,18 @@ def test_a_second_drawing_is_worth_more_than_the_prior():
     wide = own.pivot_table("oop", ["rotation", "concept"], ["prior", "shots"])
     assert experiment.interval(wide[True, 1] - wide[False, 2])[2] < 0
     assert "worth less than a drawing" in README
+
+
+def test_what_is_quoted_of_the_search_stands_in_its_table():
+    table = pd.read_csv(ROOT / "data" / "mini" / "selection_fewshot.csv")
+    chosen = table[table["chosen"]].groupby("method")["oop"].mean()
+    (said,) = [own for own in README.split("\n\n") if "selection_fewshot.csv`, three" in own]
+    quoted = [chosen["names"], chosen["FSNL"], chosen["GDA"]]
+    own = table[(table["method"] == "CoOp") & (table["encoder"] == "lots-0-seed-0")]
+    steps = own["setting"].map(lambda setting: json.loads(setting).get("steps"))
+    best = own.groupby(steps)["oop"].max()
+    assert best.is_monotonic_increasing
+    assert re.findall(r"\d+\.\d", said) == [f"{value:.1f}" for value in (*quoted, *best)]
 
 
 def test_the_pre_registration_is_filled_in(dealt, swapped):
