@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -156,6 +156,13 @@ def short(value: Any) -> str:
     """A value as Python writes it, cut to what fits in a message."""
     text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def hexdigest(file: IO[bytes], digest: Any) -> str:
+    """A digest of `hashlib`, once what is left of an open file is in it, block by block."""
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def is_text(value: str) -> bool:

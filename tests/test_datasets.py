@@ -346,6 +346,12 @@ def clash(root):
     suite.read_dataset(str(root / "mine"), root)
 
 
+def other_classes(root):
+    own_folder(root / "mine")
+    draw(root / "mine/train/cat/1.png", 0)
+    suite.read_dataset(str(root / "mine"), root)
+
+
 def beyond(root):
     suite.read_dataset(str(webdataset(root / "task", labels=(0, 2))), root)
 
@@ -354,6 +360,16 @@ def unlabelled(root):
     webdataset(root / "task")
     with tarfile.open(root / "task/test/1.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("s9.jpg"))
+    suite.read_dataset(str(root / "task"), root)
+
+
+def two_images(root):
+    webdataset(root / "task")
+    with tarfile.open(root / "task/test/1.tar", "w") as archive:
+        for name in ("s9.cls", "s9.jpg", "s9.png"):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            archive.addfile(member, io.BytesIO(b"0"))
     suite.read_dataset(str(root / "task"), root)
 
 
@@ -384,8 +400,10 @@ def prompts(root, content):
     [
         (wrong_layout, r"EuroSAT has 10 classes, here are 9 \('AnnualCrop'.*another layout"),
         (clash, "classes 'Red fox' and 'red fox' have one name, 'red fox'"),
+        (other_classes, "the class 'cat' is in one of train and test only"),
         (beyond, r"image test/0.tar/s0000001.webp has the label 2, and there are 2 class names"),
         (unlabelled, "1.tar: s9 has no label"),
+        (two_images, "1.tar .* s9 has two images"),
         (no_archive, "1.tar is no archive of labelled images"),
         (no_names, "no classnames.txt"),
         (nothing, "no class with an image"),

@@ -305,6 +305,11 @@ def test_a_folder_below_the_top_is_found(fake):
     assert load_benchmark("laion-beyond", domains="Animals").domains == ["Animals"]
 
 
+def test_no_domain_at_all_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="domains is empty"):
+        downloads.download([], to=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["Animal", "Pokémon"])
 def test_an_unknown_domain_is_named_before_anything_is_asked(fake, name):
     with pytest.raises(ValueError, match=r"unknown domain .* Did you mean"):
@@ -396,8 +401,6 @@ def test_the_table_of_downloads():
     assert source.repository == REPOSITORY and source.licence == "CC BY-SA 4.0"
     # A branch, or a commit in full: a part of one is no pin.
     assert re.fullmatch("main|[0-9a-f]{40}", source.revision)
-    with pytest.raises(ValueError, match="Did you mean 'laion-beyond'"):
-        downloads.source("laion-beyonds")
 
 
 def test_a_cache_that_cannot_be_written_to_is_read(fake, monkeypatch):

@@ -111,8 +111,7 @@ def _findings(survey: Survey) -> list[dict[str, Any]]:
     by_name = {name: rows.drop(columns="name") for name, rows in examples.groupby("name")}
     findings = []
     for row in table.to_dict("records"):
-        columns = ["captions", *(f"captions_{level}" for level in survey.levels[1:])]
-        counts = {level: int(row[name]) for level, name in zip(survey.levels, columns, strict=True)}
+        counts = {level: int(row[level_column(level)]) for level in survey.levels}
         kept = by_name.get(row["name"])
         findings.append(
             {

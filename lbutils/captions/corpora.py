@@ -14,15 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from lbutils._util import suggest
+from lbutils._util import hexdigest, suggest
 from lbutils.captions.tables import (
     BATCH_BYTES,
     COLUMNS,
     SUFFIXES,
-    flatten,
+    Batch,
+    batches,
     format_of,
     head,
     holds_text,
@@ -35,7 +33,6 @@ from lbutils.captions.tables import (
 # What stores call the digest of a file's content, so that it need not be downloaded for one.
 _TAGS = ("ETag", "etag", "sha256", "md5Hash", "md5", "checksum", "content_md5")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_BLOCK = 1 << 24
 # By their names no captions: what people and programs put beside tables.
 _BESIDE = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog)(\.\w+)?"
@@ -305,21 +302,20 @@ def inspect(file: File | str, column: str | None = None) -> File:
     kind = " ".join(filter(None, format_of(file.url) or ()))
     try:
         with _named(file.url, f"is not a readable {kind} file"):
-            columns, type_of, rows = head(file.url)
+            columns, rows = head(file.url)
         with _named(file.url, "is not read"):
-            wanted = column or default_column(columns)
-        with _named(file.url, f"is not a readable {kind} file"):
-            found = type_of(wanted) if columns.count(wanted) == 1 else None
+            wanted = column or default_column(name for name, _ in columns)
     except ValueError as error:
         return replace(file, error=str(error))
+    found = [held for name, held in columns if name == wanted]
     fault = ""
-    if wanted not in columns:
-        shown = [name[:80] for name in columns]  # a file of anything may be one long line
+    if not found:
+        shown = [name[:80] for name, _ in columns]  # a file of anything may be one long line
         fault = f"{file.url}: {suggest(wanted, shown, 'column')}"
-    elif found is None:
+    elif len(found) > 1:
         fault = f"{file.url}: more than one column is named {wanted!r}"
-    elif not holds_text(found):
-        fault = f"{file.url}: column {wanted!r} holds {found}, not captions"
+    elif not holds_text(found[0]):
+        fault = f"{file.url}: column {wanted!r} holds {found[0]}, not captions"
     doubt = ""
     if not fault and is_perhaps_cut(file.url):
         doubt = f"{file.url} has no line break at its end, so that it may be cut short: if it is "
@@ -361,37 +357,25 @@ def fingerprint(url: str) -> str:
             if tags:
                 name, tag = next(iter(tags.items()))
                 return f"{name.lower()}:{tag} size:{info.get('size')}"
-        digest = hashlib.sha256()
         with system.open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        return f"sha256:{digest.hexdigest()}"
+            return f"sha256:{hexdigest(file, hashlib.sha256())}"
 
 
-def read_batches(file: File, rows: int) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
-    """Batches of a file: captions (N,) without nulls, their row numbers (N,), rows read by then.
+def read_batches(file: File, rows: int) -> Iterator[Batch]:
+    """Batches of a file, of at most `rows` captions, fewer where they are long.
 
     Memory stays below some batches of `BATCH_BYTES` and 64 of the file's longest captions, plus
     what the pages of a Parquet file take that are read at a time.
 
     Raises ValueError if the file is truncated, corrupt or ambiguous, or has a caption of more than
     `BATCH_BYTES`; the message names it.
-
-    Parameters
-    ----------
-    rows : int
-        Captions in a batch, at most; fewer where they are long.
     """
-    start = 0
+    total = 0
     with _named(file.url, "is truncated or corrupt, or cannot be read"):
-        for column in read_columns(file.url, file.column, rows):
-            for captions, numbers in flatten(column, rows):
-                if len(captions) == 1 and len(captions[0].as_buffer()) > BATCH_BYTES:
-                    raise ValueError(
-                        f"row {start + numbers[0]} has more than {BATCH_BYTES:,} bytes"
-                    )
-                yield captions, numbers + start, 0
-            start += len(column)
-            yield pa.array([], pa.string()), np.empty(0, np.int64), len(column)
-        if file.rows is not None and start != file.rows:
-            raise ValueError(f"{start:,} of its {file.rows:,} rows were there")
+        for captions, numbers, read in batches(read_columns(file.url, file.column, rows), rows):
+            if len(captions) == 1 and len(captions[0].as_buffer()) > BATCH_BYTES:
+                raise ValueError(f"row {numbers[0]} has more than {BATCH_BYTES:,} bytes")
+            total += read
+            yield captions, numbers, read
+        if file.rows is not None and total != file.rows:
+            raise ValueError(f"{total:,} of its {file.rows:,} rows were there")

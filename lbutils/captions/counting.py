@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from lbutils._util import suggest
+from lbutils.captions.tables import Batch
 from lbutils.captions.text import (
     all_cleaned,
     as_names,
@@ -178,12 +179,10 @@ class Tally:
         """The counts in JSON's own types."""
         kept = [[*key, found] for key, found in self.examples.items()]
         return {
+            **vars(self),
             "counts": self.counts.tolist(),
             "unseen": sorted(self.unseen),
             "unseen_pieces": sorted(self.unseen_pieces),
-            "rows": self.rows,
-            "captions": self.captions,
-            "worded": self.worded,
             "examples": kept,
         }
 
@@ -218,17 +217,13 @@ class Tally:
 class CaptionCounter:
     """Counts batches of captions, one after the other, into its `tally`.
 
-    `on_mentions` (callable, optional): called for every batch with the rows (M,) and the concepts
-    (M,) that they name.
+    `mentions` (list, optional): gets for every batch the rows, and the concepts that they name
+    (2, M) int64.
     """
 
-    def __init__(
-        self,
-        query: Query,
-        on_mentions: Callable[[np.ndarray, np.ndarray], object] | None = None,
-    ) -> None:
+    def __init__(self, query: Query, mentions: list[np.ndarray] | None = None) -> None:
         self.query = query
-        self.on_mentions = on_mentions
+        self.mentions = mentions
         self.tally = Tally.empty(query)
         self._phrases = list(dict.fromkeys(form[0] for form in query.forms))
         number = {phrase: k for k, phrase in enumerate(self._phrases)}
@@ -244,10 +239,13 @@ class CaptionCounter:
         left = "" if anywhere and is_unspaced(phrase[0]) else " "
         return f"{left}{phrase}{'' if anywhere and is_unspaced(phrase[-1]) else ' '}"
 
-    def add(self, captions: pa.StringArray, rows: np.ndarray, file: str) -> None:
-        """Count a batch: captions (N,) without nulls, and the number of each one's row."""
+    def add(self, batch: Batch, file: str) -> None:
+        """Count a batch of a file."""
+        captions, rows, read = batch
+        self.tally.rows += read
         self.tally.captions += len(captions)
-        self.tally.worded = self.tally.worded or has_words(captions)
+        if not self.tally.worded:
+            self.tally.worded = any(canonical(caption.as_py()) for caption in captions)
         if not len(captions) or not self.query.names:
             return
         texts, special = all_cleaned(pl.Series(captions, dtype=pl.String))
@@ -287,8 +285,8 @@ class CaptionCounter:
         once[1:] = (row[1:] != row[:-1]) | (concept[1:] != concept[:-1])
         row, concept, level, phrase = row[once], concept[once], level[once], phrase[once]
         np.add.at(self.tally.counts, (concept, level), 1)
-        if self.on_mentions:
-            self.on_mentions(rows[row], concept)
+        if self.mentions is not None:
+            self.mentions.append(np.stack([rows[row], concept]))
         if not self.query.examples:
             return
         kept = self.tally.examples
@@ -300,11 +298,6 @@ class CaptionCounter:
             if len(found) < self.query.examples:
                 caption = captions[int(row[k])].as_py()[:_SHOWN]
                 found.append((self._phrases[phrase[k]], file, int(rows[row[k]]), caption))
-
-
-def has_words(captions: pa.StringArray) -> bool:
-    """Whether any of the captions has a word."""
-    return any(canonical(caption.as_py()) for caption in captions)
 
 
 def _found(lines: pl.Series, patterns: Iterable[str]) -> pl.DataFrame:

@@ -25,13 +25,8 @@ import pandas as pd
 from lbutils._util import suggest
 from lbutils.captions import corpora
 from lbutils.captions.certificate import certify, check_place, to_table, write_certificate
-from lbutils.captions.survey import (
-    LEVELS,
-    UNSPACED,
-    mentions,
-    screen,
-    survey,
-)
+from lbutils.captions.counting import LEVELS, UNSPACED
+from lbutils.captions.survey import mentions, screen, survey
 from lbutils.captions.text import as_names, canonical, redacted
 
 
@@ -126,19 +121,10 @@ def choose_classes(
     for concept, rows in pairs.groupby("concept")["caption"]:
         where[int(concept)] = rows.to_numpy()
     gone = np.zeros(int(pairs["caption"].max()) + 1 if len(pairs) else 0, bool)
-    subset, withheld = [""] * len(names), [0] * len(names)
-    left = dict.fromkeys(domains, oop)
-    while any(left.values()):
-        open_ = [k for k, d in enumerate(domains) if left[d] and not subset[k]]
-        if missing := {d for d in left if left[d]} - {domains[k] for k in open_}:
-            raise ValueError(f"domain {sorted(missing)[0]!r} has fewer than {oop} candidates")
-        best = min(open_, key=lambda k: (int((~gone[where[k]]).sum()), k))
-        withheld[best] = int((~gone[where[best]]).sum())
-        gone[where[best]] = True
-        subset[best] = "oop"
-        left[domains[best]] -= 1
+    withheld = _take_cheapest(domains, where, gone, oop)
+    subset = ["oop" if k in withheld else "" for k in range(len(names))]
     kept = [int((~gone[rows]).sum()) for rows in where]
-    for domain in left:
+    for domain in dict.fromkeys(domains):
         free = [k for k, d in enumerate(domains) if d == domain and not subset[k]]
         free = sorted((k for k in free if kept[k] >= least), key=lambda k: (-kept[k], k))
         if len(free) < ip:
@@ -148,9 +134,33 @@ def choose_classes(
             )
         for k in free[:ip]:
             subset[k] = "ip"
-    counts = [len(rows) for rows in where]
-    chosen = {"subset": subset, "captions": counts, "withheld": withheld, "kept": kept}
+    counts, lost = [len(rows) for rows in where], [withheld.get(k, 0) for k in range(len(names))]
+    chosen = {"subset": subset, "captions": counts, "withheld": lost, "kept": kept}
     return candidates[["domain", "name"]].reset_index(drop=True).assign(**chosen)
+
+
+def _take_cheapest(
+    domains: list[Any], where: Sequence[np.ndarray], gone: np.ndarray, number: int
+) -> dict[int, int]:
+    """The names to withhold, `number` a domain, and how many further captions each costs.
+
+    `where`: the captions of each name. `gone` (bool, a caption each) is marked in place.
+    """
+    taken: dict[int, int] = {}
+    left = dict.fromkeys(domains, number)
+    while any(left.values()):
+        cost = {
+            k: int((~gone[where[k]]).sum())
+            for k, domain in enumerate(domains)
+            if left[domain] and k not in taken
+        }
+        if missing := {d for d in left if left[d]} - {domains[k] for k in cost}:
+            raise ValueError(f"domain {sorted(missing)[0]!r} has fewer than {number} candidates")
+        best = min(cost, key=cost.__getitem__)
+        taken[best] = cost[best]
+        gone[where[best]] = True
+        left[domains[best]] -= 1
+    return taken
 
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}

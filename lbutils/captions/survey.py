@@ -30,34 +30,13 @@ from tqdm import tqdm
 
 from lbutils._util import suggest, write_text
 from lbutils.captions import corpora
-from lbutils.captions.counting import (
-    LEVELS,
-    UNSPACED,
-    CaptionCounter,
-    Query,
-    Tally,
-    has_words,
-    make_query,
-)
-from lbutils.captions.tables import open_system
+from lbutils.captions.counting import LEVELS, CaptionCounter, Query, Tally, make_query
+from lbutils.captions.tables import Batch, batches, format_of, holds_text, open_system
 from lbutils.captions.text import canonical, discreetly, is_unspaced, redacted
-
-__all__ = [
-    "LEVELS",
-    "UNSPACED",
-    "Survey",
-    "canonical",
-    "level_column",
-    "mentions",
-    "screen",
-    "suggest",
-    "survey",
-]
 
 # Captions in one batch: enough that what is done once a batch costs little beside the rest.
 BATCH = 65_536
 _FILE_COLUMNS = ["file", "source", "fingerprint", "rows", "captions", "error"]
-_NO_FILES = pd.DataFrame(columns=_FILE_COLUMNS).astype({"error": str})
 _BESIDE = ["file", "reason"]
 
 
@@ -248,43 +227,49 @@ def mentions(
     """
     query = make_query(concepts, None, levels, synonyms, unspaced, 0)
     found: list[np.ndarray] = [np.empty((2, 0), np.int64)]
-    counter = CaptionCounter(query, lambda rows, names: found.append(np.stack([rows, names])))
+    worded: dict[str, bool] = {}
     start = 0
     with discreetly():
-        for texts, rows, read in _all_batches(captions, column):
-            counter.add(texts, rows + start, "")
-            start += read
+        for name, parts in _named_batches(captions, column):
+            own: list[np.ndarray] = []
+            tally = _tally(CaptionCounter(query, own), parts)
+            found += [pairs + [[start], [0]] for pairs in own]
+            start += tally.rows
+            worded[name] = tally.worded or worded.get(name, False)
+        if blank := [name for name, known in worded.items() if not known]:
+            raise ValueError(f"no caption was read of {blank[0]}, so nothing is known of any name")
     caption, concept = np.concatenate(found, axis=1)
     return pd.DataFrame({"caption": caption, "concept": concept})
 
 
-def _all_batches(
-    captions: Any, column: str | None
-) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
-    """Batches of captions in memory or of files, with rows that start at 0 in each.
+def _named_batches(captions: Any, column: str | None) -> list[tuple[str, Iterator[Batch]]]:
+    """Batches of captions in memory, or of every file, and what named it.
 
-    Raises ValueError if a file cannot be read, or if nothing was read of something that was named.
+    Raises ValueError if a file cannot be read.
     """
     sources = _sources(captions)
     if sources is None:
-        found = [("the captions", _batches(captions, column)[1])]
-    else:
-        files = [corpora.inspect(file, column) for file in corpora.find(sources)[0]]
-        if faults := [file.error for file in files if file.error]:
-            raise ValueError(faults[0])
-        for doubt in (file.doubt for file in files if file.doubt):
-            warnings.warn(_writable(doubt), stacklevel=3)
-        found = [(file.source, corpora.read_batches(file, BATCH)) for file in files]
-    worded = dict.fromkeys((name for name, _ in found), False)
-    for name, batches in found:
-        start = 0
-        for texts, rows, read in batches:
-            worded[name] = worded[name] or has_words(texts)
-            # Rows of files are counted from the file's first one.
-            yield texts, rows if sources is None else rows - start, read
-            start += read
-    if blank := [name for name, known in worded.items() if not known]:
-        raise ValueError(f"no caption was read of {blank[0]}, so nothing is known of any name")
+        return [("the captions", _batches(captions, column)[1])]
+    files = [corpora.inspect(file, column) for file in corpora.find(sources)[0]]
+    if faults := [file.error for file in files if file.error]:
+        raise ValueError(faults[0])
+    for doubt in (file.doubt for file in files if file.doubt):
+        warnings.warn(_writable(doubt), stacklevel=3)
+    return [(file.source, corpora.read_batches(file, BATCH)) for file in files]
+
+
+def _tally(
+    counter: CaptionCounter,
+    parts: Iterable[Batch],
+    file: str = "",
+    tick: Callable[[int], object] | None = None,
+) -> Tally:
+    """The counts of all batches of a file; `tick` is told the number of rows as they are read."""
+    for batch in parts:
+        counter.add(batch, file)
+        if tick:
+            tick(batch[2])
+    return counter.tally
 
 
 @dataclass(frozen=True)
@@ -312,7 +297,7 @@ class Survey:
     query: Query
     tallies: list[Tally]
     doubts: list[str]
-    files: pd.DataFrame = field(default_factory=lambda: _NO_FILES.copy())
+    files: pd.DataFrame = field(default_factory=lambda: _files_table((), ()))
     passed_over: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_BESIDE))
     expected: int | None = None
 
@@ -382,22 +367,13 @@ def _table(query: Query, tally: Tally, complete: bool) -> pd.DataFrame:
 
 
 def _in_memory(query: Query, captions: Any, column: str | None, progress: bool) -> Tally:
-    counter = CaptionCounter(query)
-    total, batches = _batches(captions, column)
-    start = 0
+    total, parts = _batches(captions, column)
     with tqdm(total=total, unit=" captions", disable=not progress, desc="screening") as bar:
-        for texts, rows, read in batches:
-            counter.add(texts, rows + start, "")
-            start += read
-            bar.update(read)
-    counter.tally.rows = start
-    return counter.tally
+        return _tally(CaptionCounter(query), parts, tick=bar.update)
 
 
-def _batches(
-    captions: Any, column: str | None
-) -> tuple[int | None, Iterator[tuple[pa.StringArray, np.ndarray, int]]]:
-    """Number of rows where it is known; captions without nulls, their rows, and rows read."""
+def _batches(captions: Any, column: str | None) -> tuple[int | None, Iterator[Batch]]:
+    """Number of rows where it is known, and batches."""
     if isinstance(captions, (pl.DataFrame, pa.Table)):
         names = captions.columns if isinstance(captions, pl.DataFrame) else captions.column_names
         wanted = column or corpora.default_column(names)
@@ -409,29 +385,27 @@ def _batches(
     if isinstance(captions, pl.Series):
         captions = captions.to_arrow()
     if isinstance(captions, (pa.Array, pa.ChunkedArray)):
-        chunks = captions.chunks if isinstance(captions, pa.ChunkedArray) else [captions]
-        return len(captions), _refuse_paths(_read(chunks))
+        columns = captions.chunks if isinstance(captions, pa.ChunkedArray) else [captions]
+        return len(captions), _refuse_paths(batches(_parts(columns), BATCH))
     total = len(captions) if hasattr(captions, "__len__") else None
-    return total, _refuse_paths(_read(_blocks(iter(captions))))
+    return total, _refuse_paths(batches(_parts(_blocks(iter(captions))), BATCH))
 
 
-def _refuse_paths(
-    batches: Iterator[tuple[pa.StringArray, np.ndarray, int]],
-) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+def _refuse_paths(parts: Iterator[Batch]) -> Iterator[Batch]:
     """The batches, unless all captions turn out to be paths, which would be screened as texts.
 
     Raises ValueError at the end, where one caption that is no path is enough to go on.
     """
     path = ""
     only_paths = True
-    for texts, rows, read in batches:
-        for text in texts.to_pylist() if only_paths else ():
+    for part in parts:
+        for text in part[0].to_pylist() if only_paths else ():
             if canonical(text):
                 only_paths = corpora.is_path(text)
                 path = path or text
             if not only_paths:
                 break
-        yield texts, rows, read
+        yield part
     if only_paths and path:
         raise ValueError(
             f"these captions are paths, such as {path!r}: to screen the files, pass "
@@ -439,16 +413,12 @@ def _refuse_paths(
         )
 
 
-def _read(columns: Iterable[pa.Array]) -> Iterator[tuple[pa.StringArray, np.ndarray, int]]:
+def _parts(columns: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    """The columns in pieces of at most a batch, if they hold text."""
     for column in columns:
-        if not corpora.holds_text(column.type):
+        if not holds_text(column.type):
             raise TypeError(f"captions must be strings, not {column.type}")
-        for k in range(0, len(column), BATCH):
-            part = column.slice(k, BATCH)
-            for texts, rows in corpora.flatten(part, BATCH):
-                yield texts, rows, 0
-            # Rows of a part are numbered together, so they count as read once it is done.
-            yield pa.array([], pa.string()), np.empty(0, np.int64), len(part)
+        yield from (column.slice(k, BATCH) for k in range(0, len(column), BATCH))
 
 
 def _blocks(captions: Iterator[Any]) -> Iterator[pa.Array]:
@@ -484,42 +454,41 @@ def _sources(captions: Any) -> corpora.Sources | None:
     return None
 
 
-def count_file(
+_Outcome = str | tuple[str, Tally]
+
+
+def _outcome(
     query: Query,
     file: corpora.File,
-    state: str | None = None,
-    hashes: bool = True,
-    tick: Callable[[int], object] | None = None,
-) -> tuple[str, Tally]:
-    """Fingerprint and counts of one file, from `state` where they are stored, else stored there.
+    state: str | None,
+    hashes: bool,
+    tick: Callable[[int], object] | None,
+) -> _Outcome:
+    """Fingerprint and counts of one file, or why it was not read, and then nothing is stored.
 
-    `state` (str, optional): folder or URL of stored counts. `hashes` (bool): without `state`,
-    whether to compute the fingerprint, which is empty otherwise. `tick` (callable, optional):
-    called with the number of rows as they are read.
-
-    Raises ValueError if the file is unreadable, truncated or corrupt; nothing is stored.
+    `state` (str, optional): folder or URL of counts, from which they are taken if they are there,
+    and where they are stored else. `hashes` (bool): without `state`, whether to compute the
+    fingerprint, which is empty otherwise. `tick`: as in `_tally`.
     """
     if file.error:
-        raise ValueError(file.error)
-    fingerprint = corpora.fingerprint(file.url) if hashes or state else ""
-    # The same bytes have other captions as TSV than as CSV.
-    key = f"{query.key} {file.column} {corpora.format_of(file.url)} {fingerprint}"
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    place = f"{state}/{name}.json" if state else None
-    stored = _load(place, query) if place else None
-    if stored is not None:
-        if tick:
-            tick(stored.rows)
-        return fingerprint, stored
-    counter = CaptionCounter(query)
-    for captions, rows, read in corpora.read_batches(file, BATCH):
-        counter.add(captions, rows, _writable(file.name))
-        counter.tally.rows += read
-        if tick:
-            tick(read)
-    if place:
-        _store(place, counter.tally)
-    return fingerprint, counter.tally
+        return file.error
+    try:
+        fingerprint = corpora.fingerprint(file.url) if hashes or state else ""
+        # The same bytes have other captions as TSV than as CSV.
+        key = f"{query.key} {file.column} {format_of(file.url)} {fingerprint}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        place = f"{state}/{name}.json" if state else None
+        if place and (stored := _load(place, query)):
+            if tick:
+                tick(stored.rows)
+            return fingerprint, stored
+        parts = corpora.read_batches(file, BATCH)
+        tally = _tally(CaptionCounter(query), parts, _writable(file.name), tick)
+        if place:
+            _store(place, tally)
+        return fingerprint, tally
+    except ValueError as error:
+        return str(error)
 
 
 def _load(place: str, query: Query) -> Tally | None:
@@ -567,9 +536,6 @@ def _store(place: str, tally: Tally) -> None:
             system.rm_file(temporary)
 
 
-_Outcome = str | tuple[str, Tally]
-
-
 def _over_files(
     query: Query,
     files: Sequence[corpora.File],
@@ -615,19 +581,6 @@ def _over_files(
                 for future in futures:
                     future.cancel()
             return [future.result() for future in futures]
-
-
-def _outcome(
-    query: Query,
-    file: corpora.File,
-    state: str | None,
-    hashes: bool,
-    tick: Callable[[int], object] | None,
-) -> _Outcome:
-    try:
-        return count_file(query, file, state, hashes, tick)
-    except ValueError as error:
-        return str(error)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import json
 import lzma
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from itertools import islice
 from pathlib import PurePosixPath
@@ -40,6 +40,11 @@ SUFFIXES = (
 # Columns of captions, tried in this order where neither a column nor a layout is named.
 COLUMNS = ("caption", "TEXT")
 _TEXT = (pa.string(), pa.large_string(), pa.string_view())
+_VIEWS = (pa.ListViewType, pa.LargeListViewType)
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, *_VIEWS)
+# Captions (N,) without nulls, the number of each one's row (N,) int64, rows that were read since
+# the batch before.
+Batch = tuple[pa.StringArray, np.ndarray, int]
 # Bytes of captions in one batch, about, and of the longest caption in a file.
 BATCH_BYTES = 1 << 25
 _BLOCK = 1 << 24
@@ -163,29 +168,27 @@ class _Streams(io.RawIOBase):
         return len(part)
 
 
-def head(url: str) -> tuple[list[str], Callable[[str], pa.DataType], int | None]:
-    """Columns of a file, their types, and the number of its rows where it is known."""
+def head(url: str) -> tuple[list[tuple[str, pa.DataType]], int | None]:
+    """Columns of a file with their types, and the number of its rows where it is known."""
     kind = _format(url)
     if kind == "Parquet":
         with _parquet(url) as parquet:
-            schema = parquet.schema_arrow
-            return schema.names, lambda column: schema.field(column).type, parquet.metadata.num_rows
+            columns = [(column.name, column.type) for column in parquet.schema_arrow]
+            return columns, parquet.metadata.num_rows
     if kind == "JSON lines":
         with closing(_objects(url)) as objects:
             # A key may be missing where there is nothing to say.
             first = list(islice(objects, 1000))
         if not first:
             raise ValueError("it is empty: not one object is there")
-        return (
-            list(dict.fromkeys(key for row in first for key in row)),
-            lambda column: pa.null(),
-            None,
-        )
-    with _long_fields(), closing(_lines(url)) as lines:
-        columns = next(csv.reader(lines, delimiter=_delimiter(kind), strict=True), [])
-    if not columns:
+        return [
+            (key, pa.null()) for key in dict.fromkeys(key for row in first for key in row)
+        ], None
+    with closing(_records(url, kind, quoted=True)) as records:
+        names = next(records)
+    if not names:
         raise ValueError("it is empty: not even names of columns are there")
-    return columns, lambda column: pa.string(), None
+    return [(name, pa.string()) for name in names], None
 
 
 def is_perhaps_cut(url: str) -> bool:
@@ -283,10 +286,6 @@ def _joined(columns: Iterable[pa.Array], rows: int) -> Iterator[pa.Array]:
 # --- CSV, TSV and JSON lines ----------------------------------------------------------------------
 
 
-def _delimiter(kind: str) -> str:
-    return "\t" if kind == "TSV" else ","
-
-
 def _lines(url: str) -> Generator[str, None, None]:
     """Lines of a text in UTF-8, with their ends."""
     with open_bytes(url) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
@@ -300,7 +299,8 @@ def _records(url: str, kind: str, quoted: bool) -> Generator[list[str], None, No
     """Names of the columns, then the fields of every row, all rows being equally long."""
     quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with _long_fields(), closing(_lines(url)) as lines:
-        reader = csv.reader(lines, delimiter=_delimiter(kind), strict=True, quoting=quoting)
+        delimiter = "\t" if kind == "TSV" else ","
+        reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
         columns = next(reader, [])
         yield columns
         for record in reader:
@@ -423,14 +423,18 @@ def holds_text(kind: pa.DataType) -> bool:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    tests = (
-        pa.types.is_list,
-        pa.types.is_large_list,
-        pa.types.is_fixed_size_list,
-        pa.types.is_list_view,
-        pa.types.is_large_list_view,
-    )
-    return any(test(kind) for test in tests)
+    return isinstance(kind, _LISTS)
+
+
+def batches(columns: Iterable[pa.Array], rows: int) -> Iterator[Batch]:
+    """`flatten` of one column after the other, with rows that are numbered through all of them."""
+    start = 0
+    for column in columns:
+        for captions, number in flatten(column, rows):
+            yield captions, number + start, 0
+        start += len(column)
+        # Its rows are numbered together, so they count as read once it is done.
+        yield pa.array([], pa.string()), np.empty(0, np.int64), len(column)
 
 
 def flatten(column: pa.Array, rows: int) -> Iterator[tuple[pa.StringArray, np.ndarray]]:

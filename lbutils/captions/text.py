@@ -172,6 +172,7 @@ def cleaned(text: str) -> str:
     return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
+@cache
 def _suspect_pattern() -> str:
     """Pattern, for Polars, of all that `cleaned` may change but for what canonical text levels."""
     # Rust's verbose mode ignores white space within brackets too, hence it is taken out here. Of
@@ -188,6 +189,7 @@ def _suspect_pattern() -> str:
     return f"{entity}|[{control}]|[ÃÂ] |{bad}"
 
 
+@cache
 def _unsettled_pattern() -> str:
     """Pattern of characters that ftfy replaces, after which it looks for wrong decoding again."""
     telling = re.compile(f"[\0-\x7f{''.join(MOJIBAKE_CATEGORIES.values())}]")
@@ -202,11 +204,6 @@ def _unsettled_pattern() -> str:
 _SETTLED = {**LIGATURES, **WIDTH_MAP}
 
 
-@cache
-def _patterns() -> tuple[str, str]:
-    return _suspect_pattern(), _unsettled_pattern()
-
-
 # All that `cleaned` or `canonical` may read as anything but a letter, a digit or a space.
 _SPECIAL = r"[^\t\n\f\r -~]|&"
 
@@ -219,13 +216,12 @@ def all_cleaned(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
     """
     places = texts.str.contains(_SPECIAL).arg_true()
     special = texts.gather(places)
-    suspect, unsettled = _patterns()
-    wanted = special.str.contains(suspect)
-    rows = (~wanted & special.str.contains(unsettled)).arg_true()
+    wanted = special.str.contains(_suspect_pattern())
+    rows = (~wanted & special.str.contains(_unsettled_pattern())).arg_true()
     if len(rows):
         joined = "\n".join(text.replace("\n", " ") for text in special.gather(rows))
         settled = unicodedata.normalize("NFC", joined.translate(_SETTLED)).split("\n")
-        wanted = wanted.scatter(rows, pl.Series(settled).str.contains(suspect))
+        wanted = wanted.scatter(rows, pl.Series(settled).str.contains(_suspect_pattern()))
     rows = wanted.arg_true()
     if len(rows):
         mended = pl.Series(list(map(cleaned, special.gather(rows))), dtype=pl.String)

@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -108,13 +108,17 @@ class Split:
                 raise ValueError(f"a mask must have shape ({len(self)},), not {chosen.shape}")
             chosen = np.flatnonzero(chosen)
         chosen = chosen.astype(np.int64, casting="same_kind") if chosen.size else np.arange(0)
-        return Split(
-            tuple(self.ids[i] for i in chosen),
-            self.labels[chosen],
-            self.names,
-            tuple(self.captions[i] for i in chosen),
-            self.source,
-        )
+        ids = tuple(self.ids[i] for i in chosen)
+        captions = tuple(self.captions[i] for i in chosen)
+        return replace(self, ids=ids, labels=self.labels[chosen], captions=captions)
+
+    def only(self, labels: Sequence[int] | np.ndarray) -> Split:
+        """The images of some classes, over the names of these alone, in the order of `labels`."""
+        new = np.full(len(self.names), -1)
+        new[list(labels)] = np.arange(len(labels))
+        some = self.take(new[self.labels] >= 0)
+        names = tuple(self.names[label] for label in labels)
+        return replace(some, labels=new[some.labels], names=names)
 
 
 def join(first: Split, second: Split) -> Split:
@@ -170,8 +174,8 @@ class Subset:
         no random generator, no other class and no order of files. IP images drawn here were
         seen by the encoder in pre-training.
 
-        Raises ValueError if `shots` is not a positive integer or no draw numbered `seed` is
-        committed.
+        Raises ValueError if `shots` is not a positive integer or more than committed draws have
+        of any class, or no draw numbered `seed` is committed.
         """
         if isinstance(shots, bool) or not isinstance(shots, (int, np.integer)) or shots < 1:
             raise ValueError(f"shots must be a positive integer, not {shots!r}")
@@ -179,6 +183,12 @@ class Subset:
             raise ValueError(
                 f"no few-shot draw {seed!r} is committed for {self.domain} {self.kind}: "
                 f"choose from {', '.join(map(str, sorted(self.draws))) or '(none)'}"
+            )
+        most = shots if self.draws is None else max(map(len, self.draws[seed].values()), default=0)
+        if most < shots and most < np.bincount(self.train.labels, minlength=1).max():
+            raise ValueError(
+                f"the draws that are committed for {self.domain} {self.kind} have {most} images a "
+                f"class at most, and some classes have more: shots={shots} is beyond them"
             )
         chosen: list[int] = []
         position = {image_id: i for i, image_id in enumerate(self.train.ids)}
@@ -190,6 +200,16 @@ class Subset:
                 own = list(self.draws[seed].get(label, ()))
             chosen.extend(position[image_id] for image_id in own[:shots])
         return self.train.take(chosen)
+
+    def only(self, labels: Sequence[int] | np.ndarray) -> Subset:
+        """The subset of some classes, in the order of `labels`, with their images and draws."""
+        train, val, test = (split.only(labels) for split in (self.train, self.val, self.test))
+        marked = self.compositional[list(labels)]
+        draws = self.draws and {
+            draw: {k: classes[label] for k, label in enumerate(labels) if label in classes}
+            for draw, classes in self.draws.items()
+        }
+        return Subset(self.domain, self.kind, train.names, marked, train, val, test, draws)
 
 
 def _rank(name: str, seed: int, image_id: str) -> str:
@@ -248,9 +268,6 @@ class Benchmark(Mapping[str, Domain]):
 
     def __len__(self) -> int:
         return len(self._domains)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._domains
 
     def __repr__(self) -> str:
         return f"Benchmark({self.name!r}, scale={self.scale!r}, domains={self.domains})"
@@ -373,16 +390,11 @@ def _digest(split: Split, index: int) -> tuple[str | None, str, str]:
     image_id = split.ids[index]
     try:
         content = split.source.read(image_id)
+        decode(content)
     except FileNotFoundError:
         return None, "missing file", image_id
-    except OSError as error:
-        return None, "unreadable file", f"{image_id}: {error.strerror}"
-    except ValueError as error:
-        return None, "unreadable file", f"{image_id}: {error}"
-    try:
-        decode(content)
-    except ImageError as error:
-        reason = str(error).removeprefix("is unreadable: ")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).removeprefix("is unreadable: ")
         return None, "unreadable file", f"{image_id}: {reason}"
     return hashlib.sha256(content).hexdigest(), "", ""
 

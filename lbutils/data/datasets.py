@@ -7,7 +7,6 @@ and archives of webdataset's kind.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -29,8 +28,8 @@ from lbutils._util import short, suggest
 from lbutils.captions.certificate import read_certificate, to_table
 from lbutils.captions.text import canonical
 from lbutils.data.benchmark import Benchmark, Domain, Split, Subset
-from lbutils.data.folder import data_dir, how_to_restore, is_inside, places
-from lbutils.data.images import SUFFIXES
+from lbutils.data.folder import data_file, how_to_restore, is_inside, places
+from lbutils.data.images import SUFFIXES, ImageSource
 
 METRICS = ("accuracy", "mean_per_class")
 # Of ImageNet's 1,000 published names two stand twice. Source: WordNet's lemmas, as in timm.
@@ -70,9 +69,7 @@ def dataset_table() -> pd.DataFrame:
 
     Raises FileNotFoundError if the file is missing. Raises ValueError if a column is: which.
     """
-    path = data_dir() / "datasets.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {how_to_restore('datasets.csv')}")
+    path = data_file("datasets.csv")
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if absent := [one.name for one in fields(Dataset) if one.name not in table]:
         raise ValueError(f"{path} lacks the column {absent[0]}: {how_to_restore('datasets.csv')}")
@@ -160,9 +157,7 @@ def _package_file(package: str, file: str) -> Path:
 
 
 def _published_names(key: str) -> list[str]:
-    file = data_dir() / "prompts" / "class_names.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: {how_to_restore('prompts/class_names.json')}")
+    file = data_file("prompts/class_names.json")
     return json.loads(file.read_text(encoding="utf-8"))["names"][key]
 
 
@@ -210,7 +205,7 @@ def split_of(part: Labelled, names: Sequence[str], source: Any, title: str) -> S
 
 
 @dataclass(frozen=True)
-class Tars:
+class Tars(ImageSource):
     """Images inside of tar files, read where they lie; an id is ``<tar file>/<member>``."""
 
     root: Path
@@ -226,10 +221,6 @@ class Tars:
             archive.seek(offset)
             return archive.read(size)
 
-    def stamp(self, image_id: str) -> str:
-        """SHA-256 of the image's bytes."""
-        return hashlib.sha256(self.read(image_id)).hexdigest()
-
 
 @dataclass(frozen=True)
 class Webdataset:
@@ -239,7 +230,7 @@ class Webdataset:
     how CLIP_benchmark and DataComp keep their tasks. ``zeroshot_classification_templates.txt``
     has the templates, with ``{c}`` for the name.
 
-    Raises ValueError if a file is missing, an image has no label, or the other way round: which.
+    Raises ValueError if a file is missing, an image has no label, or a label none or two: which.
     """
 
     root: Path
@@ -299,6 +290,8 @@ def _members(file: Path, name: str) -> dict[str, tuple[int, tuple[str, int, int]
                     content: Any = archive.extractfile(member)
                     labels[key] = int(content.read(32))
                 elif f".{suffix.lower()}" in SUFFIXES:
+                    if key in images:
+                        raise ValueError(f"{key} has two images")
                     place = (name, member.offset_data, member.size)
                     images[key] = (f"{name}/{member.name}", place)
     except (tarfile.TarError, ValueError, EOFError) as error:
@@ -318,7 +311,7 @@ _LAYOUTS = (
 def folder_dataset(root: Path) -> Dataset:
     """A folder of one's own as a data set: class folders, or archives of webdataset's kind.
 
-    Raises ValueError if it is neither.
+    Raises ValueError if it is neither, or train and test have not the same classes.
     """
     name = root.resolve().name
     given: dict[str, Any] = {
@@ -332,19 +325,25 @@ def folder_dataset(root: Path) -> Dataset:
         own = Webdataset(root)
         templates = json.dumps(own.templates) if own.templates else "openai80"
         return Dataset(**given, loader="webdataset", test={}, train={}, templates=templates)
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[:1] != ".")
-    if {path.name for path in folders} <= {"train", "val", "test"} and (root / "test").is_dir():
+    folders = {name for name in _folders(root) if name[:1] != "."}
+    if "test" in folders and folders <= {"train", "val", "test"}:
         test: dict[str, Any] = {"folder": "test"}
-        train = {"folder": "train"} if (root / "train").is_dir() else None
+        train = {"folder": "train"} if "train" in folders else None
+        # Labels are places among a folder's own classes.
+        if train and (alone := _folders(root / "train") ^ _folders(root / "test")):
+            raise ValueError(
+                f"{root}: the class {short(min(alone))} is in one of train and test only, so their "
+                "labels differ: give both the same classes"
+            )
     else:
         test, train = {"folder": ""}, None
-    if not any(_is_image(path) for path in (root / test["folder"]).glob("*/*")):
+    if not any(path.suffix.lower() in SUFFIXES for path in (root / test["folder"]).glob("*/*")):
         raise ValueError(f"{root} has no class with an image: {_LAYOUTS}")
     return Dataset(**given, loader="ImageFolder", test=test, train=train, templates="openai80")
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+def _folders(place: Path) -> set[str]:
+    return {path.name for path in place.iterdir() if path.is_dir()}
 
 
 # --- names in pre-training, and benchmarks --------------------------------------------------
@@ -419,25 +418,9 @@ def as_benchmark(
         )
     # In a folder's name the number of classes follows the domain's, which can have no figures.
     domain = re.sub("[^A-Za-z]+", "_", dataset.name).strip("_") or "own"
-    subsets = [
-        _subset(domain, kind, groups[kind], train or test.take([]), test) for kind in ("ip", "oop")
-    ]
-    return Benchmark(dataset.name, verdicts.corpus, [Domain(domain, dataset.hint, *subsets)])
-
-
-def _subset(domain: str, kind: str, labels: list[int], train: Split, test: Split) -> Subset:
-    """The classes of some labels, numbered anew, with their images."""
-    names = tuple(test.names[label] for label in labels)
-    parts = [only(part, labels) for part in (train, test)]
-    unmarked = np.zeros(len(names), bool)
-    return Subset(domain, kind, names, unmarked, parts[0], parts[1].take([]), parts[1])
-
-
-def only(split: Split, labels: Sequence[int]) -> Split:
-    """The images of some classes, over the names of these alone, in the order of `labels`."""
-    new = np.full(len(split.names), -1)
-    new[list(labels)] = np.arange(len(labels))
-    kept = np.flatnonzero(new[split.labels] >= 0)
-    some = split.take(kept)
-    names = tuple(split.names[label] for label in labels)
-    return Split(some.ids, new[some.labels], names, some.captions, some.source)
+    none, unmarked = test.take([]), np.zeros(len(test.names), bool)
+    ip, oop = (
+        Subset(domain, kind, test.names, unmarked, train or none, none, test).only(groups[kind])
+        for kind in ("ip", "oop")
+    )
+    return Benchmark(dataset.name, verdicts.corpus, [Domain(domain, dataset.hint, ip, oop)])

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
@@ -74,9 +74,17 @@ def how_to_restore(name: str) -> str:
     return f"restore it with `git checkout -- data/{name}`"
 
 
+def data_file(name: str) -> Path:
+    """A file of `data_dir`. Raises FileNotFoundError if it is missing, with what to do."""
+    path = data_dir() / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {how_to_restore(name)}")
+    return path
+
+
 def read_hints(benchmark: str) -> dict[str, str]:
     """The hint of every domain of a benchmark, such as "animal", from ``prompts/hints.csv``."""
-    table = pd.read_csv(data_dir() / "prompts" / "hints.csv", keep_default_na=False)
+    table = pd.read_csv(data_file("prompts/hints.csv"), keep_default_na=False)
     rows = table[table["benchmark"] == benchmark]
     if rows.empty:
         raise ValueError(suggest(benchmark, table["benchmark"].unique(), "benchmark"))
@@ -85,7 +93,7 @@ def read_hints(benchmark: str) -> dict[str, str]:
 
 def read_synonyms(benchmark: str) -> dict[str, list[str]]:
     """Other words for a benchmark's names, from ``prompts/synonyms.csv``; none if it has none."""
-    table = pd.read_csv(data_dir() / "prompts" / "synonyms.csv", keep_default_na=False)
+    table = pd.read_csv(data_file("prompts/synonyms.csv"), keep_default_na=False)
     rows = table[table["benchmark"] == benchmark]
     return {str(name): list(own) for name, own in rows.groupby("name", sort=False)["synonym"]}
 
@@ -95,7 +103,7 @@ def read_translations(benchmark: str) -> dict[str, dict[str, str]]:
 
     A name may lack a word; without words of a benchmark it is empty.
     """
-    table = pd.read_csv(data_dir() / "prompts" / "languages.csv", keep_default_na=False)
+    table = pd.read_csv(data_file("prompts/languages.csv"), keep_default_na=False)
     rows = table[table["benchmark"] == benchmark]
     by_language = rows.groupby("language", sort=False)
     return {
@@ -131,11 +139,6 @@ def published_classes(scale: str) -> dict[tuple[str, str], int]:
 # --- places --------------------------------------------------------------------------------
 
 
-def leads_out(path: Path, root: Path) -> bool:
-    """Whether a path, its links followed, lies outside of a resolved root, or nowhere."""
-    return not is_inside(path, (root,))
-
-
 def places(root: Path) -> tuple[Path, ...]:
     """Where the files of a benchmark or encoder in `root` may lie, links followed: in `root`.
 
@@ -153,7 +156,7 @@ def places(root: Path) -> tuple[Path, ...]:
 
 
 def is_inside(path: Path, admitted: Sequence[Path]) -> bool:
-    """Whether a path, its links followed, lies in one of the `places`."""
+    """Whether a path, its links followed, lies in one of some resolved folders."""
     try:
         real = path.resolve()
     except (OSError, RuntimeError):  # a loop of links
@@ -237,14 +240,12 @@ def is_published(name: FolderName, scale: str) -> bool:
     return published is not None and name.classes is not None and abs(name.classes - published) <= 1
 
 
-def find_folders(
-    root: Path, known: Sequence[str], scale: str | None = None
-) -> dict[tuple[str, str], Path]:
+def find_folders(root: Path, known: Sequence[str], scale: str) -> dict[tuple[str, str], Path]:
     """Folder of each (domain, kind), domains in the order of `known`, then by name.
 
     `root` (Path): the benchmark's folder. `known` (sequence of str): the paper's names of domains;
-    others are found too. `scale` (str, optional): where several folders hold one subset, that with
-    the paper's number of classes at this scale is taken.
+    others are found too. `scale` (str): where several folders hold one subset, that with the
+    paper's number of classes at this scale is taken.
 
     Raises ValueError if there is none, one leads out of `root`, or several could be meant.
     """
@@ -256,18 +257,16 @@ def find_folders(
         raise ValueError(f"{root} has no folder of LAION-Beyond: expected {LAYOUT}")
     order = {name: i for i, name in enumerate(known)}
     keys = sorted(found, key=lambda key: (order.get(key[0], len(order)), key))
-    folders = {key: _only(found[key], key, known, scale) for key in keys}
+    folders = {key: _only(found[key], known, scale) for key in keys}
     for path in folders.values():
-        if leads_out(path, root.resolve()):
+        if not is_inside(path, (root.resolve(),)):
             raise ValueError(f"{path} leads out of {root}: put the folder itself there")
     return folders
 
 
-def _only(
-    paths: Sequence[Path], key: tuple[str, str], known: Sequence[str], scale: str | None
-) -> Path:
+def _only(paths: Sequence[Path], known: Sequence[str], scale: str) -> Path:
     """The one of several folders whose number of classes is the published one."""
-    if len(paths) > 1 and scale is not None:
+    if len(paths) > 1:
         names = {path: parse_folder(path.name, known) for path in paths}
         paths = [p for p, name in names.items() if name and is_published(name, scale)] or paths
     if len(paths) > 1:
@@ -542,11 +541,11 @@ class Entry(NamedTuple):
 def write_released(
     folder: Path,
     entries: Iterable[Entry],
-    draws: Callable[[], Mapping[str, Mapping[str, Sequence[str]]]] = dict,
+    draws: Mapping[int, Mapping[str, Sequence[str]]] | None = None,
 ) -> None:
     """Write a folder of the released layout: its images, and last its split file.
 
-    `draws` gives few-shot draws, if there are any, and is asked once all entries are written.
+    `draws`: few-shot draws, if there are any, as `read_draws` reads them.
 
     Raises ValueError if a name cannot be that of a folder or file, or two images would share one.
     Raises FileExistsError if the folder is there and not empty.
@@ -555,6 +554,7 @@ def write_released(
         raise FileExistsError(f"{folder} is there already: give a folder of another name")
     content: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     seen: set[str] = set()
+    files: dict[str | None, str] = {}
     for entry in entries:
         name = _held(entry.name, "classname", "an entry")
         path = f"{name}/{_held(entry.image_name, 'image_name', 'an entry')}"
@@ -562,6 +562,7 @@ def write_released(
         if path.casefold() in seen:
             raise ValueError(f"two images would be {path}")
         seen.add(path.casefold())
+        files[entry.image_id] = entry.image_name
         place = folder / "images" / path
         place.parent.mkdir(parents=True, exist_ok=True)
         # Not one by one through a temporary file: without its split file the folder is none.
@@ -577,7 +578,11 @@ def write_released(
             **({"id": entry.image_id} if entry.image_id else {}),
         }
     folder.mkdir(parents=True, exist_ok=True)
-    if drawn := draws():
+    if draws:
+        drawn = {
+            draw: {name: [files[image_id] for image_id in ids] for name, ids in classes.items()}
+            for draw, classes in sorted(draws.items())
+        }
         write_text(folder / FEW_SHOT, json.dumps(drawn, ensure_ascii=False, indent=1))
     text = json.dumps(content, ensure_ascii=False, indent=1)
     write_text(folder / f"split_Xin_{folder.name}.json", text)
@@ -599,20 +604,9 @@ def generate(
     images have captions and three splits, IP images neither. An image is a JPEG of its class's
     colour under noise, so that classes can be told apart and no two files are equal.
 
-    Parameters
-    ----------
-    root : path
-        Where the folders go.
-    domains : sequence of str
-        The paper's names.
-    oop, ip : int
-        Classes of each subset.
-    images : tuple of int
-        Images of an OOP class in train, val and test; an IP class has those of test.
-    side : int
-        Pixels.
-    seed : int
-        Of colours and noise.
+    `domains` (sequence of str): the paper's names. `oop`, `ip` (int): classes of each subset.
+    `images` (tuple of int): those of an OOP class in train, val and test; an IP class has those of
+    test. `side` (int): pixels. `seed` (int): of colours and noise.
     """
     misspelt = {name: wrong for wrong, name in _MISSPELT.items()}
     hints = read_hints("laion_beyond")

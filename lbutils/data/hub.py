@@ -31,7 +31,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-from lbutils._util import suggest, temporary_beside, write_text
+from lbutils._util import hexdigest, suggest, temporary_beside, write_text
 from lbutils.captions.text import as_names, redacted
 from lbutils.data import folder as layout
 
@@ -75,7 +75,6 @@ class Unreachable(ConnectionError, FileNotFoundError):
 class Source:
     """A dataset of the hub, from ``data/downloads.csv``; `revision` is a commit or a branch."""
 
-    name: str
     repository: str
     revision: str
     licence: str
@@ -92,19 +91,10 @@ class Listed:
     checksum: str
 
 
-def source(name: str = NAME) -> Source:
-    """Where a benchmark is downloaded from. Raises ValueError for a name that is not listed."""
-    table = pd.read_csv(layout.data_dir() / "downloads.csv", keep_default_na=False, dtype=str)
-    rows = table[table["name"] == name]
-    if rows.empty:
-        raise ValueError(suggest(name, table["name"], "download"))
-    row = rows.iloc[0]
-    return Source(
-        name=row["name"],
-        repository=row["repository"],
-        revision=row["revision"],
-        licence=row["licence"],
-    )
+def source() -> Source:
+    """Where LAION-Beyond is downloaded from."""
+    table = pd.read_csv(layout.data_file("downloads.csv"), keep_default_na=False, dtype=str)
+    return Source(*table.set_index("name").loc[NAME, ["repository", "revision", "licence"]])
 
 
 def download(
@@ -139,6 +129,8 @@ def download(
     known = layout.read_hints("laion_beyond")
     named = list(known) if domains is None else as_names(domains, "domains")
     wanted = [_domain(name, known) for name in named]
+    if not wanted:
+        raise ValueError("domains is empty: name at least one, or leave it out for all")
     place = _Place(source(), Path(to).expanduser() if to is not None else None)
     record = place.read()
     commit = str(record.get("commit", ""))
@@ -321,7 +313,7 @@ def _told(place: _Place, wanted: Sequence[str]) -> Iterator[None]:
             advice = _REFUSED[status]
         names = ", ".join(wanted) or place.source.repository
         raise Unreachable(
-            f"{names} of {place.source.name} could not be downloaded ({reason}): {advice} give "
+            f"{names} of {NAME} could not be downloaded ({reason}): {advice} give "
             'load_benchmark a folder copied from elsewhere; load_benchmark("mini") needs none'
         ) from (error if redacted(str(error)) == str(error) else None)
 
@@ -358,44 +350,38 @@ def choose(
 ) -> dict[str, list[str]]:
     """Paths to fetch for the wanted domains, by folder, whether plain or packed in archives.
 
-    Raises ValueError if a domain has no folder that fits, with what the repository does have.
+    `files`: all paths of the repository. `known`: all of the paper's domains. `scale` (str): beyond
+    "400m", a folder has to have the paper's number of classes at that scale.
 
-    Parameters
-    ----------
-    files : iterable of str
-        All paths of the repository.
-    wanted, known : sequence of str
-        Domains to take, and all of the paper's.
-    scale : str
-        Beyond "400m", a folder has to have the paper's number of classes at that scale.
+    Raises ValueError if a domain has no folder that fits, with what the repository does have.
     """
     files, known = list(files), list(known)
-    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    names: dict[tuple[str, ...], layout.FolderName] = {}
+    groups: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, layout.FolderName] = {}
     for path in files:
         if {"", ".."} & set(path.split("/")):
             raise ValueError(f"the repository has a file that leads out of it: {path!r}")
         if path.endswith(_UNWANTED):
             continue
         if found := _folder_of(path, known):
-            key, name = found
-            names[key] = name
-            groups[key].append(path)
+            folder, name = found
+            names[folder] = name
+            groups[folder].append(path)
     chosen: dict[str, list[str]] = {}
     for domain in wanted:
         for kind in sorted(_kinds(domain, scale)):
-            key = _best(names, domain, kind, scale, files)
-            chosen["/".join(key)] = groups[key]
+            folder = _best(names, domain, kind, scale, files)
+            chosen[folder] = groups[folder]
     return chosen
 
 
-def _folder_of(path: str, known: Sequence[str]) -> tuple[tuple[str, ...], layout.FolderName] | None:
+def _folder_of(path: str, known: Sequence[str]) -> tuple[str, layout.FolderName] | None:
     """The benchmark's folder that a file lies in, or that an archive becomes."""
     parts = PurePosixPath(path).parts
     for i, part in enumerate(parts):
         stem = _stem(part) if i == len(parts) - 1 else part
         if stem and (name := layout.parse_folder(stem, known)) and name.domain in known:
-            return (*parts[:i], stem), name
+            return "/".join((*parts[:i], stem)), name
     return None
 
 
@@ -416,12 +402,12 @@ def _kinds(domain: str, scale: str) -> set[str]:
 
 
 def _best(
-    names: Mapping[tuple[str, ...], layout.FolderName],
+    names: Mapping[str, layout.FolderName],
     domain: str,
     kind: str,
     scale: str,
     files: Sequence[str],
-) -> tuple[str, ...]:
+) -> str:
     own = {key: name for key, name in names.items() if (name.domain, name.kind) == (domain, kind)}
     fit = [key for key, name in own.items() if layout.is_published(name, scale)]
     if not fit and scale == "400m":  # that of the release, whose folders need no telling apart
@@ -431,13 +417,13 @@ def _best(
     published = layout.published_classes(scale).get((domain, kind))
     what = f"{domain} {kind.upper()} at scale {scale} ({published} classes in the paper)"
     if fit:
-        shown = ", ".join("/".join(key) for key in fit)
-        raise ValueError(f"{what} could be any of {shown}: download one and give its folder")
-    if own:
-        shown = ", ".join("/".join(key) for key in own)
         raise ValueError(
-            f"the repository has no folder for {what}, only {shown}: load scale 400m and move the "
-            "classes that the larger corpus names with lbutils.data.laion_beyond.relabel"
+            f"{what} could be any of {', '.join(fit)}: download one and give its folder"
+        )
+    if own:
+        raise ValueError(
+            f"the repository has no folder for {what}, only {', '.join(own)}: load scale 400m and "
+            "move the classes that the larger corpus names with lbutils.data.laion_beyond.relabel"
         )
     tops = sorted({PurePosixPath(path).parts[0] for path in files})[:12]
     packed = [path for path in files if path.lower().endswith((*ARCHIVES, *_OTHER_ARCHIVES))]
@@ -506,9 +492,7 @@ def _checksum(place: Path, expected: str) -> str:
     if not large:
         digest.update(f"blob {place.stat().st_size}\0".encode())
     with place.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hexdigest(stream, digest)
 
 
 def _unpack(root: Path, chosen: Mapping[str, Sequence[str]]) -> None:
@@ -546,7 +530,11 @@ def unpack(archive: Path, target: Path) -> None:
     try:
         with _undamaged(archive):
             shutil.unpack_archive(archive, scratch, kind, **strict)
-        _merge(_content(scratch, target.name), target)
+        content = _content(scratch, target.name)
+        if target.exists():
+            shutil.copytree(content, target, copy_function=os.replace, dirs_exist_ok=True)
+        else:
+            content.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -606,16 +594,3 @@ def _admit(archive: Path, members: Sequence[tuple[str, int, bool]]) -> None:
         raise ValueError(f"{archive} is refused: it would grow to {total:,} bytes, as no images do")
     if total > (free := shutil.disk_usage(archive.parent).free):
         raise ValueError(f"{archive} needs {total:,} bytes unpacked, but {free:,} are free")
-
-
-def _merge(folder: Path, target: Path) -> None:
-    """Move what is in a folder into another, which may hold other things already."""
-    if not target.exists():
-        folder.rename(target)
-        return
-    for path in folder.iterdir():
-        place = target / path.name
-        if path.is_dir() and place.is_dir():
-            _merge(path, place)
-        else:
-            path.replace(place)

@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from lbutils._util import hexdigest
 from lbutils.data import folder as layout
 
 # Formats that are read, and the suffixes of their files. Not all that Pillow reads: some of its
@@ -277,7 +278,8 @@ class ImageSource(Protocol):
         """The image's encoded bytes. Raises FileNotFoundError if there is none."""
 
     def stamp(self, image_id: str) -> str:
-        """A text that changes when the image's content does."""
+        """A text that changes when the image's content does: by default the bytes' SHA-256."""
+        return hashlib.sha256(self.read(image_id)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -354,10 +356,8 @@ def sha256(path: Path) -> str:
     known = _DIGESTS.get(path)
     if known is not None and known[0] == seen:
         return known[1]
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+        digest = hexdigest(stream, hashlib.sha256())
     if os.name == "posix" and abs(time.time_ns() - state.st_ctime_ns) > _SETTLED:
-        _DIGESTS[path] = seen, digest.hexdigest()
-    return digest.hexdigest()
+        _DIGESTS[path] = seen, digest
+    return digest

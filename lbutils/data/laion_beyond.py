@@ -58,7 +58,7 @@ def compare_counts(bench: Benchmark) -> pd.DataFrame:
     for domain in bench.values():
         for subset in (domain.ip, domain.oop):
             key = (domain.name, subset.kind)
-            found = (len(subset.names), _size(subset))
+            found = (len(subset.names), sum(len(getattr(subset, name)) for name in layout.SPLITS))
             rows.append((*key, *found, classes.get(key), images.get(key), READING_ERROR))
     if set(bench) == {domain for domain, _ in classes}:
         totals = layout.published_table("figure2_totals").query("scale == @bench.scale")
@@ -72,10 +72,6 @@ def compare_counts(bench: Benchmark) -> pd.DataFrame:
     table["remark"] = [_remark(*row[2:]) for row in rows]
     order = [*columns[:2], "classes", "published_classes", "images", "published_images", "remark"]
     return table[order]
-
-
-def _size(subset: Subset) -> int:
-    return len(subset.train) + len(subset.val) + len(subset.test)
 
 
 def _remark(
@@ -123,27 +119,9 @@ def relabel(bench: Benchmark, named: Iterable[str], scale: str) -> Benchmark:
     domains = []
     for domain in bench.values():
         out = np.array([name in moved for name in domain.oop.names], bool)
-        taken, left = _some(domain.oop, out), _some(domain.oop, ~out)
+        taken, left = (domain.oop.only(np.flatnonzero(own)) for own in (out, ~out))
         domains.append(Domain(domain.name, domain.hint, _both(domain.ip, taken), left))
     return Benchmark(bench.name, scale, domains, bench.inspect)
-
-
-def _some(subset: Subset, keep: np.ndarray) -> Subset:
-    """A subset of the classes where a mask is true, with their images and draws."""
-    names = tuple(name for name, kept in zip(subset.names, keep, strict=True) if kept)
-    place = np.cumsum(keep) - 1
-
-    def part(split: Split) -> Split:
-        own = split.take(keep[split.labels])
-        return Split(own.ids, place[own.labels], names, own.captions, own.source)
-
-    draws = subset.draws and {
-        draw: {int(place[label]): ids for label, ids in classes.items() if keep[label]}
-        for draw, classes in subset.draws.items()
-    }
-    marked = subset.compositional[keep]
-    train, val, test = part(subset.train), part(subset.val), part(subset.test)
-    return Subset(subset.domain, subset.kind, names, marked, train, val, test, draws)
 
 
 def _both(ip: Subset, moved: Subset) -> Subset:
@@ -218,32 +196,24 @@ def _export_subset(subset: Subset, root: Path, hint: str) -> None:
             )
     domain = file_name(subset.domain, "domain", "the benchmark")
     folder = root / f"{domain}{len(subset.names)}_{subset.kind.upper()}"
-    files: dict[str, str] = {}
-
-    def draws() -> dict[str, dict[str, list[str]]]:
-        return {
-            str(draw): {
-                subset.names[label]: [files[image_id] for image_id in ids]
-                for label, ids in classes.items()
-            }
-            for draw, classes in sorted((subset.draws or {}).items())
-        }
-
-    layout.write_released(folder, _exported(subset, hint, files), draws)
+    draws = {
+        draw: {subset.names[label]: ids for label, ids in classes.items()}
+        for draw, classes in (subset.draws or {}).items()
+    }
+    layout.write_released(folder, _exported(subset, hint), draws)
 
 
-def _exported(subset: Subset, hint: str, files: dict[str, str]) -> Iterator[layout.Entry]:
-    """Every image of a subset as an entry; the name of its file is noted in `files`."""
+def _exported(subset: Subset, hint: str) -> Iterator[layout.Entry]:
+    """Every image of a subset as an entry."""
     for split_name in layout.SPLITS:
         split: Split = getattr(subset, split_name)
         for image_id, label, caption in zip(split.ids, split.labels, split.captions, strict=True):
             content = split.source.read(image_id)
             # An id may be a path; its class's folder is a path of its own.
-            stem = image_id.replace("/", "-")
-            suffix = suffix_of(content)
-            files[image_id] = stem if stem.endswith(suffix) else f"{stem}{suffix}"
+            file = image_id.replace("/", "-")
+            if not file.endswith(suffix := suffix_of(content)):
+                file += suffix
             name = subset.names[label]
-            file = files[image_id]
             yield layout.Entry(split_name, int(label), name, file, content, caption, hint, image_id)
 
 

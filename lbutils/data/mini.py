@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -11,8 +10,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from lbutils.data.folder import data_dir, how_to_restore
-from lbutils.data.images import sha256
+from lbutils.data.folder import data_file, how_to_restore
+from lbutils.data.images import ImageSource, sha256
+
+_CHECKSUMS = "mini/checksums.csv"
 
 
 def mini_file(name: str) -> Path:
@@ -25,30 +26,22 @@ def mini_file(name: str) -> Path:
 
     `name` (str): relative to ``data/mini``, with forward slashes.
     """
-    path = data_dir() / "mini" / name
     expected = _checksums().get(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {_restore(name)}")
+    path = data_file(f"mini/{name}")
     if expected is None:
-        raise ValueError(f"{path} is not listed in checksums.csv: {_restore('checksums.csv')}")
+        raise ValueError(f"{path} is not listed in checksums.csv: {how_to_restore(_CHECKSUMS)}")
     if sha256(path) != expected:
-        raise ValueError(f"{path} is corrupt or was changed: {_restore(name)}")
+        raise ValueError(f"{path} is corrupt or was changed: {how_to_restore(f'mini/{name}')}")
     return path
 
 
-def _restore(name: str) -> str:
-    return how_to_restore(f"mini/{name}")
-
-
 def _checksums() -> dict[str, str]:
-    path = data_dir() / "mini" / "checksums.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {_restore('checksums.csv')}")
+    path = data_file(_CHECKSUMS)
     try:
         with path.open(newline="", encoding="utf-8") as lines:
             return {row["file"]: row["sha256"] for row in csv.DictReader(lines)}
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is corrupt: {_restore('checksums.csv')}") from error
+        raise ValueError(f"{path} is corrupt: {how_to_restore(_CHECKSUMS)}") from error
 
 
 @cache
@@ -63,7 +56,7 @@ def _mini_images(folder: Path) -> dict[str, bytes]:
 
 
 @dataclass(frozen=True)
-class Shards:
+class Shards(ImageSource):
     """Images kept as WebP in the Parquet shards of the miniature, read at first use."""
 
     folder: Path
@@ -79,7 +72,3 @@ class Shards:
         if image_id not in images:
             raise FileNotFoundError(f"image {image_id!r} is missing: {self.advice}")
         return images[image_id]
-
-    def stamp(self, image_id: str) -> str:
-        """SHA-256 of the image's bytes."""
-        return hashlib.sha256(self.read(image_id)).hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -124,19 +124,14 @@ def shifted(split: Split, shift: str) -> Split:
     """
     if shift not in SHIFTS:
         raise ValueError(suggest(shift, SHIFTS, "shift"))
-    return Split(split.ids, split.labels, split.names, split.captions, Shifted(split.source, shift))
+    return replace(split, source=Shifted(split.source, shift))
 
 
-def one_coloured(image: Image.Image, spread: float = 12.0) -> bool:
-    """Whether a drawing has one colour: its opaque pixels differ by a few levels of 256 only.
+def one_coloured(image: Image.Image) -> bool:
+    """Whether a drawing (RGBA) has one colour: its opaque pixels differ by few levels of 256 only.
 
-    Parameters
-    ----------
-    image : Image
-        RGBA, as ``split.image(i, transparent=True)`` gives it.
-    spread : float
-        Largest standard deviation of a channel among pixels of at least half opacity.
+    No channel's standard deviation is above 12 among the pixels of at least half opacity.
     """
     pixels = np.asarray(image.convert("RGBA"), float)
     opaque = pixels[pixels[..., 3] >= 128][:, :3]
-    return not len(opaque) or float(opaque.std(axis=0).max()) <= spread
+    return not len(opaque) or float(opaque.std(axis=0).max()) <= 12

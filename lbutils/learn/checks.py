@@ -31,7 +31,7 @@ from torch import Tensor
 from lbutils._util import file_name, is_text
 from lbutils.captions.text import as_names, canonical
 from lbutils.data.benchmark import Split
-from lbutils.data.folder import leads_out
+from lbutils.data.folder import is_inside
 from lbutils.data.images import MAX_BYTES, SUFFIXES, Files, decode, first_line, suffix_of
 from lbutils.models.classifier import text_classifier
 from lbutils.models.features import image_features
@@ -174,7 +174,7 @@ def _classes(root: Path, found: list[Finding]) -> dict[str, list[str]]:
                 advice = "move it into the folder of its class"
                 found.append(Finding("warning", "", folder.name, "an image of no class", advice))
             continue
-        if leads_out(folder, root):
+        if not is_inside(folder, (root,)):
             advice = "put a copy of the folder here"
             found.append(Finding("error", _shown(name), "", "a link out of the folder", advice))
         elif not is_text(name) or name in classes or not name:
@@ -260,7 +260,7 @@ def _read_captions(
 
 
 def _text(file: Path, root: Path, limit: int) -> str:
-    if leads_out(file, root) or not file.is_file():
+    if not is_inside(file, (root,)) or not file.is_file():
         raise ValueError("it leads out of the folder, or is no file")
     if file.stat().st_size > limit:
         raise ValueError(f"it has more than {limit:,} bytes")

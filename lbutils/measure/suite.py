@@ -254,7 +254,7 @@ def predictions(
         split = _draw(data, setting, learned)
         model.fit(split, training_features(encoder, split, views=4, seed=setting.seed))
     else:
-        model.fit(tables.only(data.test, learned))
+        model.fit(data.test.only(learned))
     features = image_features(encoder, data.test)
     unlearned = [data.names[label] for label in others]
     joint = model.joint_logits(features, unlearned) if others else model.logits(features)
@@ -264,7 +264,7 @@ def predictions(
 def _draw(data: Loaded, setting: Setting, learned: Sequence[int]) -> Split:
     if data.train is None:
         raise ValueError(f"{setting.method} needs images to learn from: {data.lacking}")
-    train = tables.only(data.train, learned)
+    train = data.train.only(learned)
     empty = train.take([])
     unmarked = np.zeros(len(learned), bool)
     subset = Subset(data.dataset.name, "oop", train.names, unmarked, train, empty, empty)

@@ -32,7 +32,7 @@ from torchvision import transforms
 
 from lbutils._util import suggest
 from lbutils.captions.text import as_names
-from lbutils.data.folder import data_dir, how_to_restore
+from lbutils.data.folder import data_dir, data_file
 from lbutils.data.mini import mini_file
 from lbutils.models import families, foreign, mini
 
@@ -263,10 +263,8 @@ def encoder_table() -> pd.DataFrame:
     imagenet (published zero-shot accuracy in percent), source (of that figure), obstacle (why it
     cannot be loaded), and survey, organization, released, survey_imagenet: a survey's row on it.
     """
-    path = data_dir() / "encoders.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {how_to_restore('encoders.csv')}")
-    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("name")
+    table = pd.read_csv(data_file("encoders.csv"), dtype=str, keep_default_na=False)
+    return table.set_index("name")
 
 
 def load_encoder(

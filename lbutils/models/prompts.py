@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from lbutils._util import short, suggest
 from lbutils.captions.text import as_names, canonical, cleaned
-from lbutils.data.folder import data_dir, how_to_restore, read_hints
+from lbutils.data.folder import data_file, read_hints
 
 # The name of a set, one template, several, or prompts of their own for each class name.
 Templates: TypeAlias = str | Sequence[str] | Mapping[str, Sequence[str]]
@@ -55,7 +55,9 @@ def templates(name: str) -> tuple[str, ...]:
     rows = _table("templates.csv")
     found = tuple(row["template"] for row in rows if row["set"] == name)
     if not found:
-        published = json.loads(_file("class_templates.json").read_text("utf-8"))["templates"]
+        published = json.loads(data_file("prompts/class_templates.json").read_text("utf-8"))[
+            "templates"
+        ]
         known = dict.fromkeys([*(row["set"] for row in rows), *_OPEN_CLIP, *published])
         if name not in published:
             raise ValueError(suggest(name, known, "template set"))
@@ -320,12 +322,5 @@ def _parts(template: str, hint: str | None) -> list[str]:
 
 
 def _table(file: str) -> list[dict[str, str]]:
-    with _file(file).open(encoding="utf-8", newline="") as lines:
+    with data_file(f"prompts/{file}").open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines))
-
-
-def _file(name: str) -> Path:
-    path = Path(data_dir()) / "prompts" / name
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {how_to_restore(f'prompts/{name}')}")
-    return path
