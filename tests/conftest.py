@@ -9,7 +9,7 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,11 @@ class CaptionedImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, rows: Any) -> CaptionedImages:
+        """Some of the images, as `Split.take` gives them."""
+        captions = tuple(self.captions[i] for i in rows)
+        return replace(self, labels=self.labels[rows], captions=captions)
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,7 @@ OTHERS = ["zebra", "hot air balloon"]
 def without_class(split, views, empty):
     """Split and views that lack the images of a class, whose name stays."""
     kept = np.flatnonzero(split.labels != empty)
-    captions = tuple(split.captions[i] for i in kept)
-    return dataclasses.replace(split, labels=split.labels[kept], captions=captions), views[:, kept]
+    return split.take(kept), views[:, kept]
 
 
 def pixels(n=6, size=32):

@@ -5,6 +5,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
@@ -88,17 +89,14 @@ def test_links_hold_against_the_evidence(method):
     assert all(len(clusters) == 1 for clusters in pure) or method != "agglomerative"
 
 
-def test_links_in_the_tree_itself():
+def test_links_in_the_tree_itself(monkeypatch):
     rng = np.random.default_rng(0)
     problem = discovery._problem(rng.normal(size=(30, 8)), rng.normal(size=(12, 8)), [0, 1, 2] * 4)
     seen = []
-    linked, discovery._linked = discovery._linked, lambda *rest: seen.append(rest[2])
-    try:
-        for k in (3, 4, 10, 33):
-            for joining in ("ward", "average", "complete"):
-                discovery._cut(problem, problem.joint, problem.joint, k, joining)
-    finally:
-        discovery._linked = linked
+    monkeypatch.setattr(discovery, "_linked", lambda *rest: seen.append(rest[2]))
+    for k in (3, 4, 10, 33):
+        for joining in ("ward", "average", "complete"):
+            discovery._cut(problem, problem.joint, problem.joint, k, joining)
     assert len(seen) == 12
     for clusters in seen:
         told = clusters[:12].reshape(4, 3)
@@ -296,7 +294,6 @@ def test_losses_of_heads_fall(views):
 
 
 def test_contrasts_equal_their_formulas():
-    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(8, 5))
     groups = np.array([0, 1, 2, 3, 0, 1, 2, 3])
@@ -335,6 +332,7 @@ def test_weights_follow_the_temperature():
 
 BAD = {
     "choose k between 2 and 12": [{"k": k} for k in (0, 1, -3, 13)],
+    "temperature=.* above 0": [{"temperature": t} for t in (0.0, -0.1, float("nan"))],
     "whole number": [{"k": 2.5}, {"k": True}],
     "Did you mean 'semi_kmeans'": [{"method": "semikmeans"}],
     "unknown option of kmeans 'epochs'": [{"method": "kmeans", "epochs": 3}],

@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,6 @@ from sklearn.metrics import roc_auc_score
 from lbutils import load_benchmark
 from lbutils.data import shifts
 from lbutils.data.benchmark import Split
-from lbutils.data.folder import data_dir, read_synonyms
 from lbutils.data.shifts import SHIFTS, one_coloured, shifted
 from lbutils.learn.knowledge import Lexicon
 from lbutils.measure import metrics
@@ -151,14 +149,6 @@ def test_a_derangement_leaves_no_name_its_own():
     assert texts.deranged(names, 0) != texts.deranged(names, 1)
     with pytest.raises(ValueError, match="single name"):
         texts.deranged(["n"])
-
-
-def test_synonyms_are_of_the_miniatures_names():
-    names = set(pd.read_csv(data_dir() / "mini" / "concepts.csv")["name"])
-    synonyms = read_synonyms("mini")
-    assert set(synonyms) <= names and "bunny" in synonyms["rabbit"]
-    assert all(name not in own and len(set(own)) == len(own) for name, own in synonyms.items())
-    assert read_synonyms("laion_beyond") == {}
 
 
 # ---- shifts

@@ -260,7 +260,7 @@ def test_the_image_term_is_a_cross_entropy_with_the_margin_on_new_names(encoder)
     options = {"margin": 1.5, "temperature": 3.0, **QUICK}
     learner = ZeroShotNameLearner(encoder, Told(rows), **options).fit(images, NEW, **extra)
     names = zsnl._vocabulary(NEW, KNOWN, None)
-    pool = learner._pool(images, names, extra["labelled"], extra["labels"], None, None)
+    pool = learner._pool(images, names, extra["labelled"], extra["labels"], None, None, None)
     texts = text_features(encoder, KNOWN, "a {name}").numpy()
     scale, total, weight = encoder.logit_scale / 3, 0.0, 0.0
     shown = [*zip(images.numpy(), learner.weights_.numpy(), strict=True)]
@@ -321,8 +321,9 @@ def test_hard_pools_have_an_answer(encoder, matching):
 def test_without_labelled_images_known_names_stand_for_them(encoder, matching):
     images, _, rows, labels = planted(encoder)
     learner = ZeroShotNameLearner(encoder, Told(rows), matching=matching, **QUICK)
-    learner.fit(images, NEW, known=KNOWN, n_classes=6)
-    assert named(learner, labels) == 1
+    for none in ({}, {"labelled": images[:0], "labels": []}):
+        learner.fit(images, NEW, known=KNOWN, n_classes=6, **none)
+        assert named(learner, labels) == 1
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.Tensor.double, torch.Tensor.half])
@@ -388,9 +389,10 @@ def broken(images, kind):
         ("", {"candidates": ["zorbit", "zorbit"]}, "twice"),
         ("", {"known": "dog"}, "list"),
         ("", {"labels": None}, "both or neither"),
-        ("", {"labels": [7] * 12}, "each"),
+        ("", {"labels": [7] * 12}, "0 to 2"),
+        ("", {"labelled": torch.eye(12)}, "labelled are .12, 12.; expected .N, "),
         ("", {"labels": [0]}, "each"),
-        ("", {"labels": [0.5] * 12}, "integers"),
+        ("", {"labels": [0.5] * 12}, "integer"),
         ("", {"known": ["dog", "dog", "hat"]}, "twice"),
         ("", {"membership": [True]}, "membership"),
         ("", {"membership": np.zeros(108, bool)}, "membership"),

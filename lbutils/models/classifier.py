@@ -263,6 +263,25 @@ def unit_rows(rows: Any, what: str, width: int | None = None) -> torch.Tensor:
     return found
 
 
+def check_labelled(
+    labelled: Any, labels: Any, n_classes: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit features ``(M, D)`` and labels ``(M,)`` int64 of labelled images; M is 0 without any.
+
+    Raises ValueError if there is one without the other, or they do not fit: rows must be of unit
+    length and as wide as `width`, labels integers below `n_classes`, one for each row.
+    """
+    if (labelled is None) != (labels is None):
+        raise ValueError("labelled images and their labels go together: give both or neither")
+    rows = unit_rows(np.empty((0, width)) if labelled is None else labelled, "labelled", width)
+    given = np.asarray([] if labels is None else labels)
+    if given.shape != (len(rows),) or (len(rows) and given.dtype.kind not in "iu"):
+        raise ValueError(f"labels {given.shape} of {len(rows)} labelled images: one integer each")
+    if len(rows) and not 0 <= given.min() <= given.max() < n_classes:
+        raise ValueError(f"labels must be places among the known names, 0 to {n_classes - 1}")
+    return rows, torch.from_numpy(given.astype(np.int64))
+
+
 def check_training(
     split: Any, features: torch.Tensor, unit: bool = True, empty: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:

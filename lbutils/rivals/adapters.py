@@ -71,9 +71,7 @@ class CLIPAdapter(TrainedClassifier):
             changed = self._adapt(view, weights)
             return F.cross_entropy(self.encoder.logit_scale * changed @ texts.T, labels)
 
-        self.history_ = []
-        if self.ratio:
-            self._descend(weights, self._in_turn(images, loss_of, generator))
+        self._descend(weights, self._in_turn(images, loss_of, generator))
         self.weights_ = tuple(weight.detach() for weight in weights)
         self.classifier_ = texts
         return self
@@ -220,9 +218,7 @@ class TipAdapterF(TrainedClassifier, TipAdapter):
             plain = self.encoder.logit_scale * view @ self.classifier_.T
             return F.cross_entropy(plain + self._cache(view, moved, values), labels)
 
-        self.history_ = []
-        if self.alpha:
-            self._descend([moved], self._in_turn(images, loss_of))
+        self._descend([moved], self._in_turn(images, loss_of))
         return moved.detach()
 
 
@@ -252,9 +248,8 @@ class CrossModalProbe(TrainedClassifier):
         """Self, with the probe trained; arguments as in `CoOp.fit`."""
         images, labels = self._training(split, features)
         scale, names = self.encoder.logit_scale, torch.arange(len(self.names_))
-        prompts = prompts_by_class(self.templates, self.names_, self.hint)
-        texts = ["".join(prompt) for own in prompts for prompt in own]
-        samples = self.encoder.encode_text(texts).cpu()
+        prompts = _prompts_of(self)
+        samples = self.encoder.encode_text([text for own in prompts for text in own]).cpu()
         owners = names.repeat_interleave(torch.tensor([len(own) for own in prompts]))
         weights = self.classifier_for(self.names_).clone().requires_grad_()
 
@@ -312,7 +307,8 @@ class CLAP(TrainedClassifier):
         scale = self.encoder.logit_scale
         self.multipliers_ = own_probability(scale * samples @ texts.T, owners)
         if not self.unit:
-            texts = self._own_texts()
+            found = [self.encoder.encode_text(own, normalise=False) for own in _prompts_of(self)]
+            texts = torch.stack([rows.mean(dim=0) for rows in found]).cpu()
         weights = texts.clone().requires_grad_()
         pull = self.constraint * self.multipliers_
 
@@ -327,12 +323,11 @@ class CLAP(TrainedClassifier):
         self.classifier_ = F.normalize(weights.detach(), dim=-1)
         return self
 
-    def _own_texts(self) -> Tensor:
-        """Text features ``(C, D)`` of the length that the model gives them."""
-        prompts = prompts_by_class(self.templates, self.names_, self.hint)
-        texts = [["".join(prompt) for prompt in own] for own in prompts]
-        found = [self.encoder.encode_text(own, normalise=False).mean(dim=0) for own in texts]
-        return torch.stack(found).cpu()
+
+def _prompts_of(method: FewShotClassifier) -> list[list[str]]:
+    """Prompts of each name that the method learns."""
+    found = prompts_by_class(method.templates, method.names_, method.hint)
+    return [["".join(prompt) for prompt in own] for own in found]
 
 
 def own_probability(logits: Tensor, labels: Tensor) -> Tensor:
@@ -340,10 +335,9 @@ def own_probability(logits: Tensor, labels: Tensor) -> Tensor:
 
     Logits are ``(N, C)``, labels ``(N,)``.
     """
-    own = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
-    counts = torch.bincount(labels, minlength=logits.shape[1])
-    sums = torch.zeros(logits.shape[1]).index_add_(0, labels, own)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), torch.ones(()))
+    own = logits.softmax(dim=1).gather(1, labels[:, None])
+    means, counts = class_means(own[None], labels, logits.shape[1])
+    return torch.where(counts > 0, means[:, 0], 1.0)
 
 
 @dataclass(eq=False, repr=False)
@@ -480,12 +474,7 @@ class BeforeProjection(ImageTower):
     def __init__(self, encoder: Any):
         self._tower = _Tower(encoder.model)
         held = dict(encoder.model.named_parameters())
-        # A matrix that multiplies from the right, or a layer at the end of a head or a pool.
-        places = {
-            "visual.proj": "visual.proj",
-            **{f"visual.{head}.weight": f"visual.{head}.bias" for head in _HEADS},
-        }
-        self._name = next((name for name in places if name in held), "")
+        self._name = next((name for name in _PROJECTIONS if name in held), "")
         if not self._name or held[self._name].ndim != 2:
             raise ValueError(
                 f"the image tower of {encoder.name} ends in no linear projection, which ProLIP "
@@ -493,7 +482,7 @@ class BeforeProjection(ImageTower):
             )
         matrix = held[self._name].detach()
         self.weight = (matrix.T if self._name == "visual.proj" else matrix).float().cpu().clone()
-        self._bias = places[self._name] if places[self._name] != self._name else ""
+        self._bias = f"{self._name.removesuffix('.weight')}.bias"
         zeros = torch.zeros(len(self.weight))
         self.bias = held[self._bias].detach().float().cpu() if self._bias in held else zeros
         self.dim = self.weight.shape[1]
@@ -509,7 +498,11 @@ class BeforeProjection(ImageTower):
             return functional_call(self._tower, swapped, (pixels,)).float()
 
 
-_HEADS = ("head.proj", "attnpool.c_proj", "head", "proj")
+# A matrix that multiplies from the right, or a layer at the end of a head or a pool.
+_PROJECTIONS = (
+    "visual.proj",
+    *(f"visual.{head}.weight" for head in ("head.proj", "attnpool.c_proj", "head", "proj")),
+)
 
 
 @dataclass(eq=False, repr=False)

@@ -83,7 +83,6 @@ class DAP(Estimator):
         Inverse strength of the L2 penalty. The default is the best of 1, 10 and 100 for DAP, on
         known classes of the miniature that were held out of the fit in three folds; under IAP the
         three differed by less than a point.
-    max_iter : int
 
     Attributes
     ----------

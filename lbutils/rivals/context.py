@@ -19,6 +19,7 @@ from lbutils.captions.text import as_names
 from lbutils.learn.descent import descend, frozen, rounds
 from lbutils.models.classifier import (
     FeatureClassifier,
+    check_others,
     check_training,
     text_features,
     training_features,
@@ -95,8 +96,9 @@ class TrainedClassifier(FewShotClassifier):
 
     def _descend(self, parameters: Sequence[Tensor], losses: Iterator[Tensor]) -> None:
         """Descend on the losses of all steps; sets ``history_``."""
-        options: dict[str, Any] = {"lr": self.lr, "optimizer": self.optimizer}
-        self.history_ = descend(parameters, losses, self.steps, **options)
+        self.history_ = descend(
+            parameters, losses, self.steps, lr=self.lr, optimizer=self.optimizer
+        )
 
     def _in_turn(
         self,
@@ -376,7 +378,8 @@ class CoCoOp(CoOp):
 
     def joint_logits(self, images: Any, others: Sequence[str]) -> Tensor:
         """Logits ``(N, K + C)`` over the joint vocabulary: other names first, then ``names_``."""
-        return self.other_logits(images, [*as_names(others, "other names"), *self.names_])
+        check_others(others, self.names_)
+        return self.other_logits(images, [*as_names(others), *self.names_])
 
     @staticmethod
     def _layers(width: int, out: int, generator: torch.Generator) -> list[Tensor]:

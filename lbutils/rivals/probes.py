@@ -19,7 +19,7 @@ from lbutils._util import suggest
 from lbutils.captions.text import as_names
 from lbutils.learn.knowledge import Knowledge, among_images, check_choice
 from lbutils.learn.namelearner import Alignment
-from lbutils.models.classifier import FeatureClassifier, class_means
+from lbutils.models.classifier import FeatureClassifier, check_others, class_means
 from lbutils.models.prompts import Templates, take_out
 from lbutils.rivals.context import FewShotClassifier
 
@@ -154,6 +154,7 @@ class LinearProbe(FewShotClassifier):
 
     def joint_logits(self, images: Any, others: Sequence[str]) -> Tensor:
         """Logits ``(N, K + C)``: zero-shot of other names, then the probe's, see `beside`."""
+        check_others(others, self.names_)
         model, features = self.model_, self._features(images)
         own = self.logits(features)
         if self.beside == "cosine":
@@ -168,8 +169,17 @@ class LinearProbe(FewShotClassifier):
         return full
 
 
+class _ByImages(FewShotClassifier):
+    """Base of what knows classes by images alone; a NaN row of ``classifier_`` is one without."""
+
+    def logits(self, images: Any) -> Tensor:
+        """Logits ``(N, C)`` float32; minus infinity for classes without a training image."""
+        unseen = self.classifier_.isnan().any(dim=1)
+        return super().logits(images).masked_fill(unseen, float("-inf"))
+
+
 @dataclass(eq=False, repr=False)
-class Prototypes(FewShotClassifier):
+class Prototypes(_ByImages):
     """Nearest class mean among image features of all views: no names, no text.
 
     Source: Snell et al. 2017, "Prototypical networks for few-shot learning", NeurIPS; Wang et al.
@@ -214,15 +224,6 @@ class Prototypes(FewShotClassifier):
         means[~means.any(dim=1)] = float("nan")
         self.classifier_ = means
         return self
-
-    def logits(self, images: Any) -> Tensor:
-        """Logits ``(N, C)`` float32; minus infinity for classes without a training image."""
-        return _without(super().logits(images), self.classifier_)
-
-
-def _without(logits: Tensor, classifier: Tensor) -> Tensor:
-    """Logits with minus infinity for classes whose row of the classifier is NaN."""
-    return logits.masked_fill(classifier.isnan().any(dim=1), float("-inf"))
 
 
 @dataclass(eq=False, repr=False)
@@ -298,7 +299,7 @@ class GDA(FewShotClassifier):
 
 
 @dataclass(eq=False, repr=False)
-class SiM(FewShotClassifier):
+class SiM(_ByImages):
     """Similarity mapping: similarities to generic prompts, mapped to classes; no class names.
 
     A ridge regression without intercept from the cosines with M generic prompts to one-hot
@@ -349,10 +350,6 @@ class SiM(FewShotClassifier):
         self.classifier_ = (mapping.T @ generic).float()
         return self
 
-    def logits(self, images: Any) -> Tensor:
-        """Logits ``(N, C)`` float32; minus infinity for classes without a training image."""
-        return _without(super().logits(images), self.classifier_)
-
 
 def control_names(names: Sequence[str], kind: str, seed: int = 0) -> tuple[str, ...]:
     """Names for a negative control, as many and as different as those given.
@@ -388,12 +385,10 @@ def control_names(names: Sequence[str], kind: str, seed: int = 0) -> tuple[str, 
 def _random_names(names: Sequence[str], generator: np.random.Generator) -> tuple[str, ...]:
     found: list[str] = []
     for name in names:
-        lengths = [max(len(word), 3) for word in name.split()] or [3]
-        while True:
+        lengths, words = [max(len(word), 3) for word in name.split()] or [3], name
+        while words in found or words in names:
             drawn = [generator.choice(list(string.ascii_lowercase), size=n) for n in lengths]
             words = " ".join("".join(word) for word in drawn)
-            if words not in found and words not in names:
-                break
         found.append(words)
     return tuple(found)
 
@@ -439,6 +434,7 @@ class Control(FeatureClassifier):
 
     def joint_logits(self, images: Any, others: Sequence[str]) -> Tensor:
         """Logits ``(N, K + C)`` over the joint vocabulary: other names first."""
+        check_others(others, self.names_)
         return self.method.joint_logits(images, others)
 
 

@@ -73,18 +73,6 @@ class Rival:
         return replace(self, chosen=self.authors)
 
 
-def _ip_names(shots: int, ip_names: Sequence[str]) -> Sequence[str]:
-    return ip_names
-
-
-_ONE_TOKEN = {
-    "init": 1,
-    "name_weight": 0.0,
-    "stand_in_weight": 0.0,
-    "anchor_weight": 1.0,
-    "min_rows": 1,
-}
-
 # Variants of name learning are for the caller to add.
 RIVALS: dict[str, Rival] = {
     "zero-shot": Rival(ZeroShot, "Radford et al., ICML 2021"),
@@ -162,7 +150,13 @@ RIVALS: dict[str, Rival] = {
     "textual inversion": Rival(
         NameLearner,
         "Gal et al., ICLR 2023; with CLIP: Baldrati et al., ICCV 2023",
-        fixed=_ONE_TOKEN,
+        fixed={
+            "init": 1,
+            "name_weight": 0.0,
+            "stand_in_weight": 0.0,
+            "anchor_weight": 1.0,
+            "min_rows": 1,
+        },
         chosen={"lr": 0.2, "steps": 100, "optimizer": "adam"},
         authors={"optimizer": "adamw", "lr": 0.02, "steps": 350},
     ),
@@ -179,7 +173,7 @@ RIVALS: dict[str, Rival] = {
     "SiM": Rival(
         SiM,
         "Zanella et al., CVPR workshops 2025",
-        fixed={"prompts": _ip_names},
+        fixed={"prompts": lambda shots, ip_names: ip_names},
         chosen={"ridge": 1e-5},
     ),
     **{

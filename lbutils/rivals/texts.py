@@ -31,14 +31,12 @@ def waffled(
 
     Parameters
     ----------
-    names : sequence of str
     words : sequence of str
         Two or more words to draw from.
     pairs : int
         Prompts a name of either kind; the source's are 15.
     form : str
         With ``{name}`` and ``{phrase}``, where the noise goes.
-    seed : int
 
     Raises
     ------
@@ -75,7 +73,6 @@ def described(
 
     Parameters
     ----------
-    names : sequence of str
     phrases : mapping of str to sequence of str
         Descriptions, as in `learn.Lexicon`.
     form : str

@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from lbutils.learn.descent import descend_in_epochs
-from lbutils.models.classifier import Estimator, unit_rows
+from lbutils.models.classifier import Estimator, check_labelled, unit_rows
 from lbutils.models.classifier import logits as cosine_logits
 from lbutils.unlabelled.discovery import discover
 
@@ -131,17 +131,9 @@ def _given(pool: Any, texts: Any, known: Any, labelled: Any, labels: Any, vector
     names = torch.cat([old, candidates])
     if len(names) < 2:
         raise ValueError(f"{len(names)} names in all: an image needs two or more to choose from")
-    if (labelled is None) != (labels is None):
-        raise ValueError("labelled images and their labels go together: give both or neither")
-    shown = np.empty((0, width)) if labelled is None else labelled
-    theirs = np.asarray([] if labels is None else labels)
-    seen = unit_rows(shown, "labelled", width)
-    if theirs.shape != (len(seen),) or (len(seen) and theirs.dtype.kind not in "iu"):
-        raise ValueError(f"labels {theirs.shape} of {len(seen)} labelled images: one integer each")
-    if len(seen) and not 0 <= theirs.min() <= theirs.max() < len(old):
-        raise ValueError(f"labels must be rows of known, 0 to {len(old) - 1}")
+    shown = check_labelled(labelled, labels, len(old), width)
     words = torch.empty(0) if vectors is None else _words(vectors, len(old), len(candidates))
-    return _Given(images, names, len(old), seen, torch.from_numpy(theirs.astype(np.int64)), words)
+    return _Given(images, names, len(old), *shown, words)
 
 
 def _words(vectors: Any, n_known: int, n_candidates: int) -> Tensor:

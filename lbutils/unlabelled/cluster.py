@@ -14,6 +14,7 @@ from sklearn.metrics import (
     normalized_mutual_info_score,
     silhouette_score,
 )
+from sklearn.metrics.cluster import contingency_matrix
 
 
 def kmeans(
@@ -59,10 +60,8 @@ def matched_hits(labels_true: Any, labels_pred: Any) -> np.ndarray:
     _, pred = np.unique(np.asarray(labels_pred), return_inverse=True)
     if len(true) != len(pred) or not len(true):
         raise ValueError(f"{len(true)} labels and {len(pred)} clusters: one of each per sample")
-    counts = np.zeros((pred.max() + 1, true.max() + 1), dtype=np.int64)
-    np.add.at(counts, (pred, true), 1)
     partner = np.full(pred.max() + 1, -1)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
+    rows, columns = linear_sum_assignment(contingency_matrix(pred, true), maximize=True)
     partner[rows] = columns
     return partner[pred] == true
 

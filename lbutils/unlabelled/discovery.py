@@ -135,10 +135,14 @@ def discover(
     for option in options:
         if option not in known_options:
             raise ValueError(suggest(option, known_options, f"option of {method}"))
-    problem = _problem(features, labelled, labels)._replace(
-        seed=seed, temperature=options.pop("temperature", None)
-    )
-    if k is None and method not in _FIND_K:
+    temperature = options.pop("temperature", None)
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature={temperature}: give a number above 0, or None to fit it")
+    problem = _problem(features, labelled, labels)
+    problem = problem._replace(seed=seed, temperature=temperature)
+    if method in _TREES:
+        _check_tree(problem)
+    elif k is None:
         known = problem.classes[problem.codes]
         k = estimate_k(features, labelled=problem.labelled, labels=known, seed=seed).k
     if k is not None:
@@ -198,9 +202,12 @@ def _linked(problem: _Problem, space: np.ndarray, clusters: np.ndarray, k: int) 
     order = np.empty(k, dtype=np.int64)
     order[new] = np.arange(len(problem.classes), k)
     order[clusters[:m]] = problem.codes
-    known = np.full(k, -1, dtype=np.int64)
-    known[: len(problem.classes)] = problem.classes
-    return _softened(problem, space, order[clusters], known)
+    return _softened(problem, space, order[clusters], _known_first(problem, k))
+
+
+def _known_first(problem: _Problem, k: int) -> np.ndarray:
+    """The class of each cluster ``(k,)``, those of labelled classes standing first."""
+    return np.pad(problem.classes, (0, k - len(problem.classes)), constant_values=-1)
 
 
 def _matched(problem: _Problem, clusters: np.ndarray, k: int) -> Discovery:
@@ -231,14 +238,14 @@ def _softened(
     return _discovery(problem, weights, own, clusters[:m], known)
 
 
-def _fitted(space: np.ndarray, clusters: np.ndarray, k: int, seed: int = 0) -> float:
+def _fitted(space: np.ndarray, clusters: np.ndarray, k: int) -> float:
     """Temperature under which images left out of their own centre best find it again."""
     sums, counts = _sums(clusters, space, k), np.bincount(clusters, minlength=k)
     several = np.flatnonzero(counts[clusters] > 1)
     if not len(several) or np.count_nonzero(counts) < 2:
         return _COLDEST
     if len(several) > _LARGEST_SAMPLE:
-        several = np.random.default_rng(seed).choice(several, _LARGEST_SAMPLE, replace=False)
+        several = np.random.default_rng(0).choice(several, _LARGEST_SAMPLE, replace=False)
     own, rows = clusters[several], np.arange(len(several))
     cosines = space[several] @ _unit(sums).T
     cosines[rows, own] = (space[several] * _unit(sums[own] - space[several])).sum(axis=1)
@@ -391,8 +398,6 @@ def _gaussian(
     space = PCA(min(dimensions, *joint.shape), svd_solver="full").fit_transform(joint)
     space /= np.sqrt(space.var(axis=0).sum())
     counts = np.bincount(start, minlength=k)
-    known = np.full(k, -1, dtype=np.int64)
-    known[: len(problem.classes)] = problem.classes
     model = GaussianMixture(
         k,
         covariance_type=covariance,
@@ -405,7 +410,7 @@ def _gaussian(
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = model.fit(space).predict(space)[m:]
     clusters = np.concatenate([problem.codes, found])
-    return _softened(problem, joint, clusters, known)
+    return _softened(problem, joint, clusters, _known_first(problem, k))
 
 
 # ---- trees: agglomerative clustering and mean-shift
@@ -455,7 +460,6 @@ def _contrastive_mean_shift(
     last block and its last layer norm, besides a head of three layers 768 wide. Here the encoder
     stays as it is and the head is one linear map, so figures "as released" are of another head.
     """
-    _check_tree(problem)
     images = _Images(problem, views, labelled_views, dropout)
     head, _ = _shift_head(
         images, min(neighbours, len(images.plain) - 1), alpha, sharpness, supervised, lr, epochs
@@ -472,7 +476,6 @@ def _shift_and_cut(
     Features shift on as long as the labelled images' accuracy does not fall, with two steps of
     patience, and at most 20 times; once where nothing is labelled.
     """
-    _check_tree(problem)
     m, shifted, best, patience = len(problem.codes), space, -1.0, 0
     kept = _shifted(space, neighbours, alpha)
     if k is None:
@@ -516,7 +519,6 @@ def _cut(
     A labelled class enters as copies of its mean, which join first and weigh as many images as
     they are; images of two classes lie so far apart that they never join.
     """
-    _check_tree(problem)
     if k is None:
         k = _own_k(problem, joined, joining)
     m, joined = len(problem.codes), joined.copy()
@@ -540,11 +542,10 @@ def _own_k(problem: _Problem, rows: np.ndarray, joining: str) -> int:
     low, high = _range_of_k(problem, None)
     if high <= low:
         return max(1, len(problem.classes))
-    tree, m = linkage(rows, joining), len(problem.codes)
+    tree = linkage(rows, joining)
 
     def score(k: int) -> float:
-        clusters = fcluster(tree, k, "maxclust")
-        return _score(rows, clusters, problem.codes, np.arange(m), problem.seed)
+        return _score(rows, fcluster(tree, k, "maxclust"), problem.codes, problem.seed)
 
     return _search(score, low, high).k
 
@@ -637,15 +638,15 @@ def _parametric(
     Source: Wen, Zhao and Qi, ICCV 2023 (SimGCD), whose temperatures and weights these are. Theirs
     start at random and train the encoder's last block too, by contrasts that we need not have.
     """
-    m, c = len(problem.codes), len(problem.classes)
     images = _Images(problem, views, labelled_views, dropout)
     start = _lloyd(problem, k, n_init)
     first = _unit(_sums(start, images.plain.numpy(), k))
     rows, _ = _prototypes(images, first, supervised, entropy, lr, epochs)
-    logits = _centred(problem.joint)[m:] @ rows.T.astype(np.float64) / _STUDENT
+    own = _centred(problem.joint)[len(problem.codes) :]
+    logits = own @ rows.T.astype(np.float64) / _STUDENT
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    known = np.concatenate([problem.classes, np.full(k - c, -1)]).astype(np.int64)
-    return _discovery(problem, weights, weights.argmax(axis=1), problem.codes, known)
+    clusters, known = weights.argmax(axis=1), _known_first(problem, k)
+    return _discovery(problem, weights, clusters, problem.codes, known)
 
 
 def _prototypes(
@@ -781,9 +782,9 @@ def estimate_k(
     """Number of clusters of all images, known and new, and the scores from which it follows.
 
     Half of the labelled classes are treated as unlabelled, then the other half. The score of a k
-    is the clustering accuracy of the classes so hidden, plus the silhouette (cosine) of all
-    images. Where fewer than two classes are labelled it is the silhouette alone. The best k is
-    looked for on a geometric grid, then more finely around the best.
+    is the clustering accuracy of the classes so hidden, plus the silhouette (cosine) of all images
+    without a label, these included. Where fewer than two classes are labelled it is the silhouette
+    alone. The best k is looked for on a geometric grid, then more finely around the best.
 
     Returns a KEstimate: where nothing can be compared, as with two images or with images all alike,
     k is that of the labelled classes, at least 1, and scores are NaN or none. Raises ValueError as
@@ -845,13 +846,11 @@ def _hidden(
     }
     mixed = np.concatenate([problem.labelled[hide], problem.features])
     found = discover(mixed, k, **told, method=method, seed=problem.seed, **options).clusters
-    return _score(mixed, found, problem.codes[hide], np.arange(hide.sum()), problem.seed)
+    return _score(mixed, found, problem.codes[hide], problem.seed)
 
 
-def _score(
-    rows: np.ndarray, clusters: np.ndarray, labels: np.ndarray, at: np.ndarray, seed: int
-) -> float:
-    """Clustering accuracy of the rows `at`, if any, plus the silhouette of all; NaN without."""
+def _score(rows: np.ndarray, clusters: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """Silhouette of all rows, plus the accuracy of the first, if any have labels; NaN without."""
     if not 1 < len(np.unique(clusters)) < len(rows):
         return float("nan")
     sample = None if len(rows) <= 2000 else 2000
@@ -861,9 +860,9 @@ def _score(
         )
     except ValueError:  # each image of the sample is a cluster
         return float("nan")
-    if not len(at):
+    if not len(labels):
         return float(smooth)
-    return float(clustering_accuracy(labels, clusters[at]) + smooth)
+    return float(clustering_accuracy(labels, clusters[: len(labels)]) + smooth)
 
 
 def _search(score: Callable[[int], float], low: int, high: int) -> KEstimate:
@@ -936,4 +935,4 @@ METHODS: dict[str, Callable[..., Discovery]] = {
     "contrastive_mean_shift": _contrastive_mean_shift,
     "parametric": _parametric,
 }
-_FIND_K = ("agglomerative", "mean_shift", "contrastive_mean_shift")
+_TREES = ("agglomerative", "mean_shift", "contrastive_mean_shift")

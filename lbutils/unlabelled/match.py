@@ -134,7 +134,7 @@ def assign(
     return Assignment(names.astype(np.int64), np.where(names < 0, 0.0, confidence), plan)
 
 
-def _transport(scores: np.ndarray, expected: np.ndarray, slack: float, most: int = 1000) -> Any:
+def _transport(scores: np.ndarray, expected: np.ndarray, slack: float) -> Any:
     """Rows, each summing to one, of the relaxed entropic plan for scores over temperature.
 
     Where the columns are to be met to the full, iterations stop when they are, to 1e-9.
@@ -142,7 +142,7 @@ def _transport(scores: np.ndarray, expected: np.ndarray, slack: float, most: int
     power = 1 / (1 + slack)
     wanted = np.log(expected * len(scores))
     columns = np.zeros(scores.shape[1])
-    for _ in range(most):
+    for _ in range(1000):
         rows = -logsumexp(scores + columns, axis=1)
         update = power * (wanted - logsumexp(scores + rows[:, None], axis=0))
         moved = np.abs(update - columns).max()

@@ -28,6 +28,7 @@ from lbutils.learn.mixture import joint_iteration
 from lbutils.learn.namelearner import Labelled, NameLearner
 from lbutils.models.classifier import (
     FeatureClassifier,
+    check_labelled,
     check_others,
     class_means,
     state_of,
@@ -52,11 +53,13 @@ class _Vocabulary(NamedTuple):
 class _Pool(NamedTuple):
     """Unlabelled images that are used, known centres and texts, and what discovery made of them."""
 
+    used: Tensor  # mask of the images that are
     images: Tensor
     centres: Tensor
     texts: Tensor
     discovery: Discovery | None
-    labelled: tuple[Tensor, Tensor] | None  # (M, D) and (M,)
+    labelled: Tensor  # (M, D), none without labelled images
+    labels: Tensor  # (M,)
     colours: tuple[np.ndarray, np.ndarray] | None  # shown (N, 11) and told (A + C, 11)
 
 
@@ -251,7 +254,7 @@ class ZeroShotNameLearner(FeatureClassifier):
             Names in pre-training.
         labelled, labels : Tensor, shape (M, D) and (M,), optional
             Unit features of images of known classes, and which; without them the known names'
-            text features stand for their images, and discovery has no labels.
+            text features stand for their images, in discovery too.
         colours : array, shape (N, 11), optional
             `colours.colour_shares` of the images, which the source ``"colours"`` needs.
         n_classes : int, optional
@@ -273,8 +276,7 @@ class ZeroShotNameLearner(FeatureClassifier):
             If the encoder is not frozen, or the loss is no longer finite.
         """
         names = _vocabulary(candidates, known, vocabulary)
-        pool = self._pool(images, names, labelled, labels, n_classes, membership)
-        pool = pool._replace(colours=self._colours(names, len(images), colours, membership))
+        pool = self._pool(images, names, labelled, labels, colours, n_classes, membership)
         prototypes = self.knowledge.prototypes(names.candidates)
         shares = np.full(len(names.candidates), 1.0)
         if vocabulary is None:
@@ -292,7 +294,7 @@ class ZeroShotNameLearner(FeatureClassifier):
             prototypes = F.normalize(prototypes + self.classifier_, dim=1)
         self.names_: Names = self.embeddings_.learned()
         self.weights_ = torch.zeros(len(images), weights.shape[1])
-        self.weights_[_mask(len(images), membership)] = weights.cpu()
+        self.weights_[pool.used] = weights.cpu()
         return self
 
     def columns(self, names: Sequence[str]) -> np.ndarray:
@@ -309,61 +311,54 @@ class ZeroShotNameLearner(FeatureClassifier):
         names: _Vocabulary,
         labelled: Tensor | None,
         labels: Any,
+        colours: Any,
         n_classes: int | None,
         membership: Any,
     ) -> _Pool:
         """What matching needs, checked."""
-        if (labelled is None) != (labels is None):
-            raise ValueError("labelled images and labels go together: give both or neither")
         images = unit_rows(images, "images")
         if not len(images):
             raise ValueError("there is no image to learn from: give one at least")
-        used = images[_mask(len(images), membership)]
-        if n_classes is not None and not 1 <= n_classes <= len(used):
-            raise ValueError(f"n_classes={n_classes} for {len(used)} images: 1 for each at most")
+        shown, places = check_labelled(labelled, labels, len(names.known), images.shape[1])
+        used = _mask(len(images), membership)
+        images = images[used]
+        if n_classes is not None and not 1 <= n_classes <= len(images):
+            raise ValueError(f"n_classes={n_classes} for {len(images)} images: 1 for each at most")
         texts = torch.empty(0, images.shape[1])
         if names.known:
             texts = text_features(self.encoder, names.known, self.templates, self.hint)
-        centres = texts
-        if labelled is not None:
-            labelled = unit_rows(labelled, "labelled images")
-            given = np.asarray(labels)
-            if given.dtype.kind not in "iu":
-                raise ValueError("labels must be integers, places among the known names")
-            places = torch.tensor(given, dtype=torch.long)
-            outside = len(places) and not 0 <= int(places.min()) <= int(places.max()) < len(texts)
-            if places.shape != (len(labelled),) or outside:
-                raise ValueError(f"labels {tuple(places.shape)}: one of 0..{len(texts) - 1} each")
-            means, _ = class_means(labelled[None], places, len(texts))
+        centres, found = texts, None
+        if len(shown):
+            means, _ = class_means(shown[None], places, len(texts))
             centres = F.normalize(texts + F.normalize(means, dim=1), dim=1)
-        found, taught = None, None if labelled is None else (labelled, places)
         if self.matching != "joint":
             told: dict[str, Any] = {"method": self.discovery, "seed": self.seed}
             k = n_classes
             if membership is None and names.known:
                 # Without images, a known class's text feature is its one labelled image.
-                shown, which = taught or (texts, torch.arange(len(texts)))
+                rows, which = (shown, places) if len(shown) else (texts, torch.arange(len(texts)))
                 k = None if k is None else k + len(torch.unique(which))
-                told |= {"labelled": shown, "labels": which.numpy()}
-            found = discover(used, k, **told)
+                told |= {"labelled": rows, "labels": which.numpy()}
+            found = discover(images, k, **told)
         if membership is not None:
             centres = centres[:0]
-        return _Pool(used, centres, texts, found, taught, None)
+        seen = self._colours(names, colours, used)
+        return _Pool(used, images, centres, texts, found, shown, places, seen)
 
     def _colours(
-        self, names: _Vocabulary, n: int, colours: Any, membership: Any
+        self, names: _Vocabulary, colours: Any, used: Tensor
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Colours that images show and names tell, if that is a source of the knowledge."""
         told = self.knowledge.told_colours([*names.known, *names.candidates])
         if told is None:
             return None
         shown = np.asarray([] if colours is None else colours, dtype=np.float64)
-        if shown.shape != (n, told.shape[1]) or not np.isfinite(shown).all():
+        if shown.shape != (len(used), told.shape[1]) or not np.isfinite(shown).all():
             raise ValueError(
-                f"colours {shown.shape}: the source 'colours' needs those of {n} images, "
+                f"colours {shown.shape}: the source 'colours' needs those of {len(used)} images, "
                 "lbutils.learn.colours.colour_shares(split)"
             )
-        return shown[_mask(n, membership).numpy()], told
+        return shown[used.numpy()], told
 
     def _match(self, pool: _Pool, prototypes: Tensor, shares: np.ndarray) -> Tensor:
         """Share of each image that a name has, ``(N, A + C)``; sets what `fit` documents."""
@@ -391,11 +386,10 @@ class ZeroShotNameLearner(FeatureClassifier):
         plan = np.zeros((len(fresh), c))
         if len(fresh):
             plan = self._named(pool, clusters[fresh], fresh, prototypes, shares)
-        shown = np.zeros((len(weights), a))
-        for cluster in np.flatnonzero(known >= 0):
-            shown[:, known[cluster]] += weights[:, cluster]
+        old, shown = known >= 0, np.zeros((len(weights), a))
+        shown[:, known[old]] = weights[:, old]
         joined = torch.from_numpy(np.concatenate([shown, weights[:, fresh] @ plan], axis=1)).float()
-        self.new_share_ = float(weights[:, known < 0].sum() / len(weights))
+        self.new_share_ = float(weights[:, ~old].sum() / len(weights))
         moved = self.prior * prototypes + joined[:, a:].T @ pool.images
         self.centres_ = F.normalize(moved, dim=1)
         return joined
@@ -504,11 +498,9 @@ class ZeroShotNameLearner(FeatureClassifier):
 
     def _image_term(self, pool: _Pool, weights: Tensor, prompts: Tensor) -> Tensor:
         """Cross-entropy of images with what they were taken for, over known and new names."""
-        images = pool.images
-        if pool.labelled is not None:
-            images = torch.cat([images, pool.labelled[0]])
-            sure = F.one_hot(pool.labelled[1], weights.shape[1])
-            weights = torch.cat([weights, sure.to(weights)])
+        images = torch.cat([pool.images, pool.labelled])
+        sure = F.one_hot(pool.labels, weights.shape[1])
+        weights = torch.cat([weights, sure.to(weights)])
         images, texts, weights = (t.to(prompts) for t in (images, pool.texts, weights))
         scale = self.encoder.logit_scale / self.temperature
         wrong, own = scale * images @ texts.T, scale * images @ prompts.T
