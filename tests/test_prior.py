@@ -42,11 +42,6 @@ def told(tiny_encoder, captioned_images):
     return Told(tiny_encoder, dict(zip(captioned_images.names, rows, strict=True)))
 
 
-def bare(split):
-    """The split without its images."""
-    return dataclasses.replace(split, labels=split.labels[:0], captions=())
-
-
 def anchors(monkeypatch, learner, *given):
     """What a learner draws its names to."""
     seen = []
@@ -70,12 +65,8 @@ SETTINGS = [
 
 def test_a_batch_is_every_single_fit(monkeypatch, tiny_encoder, captioned_images, image_views):
     """Learners with rates, steps, batches and streams of their own, of splits of several sizes."""
-    fewer = dataclasses.replace(
-        captioned_images,
-        labels=captioned_images.labels[:9],
-        names=captioned_images.names[:4],
-        captions=captioned_images.captions[:9],
-    )
+    fewer = captioned_images.take(np.arange(9))
+    fewer = dataclasses.replace(fewer, names=captioned_images.names[:4])
     jobs = [
         (make, {"steps": 5, "seed": seed, **options}, split)
         for seed, split in enumerate([captioned_images, fewer, captioned_images])
@@ -177,7 +168,7 @@ def test_without_images_the_prior_alone_is_learned_and_said(tiny_encoder, captio
     rows = told.prototypes(captioned_images.names)
     start = NameLearner(tiny_encoder, told, **QUICK | {"steps": 1, "lr": 0.0})
     with pytest.warns(UserWarning, match="prior alone"):
-        start.fit(bare(captioned_images))
+        start.fit(captioned_images.take([]))
     own = [(one.classifier_ * rows).sum(1) for one in (learner, start)]
     assert (own[0] > own[1] + 0.1).all()
     captioned = NameLearner(tiny_encoder, told, caption_weight=1.0, **QUICK)
@@ -206,11 +197,7 @@ def test_one_name_without_images_is_learned_beside_the_others(
     monkeypatch, tiny_encoder, captioned_images, image_views, told
 ):
     keep = captioned_images.labels > 0
-    split = dataclasses.replace(
-        captioned_images,
-        labels=captioned_images.labels[keep],
-        captions=tuple(c for c, k in zip(captioned_images.captions, keep, strict=True) if k),
-    )
+    split = captioned_images.take(np.flatnonzero(keep))
     learner = NameLearner(tiny_encoder, told, **QUICK)
     found = anchors(monkeypatch, learner, split, image_views[:, torch.from_numpy(keep)])
     means = torch.stack(
@@ -409,10 +396,12 @@ def test_names_without_others_and_prototypes_are_run_on_the_draws_of_names(choos
     assert ran == [(number, None, 0.0), *weighed]
 
 
-def test_trials_of_a_prior_are_scored_on_what_no_draw_learned(choosing, tiny_encoder, monkeypatch):
-    def places(encoder, split, *args):
-        return torch.arange(float(len(split)))[None, :, None].repeat(2, 1, 1)
+def places(encoder, split, *args):
+    """Views (2, N, 1) that hold the place of each image."""
+    return torch.arange(float(len(split)))[None, :, None].repeat(2, 1, 1)
 
+
+def test_trials_of_a_prior_are_scored_on_what_no_draw_learned(choosing, tiny_encoder, monkeypatch):
     monkeypatch.setattr(choosing, "training_features", places)
     found = choosing.trials(tiny_encoder, "lots-1")
     assert len(found) == 3 * len(choosing.DRAWS)
@@ -487,10 +476,6 @@ def test_worth_is_measured_on_test_drawings_with_a_pile_that_no_draw_learns_from
     choosing, tiny_encoder, monkeypatch
 ):
     worth = load_script("worth")
-
-    def places(encoder, split, *args):
-        return torch.arange(float(len(split)))[None, :, None].repeat(2, 1, 1)
-
     monkeypatch.setattr(worth, "training_features", places)
     monkeypatch.setattr(worth, "image_features", lambda encoder, split: places(0, split)[0])
     every = choosing.unmet("lots-2")[0]

@@ -18,6 +18,7 @@ from match import fingerprints, near_duplicates, read_concepts
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from tqdm import tqdm
+from words import words_of
 
 from lbutils.captions.text import canonical
 
@@ -84,12 +85,7 @@ class Naming:
         self.by_form: dict[str, set[str]] = {}
         self.by_piece: dict[int, set[str]] = {}
         for row in concepts.iter_rows(named=True):
-            words = [
-                row["name"],
-                *row["emoji_labels"].split("|"),
-                *(row["other_labels"] or "").split("|"),
-            ]
-            for form in set().union(*(inflections(canonical(w)) for w in words if w)):
+            for form in set().union(*(inflections(canonical(w)) for w in words_of(row))):
                 self.by_form.setdefault(form, set()).add(row["concept_id"])
             pieces = TOKENIZER.encode(canonical(row["name"]))
             if len(pieces) == 1:

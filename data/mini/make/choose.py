@@ -20,8 +20,6 @@ at the default. These are the defaults of `lbutils`. Run `checksums.py` afterwar
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import itertools
 import json
 import time
@@ -32,12 +30,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
 from lbutils import NameLearner, load_benchmark, load_encoder
+from lbutils._util import write_text
 from lbutils.learn.namelearner import Alignment
-from lbutils.measure import joint, records
+from lbutils.measure import joint
 from lbutils.models.classifier import text_classifier, training_features
 from lbutils.models.features import image_features
 from lbutils.rivals.adapters import (
@@ -102,9 +102,8 @@ def _names(encoder: Any, task: Task, **options: Any) -> Any:
     return NameLearner(encoder, hint=task.hint, seed=task.draw, alignment=alignment, **known)
 
 
-def _fsnl(encoder: Any, task: Task, negatives: bool = False, **options: Any) -> Any:
-    known = {"negatives": task.others} if negatives else {}
-    return NameLearner.fsnl(encoder, hint=task.hint, seed=task.draw, **known, **options)
+def _fsnl(encoder: Any, task: Task, **options: Any) -> Any:
+    return NameLearner.fsnl(encoder, hint=task.hint, seed=task.draw, **options)
 
 
 def _prototypes(encoder: Any, task: Task, aligned: bool = False) -> Any:
@@ -267,8 +266,8 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def kept(path: Path, anew: list[str]) -> list[dict[str, Any]]:
     """Rows of an earlier table, but for those of methods that are chosen anew."""
-    with path.open(newline="") as handle:
-        return [row for row in csv.DictReader(handle) if row["method"] not in anew]
+    table = pd.read_csv(path)
+    return table[~table["method"].isin(anew)].to_dict("records")
 
 
 def main() -> None:
@@ -298,11 +297,8 @@ def main() -> None:
                 print({key: own[-1][key] for key in COLUMNS[:-1]}, flush=True)
             choose(own)["chosen"] = True
             table += own
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    records.write_text(args.out, text.getvalue())
+    frame = pd.DataFrame(table, columns=list(COLUMNS))
+    write_text(args.out, frame.to_csv(index=False, lineterminator="\n"))
 
 
 if __name__ == "__main__":

@@ -37,14 +37,14 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from choose_rivals import loaded, unmet
+from choose_rivals import drawn, loaded, unmet
 from tqdm import tqdm
 
 from lbutils import NameLearner
@@ -97,16 +97,14 @@ class Trial(NamedTuple):
 
 def trials(encoder: Any, rotation: str) -> list[Trial]:
     """Every draw at every number of shots of a rotation's classes."""
-    every, few_shot, _ = unmet(rotation)
+    every = unmet(rotation)[0]
     views = training_features(encoder, every)
-    place = {image_id: i for i, image_id in enumerate(every.ids)}
     found = []
     for draw in DRAWS:
-        rows = {k: [place[i] for i in few_shot(k, draw).ids] for k in SHOTS}
-        rest = np.setdiff1d(np.arange(len(every)), rows[max(SHOTS)])
+        splits, rest = drawn(rotation, SHOTS, draw)
         found += [
-            Trial(k, few_shot(k, draw), views[:, rows[k]], views[0, rest], every.labels[rest])
-            for k in SHOTS
+            Trial(k, split, views[:, rows], views[0, rest], every.labels[rest])
+            for k, (split, rows) in splits.items()
         ]
     return found
 
@@ -140,17 +138,28 @@ def rows(key: tuple[Any, ...], runs: list[tuple[int, pd.Series]]) -> Iterator[di
             yield dict(zip(KEY, (*key, shots, concept), strict=True)) | {"oop": round(value, 2)}
 
 
+def predicted(models: Sequence[Any], own: Sequence[Trial]) -> list[tuple[int, pd.Series]]:
+    """Number of shots and accuracy by concept of each model in its trial."""
+    return [
+        (trial.shots, by_concept(trial, model.predict(trial.images)))
+        for trial, model in zip(own, models, strict=True)
+    ]
+
+
 def of_means(
-    encoder: Any, own: list[Trial], prior: Knowledge | None, weight: float
+    encoder: Any, own: Sequence[Trial], prior: Knowledge | None, weight: float
 ) -> list[tuple[int, pd.Series]]:
-    """Number of shots and accuracy by concept of prototypes in each trial."""
-    runs = []
-    for trial in own:
-        model = Prototypes(
-            encoder, prior=prior, prior_weight=weight, without_knowledge="images"
-        ).fit(trial.split, trial.views)
-        runs.append((trial.shots, by_concept(trial, model.predict(trial.images))))
-    return runs
+    """What `predicted` returns of prototypes, with a prior or without."""
+    options = {"prior": prior, "prior_weight": weight, "without_knowledge": "images"}
+    return predicted([Prototypes(encoder, **options).fit(t.split, t.views) for t in own], own)
+
+
+def of_learners(
+    learners: Sequence[NameLearner], own: Sequence[Trial], piles: Any = None
+) -> list[tuple[int, pd.Series]]:
+    """What `predicted` returns of learners, fitted together, with unlabelled images or without."""
+    fit_many(learners, [trial.split for trial in own], [trial.views for trial in own], piles)
+    return predicted(learners, own)
 
 
 def of_prototypes(encoder: Any, rotation: str, all_: dict[str, Knowledge]) -> Iterator[Any]:
@@ -193,12 +202,7 @@ def of_names(
             NameLearner(encoder, negatives=negatives, without_knowledge="images", **options)
             for _ in own
         ]
-        fit_many(learners, [trial.split for trial in own], [trial.views for trial in own])
-        runs = [
-            (trial.shots, by_concept(trial, learner.predict(trial.images)))
-            for trial, learner in zip(own, learners, strict=True)
-        ]
-        yield from rows(key, runs)
+        yield from rows(key, of_learners(learners, own))
 
 
 def chosen(table: pd.DataFrame, method: str) -> tuple[str, float]:

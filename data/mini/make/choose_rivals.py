@@ -44,9 +44,9 @@ import torch
 from tqdm import tqdm
 
 from lbutils import NameLearner, load_benchmark, load_encoder
+from lbutils._util import write_text
 from lbutils.data.benchmark import Split, data_dir, join
 from lbutils.data.lots import ALWAYS, ROTATIONS, lots
-from lbutils.measure import records
 from lbutils.measure.lots import restricted
 from lbutils.measure.metrics import accuracy
 from lbutils.models.classifier import training_features
@@ -199,25 +199,33 @@ def unmet(rotation: str) -> tuple[Split, Callable[[int, int], Split], tuple[str,
     return every, few_shot, tuple(sorted(told - set(every.names)))
 
 
-def episodes(encoder: Any, rotation: str, shots: Iterable[int] = (SHOTS, 1)) -> list[Episode]:
+def drawn(
+    rotation: str, shots: Iterable[int], draw: int
+) -> tuple[dict[int, tuple[Split, list[int]]], np.ndarray]:
+    """By shots the split of a draw and its rows in `unmet`, and the rows that none learns from."""
+    every, few_shot, _ = unmet(rotation)
+    place = {image_id: i for i, image_id in enumerate(every.ids)}
+    splits = {k: few_shot(k, draw) for k in shots}
+    found = {k: (split, [place[i] for i in split.ids]) for k, split in splits.items()}
+    # Splits of a draw are nested: the largest holds all others.
+    return found, np.setdiff1d(np.arange(len(every)), found[max(found)][1])
+
+
+def episodes(encoder: Any, rotation: str) -> list[Episode]:
     """An episode for each number of shots, in one vocabulary over all domains."""
-    every, few_shot, known = unmet(rotation)
+    every, _, known = unmet(rotation)
     towers: list[Any] = [encoder, BeforeProjection(encoder)]
     views = [training_features(tower, every) for tower in towers]
-    place = {image_id: i for i, image_id in enumerate(every.ids)}
-    # Draws are nested: what none of them learns from is for the score at any number of shots.
-    splits = {k: few_shot(k, 0) for k in shots}
-    rows = {k: [place[image_id] for image_id in split.ids] for k, split in splits.items()}
-    rest = np.setdiff1d(np.arange(len(every)), np.concatenate(list(rows.values())))
+    splits, rest = drawn(rotation, (SHOTS, 1), 0)
     return [
         Episode(
             k,
             split,
-            *zip(*((v[:, rows[k]], v[0, rest]) for v in views), strict=True),
+            *zip(*((v[:, rows], v[0, rest]) for v in views), strict=True),
             every.labels[rest],
             known,
         )
-        for k, split in splits.items()
+        for k, (split, rows) in splits.items()
     ]
 
 
@@ -280,7 +288,7 @@ def search(folders: Sequence[Path], method: str, path: Path) -> None:
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    records.write_text(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    write_text(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
 def main() -> None:

@@ -24,8 +24,9 @@ import torch
 from choose_rivals import METHODS, SHOTS, TABLE, made
 
 from lbutils import load_benchmark, load_encoder
+from lbutils._util import write_text
 from lbutils.data.benchmark import data_dir
-from lbutils.measure import joint, records, tasks
+from lbutils.measure import joint, tasks
 
 RESULTS = data_dir() / "results" / "choices.csv"
 DRAWS = 1
@@ -70,7 +71,7 @@ def main() -> None:
         for choice, key in zip(every, makers, strict=True)
     ]
     table = pd.DataFrame(rows)
-    records.write_text(RESULTS, table.to_csv(index=False, lineterminator="\n"))
+    write_text(RESULTS, table.to_csv(index=False, lineterminator="\n"))
     print(table.drop(columns="setting").to_string(index=False))
 
 

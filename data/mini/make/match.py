@@ -13,6 +13,7 @@ import polars as pl
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from words import words_of
 
 from lbutils.captions.text import canonical
 
@@ -51,9 +52,8 @@ def match(drawings: pl.DataFrame, concepts: pl.DataFrame) -> list[str | None]:
     for row in concepts.iter_rows(named=True):
         labels = [canonical(w) for w in row["emoji_labels"].split("|")]
         emoji.update(dict.fromkeys(labels, row["concept_id"]))
-        more = [canonical(w) for w in (row["other_labels"] or "").split("|") if w]
-        for word in (canonical(row["name"]), *labels, *more):
-            other.setdefault(word, row["concept_id"])
+        for word in words_of(row):
+            other.setdefault(canonical(word), row["concept_id"])
     found = []
     for label, kind in drawings.select("label", "kind").iter_rows():
         whole = canonical(label)

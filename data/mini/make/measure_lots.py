@@ -13,9 +13,9 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-from pretrain import write
 
 from lbutils import load_benchmark, load_encoder
+from lbutils._util import write_text
 from lbutils.data.benchmark import ROTATIONS, data_dir
 from lbutils.measure.lots import effects, measure, verdicts
 
@@ -44,7 +44,7 @@ def main() -> None:
             found = measure(load_encoder(f"local-dir:{place}"), benchmark)
             found = found.assign(rotation=rotation, seed=seed).round(3)
             done = pd.concat([done, found], ignore_index=True)
-            write(RESULTS, lambda path, table=done: table.to_csv(path, index=False))
+            write_text(RESULTS, done.to_csv(index=False, lineterminator="\n"))
     if set(done.get("rotation", ())) == set(ROTATIONS):
         print(effects(done, MEASURES).round(1).to_string(index=False))
         print(verdicts(done).drop(columns="id").round(1).to_string(index=False))

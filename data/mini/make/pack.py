@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lbutils import load_encoder
+from lbutils._util import write_text
 from lbutils.data.benchmark import data_dir
 from lbutils.models import mini
 
@@ -75,7 +76,7 @@ def main() -> None:
         known = [row for row in known if row["encoder"] != folder.name]
         known.append(cost(folder, target, held_out))
         table = pd.DataFrame(known).sort_values("encoder")
-        P.write(RESULTS, lambda path, table=table: table.to_csv(path, index=False))
+        write_text(RESULTS, table.to_csv(index=False, lineterminator="\n"))
         P.certify(target, data)
     print(pd.DataFrame(known).to_string(index=False))
 

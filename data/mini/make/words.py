@@ -31,6 +31,12 @@ def write(path: Path, columns: list[str], rows: list[tuple[str, ...]]) -> None:
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
+def words_of(row: dict[str, str]) -> list[str]:
+    """The name of a row of `concepts.csv`, then the labels that its drawings were matched by."""
+    labels = [*row["emoji_labels"].split("|"), *(row["other_labels"] or "").split("|")]
+    return [row["name"], *filter(None, labels)]
+
+
 def labels(folder: Path, language: str) -> dict[str, str]:
     """Label of each emoji of emojibase by its code points."""
     emoji = json.loads((folder / language / "data.json").read_text(encoding="utf-8"))
@@ -46,9 +52,8 @@ def main() -> None:
     concepts = [row for row in read(DATA / "make" / "concepts.csv") if row["name"] in kept]
     synonyms = []
     for row in concepts:
-        own = "|".join([row["emoji_labels"], row["other_labels"]]).replace("\u2019", "'").split("|")
-        others = [word for word in dict.fromkeys(own) if word and word != row["name"]]
-        synonyms += [("mini", row["name"], word) for word in others]
+        own = dict.fromkeys(word.replace("\u2019", "'") for word in words_of(row))
+        synonyms += [("mini", row["name"], word) for word in own if word != row["name"]]
     write(PROMPTS / "synonyms.csv", ["benchmark", "name", "synonym"], synonyms)
     code = {label: hexcode for hexcode, label in labels(folder, "en").items()}
     shown = {

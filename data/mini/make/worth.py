@@ -34,14 +34,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from choose_prior import DRAWS, Trial, begin, by_concept, chosen, known, of_means, rows
-from choose_rivals import loaded, pooled, unmet
+from choose_prior import DRAWS, Trial, begin, chosen, known, of_learners, of_means, predicted, rows
+from choose_rivals import drawn, loaded, pooled, unmet
 
 from lbutils import NameLearner, load_benchmark
 from lbutils._util import write_text
 from lbutils.data.benchmark import Split, data_dir
 from lbutils.data.lots import ROTATIONS, lots
-from lbutils.learn.namelearner import fit_many
 from lbutils.measure.lots import (
     restricted,
     results,
@@ -67,15 +66,14 @@ def tested(names: tuple[str, ...]) -> Split:
 
 def trials(encoder: Any, rotation: str, test: Split) -> Iterator[tuple[int, Trial, torch.Tensor]]:
     """Every draw at every number of shots, and the unlabelled images ``(M, D)`` beside it."""
-    every, few_shot, _ = unmet(rotation)
+    every = unmet(rotation)[0]
     views, images = training_features(encoder, every), image_features(encoder, test)
-    place = {image_id: i for i, image_id in enumerate(every.ids)}
+    nothing = every.take(np.zeros(0, int)), []
     for draw in DRAWS:
-        splits = {k: few_shot(k, draw) for k in SHOTS}
-        at = {k: [place[i] for i in split.ids] for k, split in splits.items()}
-        pile = views[0, np.setdiff1d(np.arange(len(every)), at[max(SHOTS)])]
-        for k, split in {0: splits[1].take(np.zeros(0, int)), **splits}.items():
-            yield draw, Trial(k, split, views[:, at.get(k, [])], images, test.labels), pile
+        splits, rest = drawn(rotation, SHOTS, draw)
+        pile = views[0, rest]
+        for k, (split, at) in {0: nothing, **splits}.items():
+            yield draw, Trial(k, split, views[:, at], images, test.labels), pile
 
 
 def of_names(encoder: Any, rotation: str, own: list[Any], kind: str, prior: Any) -> Iterator[Any]:
@@ -86,12 +84,7 @@ def of_names(encoder: Any, rotation: str, own: list[Any], kind: str, prior: Any)
         options = {"prior": prior} if weighed else {}
         draws, ran, piles = zip(*(job for job in own if job[1].shots or weighed), strict=True)
         learners = [NameLearner(encoder, negatives=negatives, seed=d, **options) for d in draws]
-        splits, views = [trial.split for trial in ran], [trial.views for trial in ran]
-        fit_many(learners, splits, views, piles if piled else None)
-        runs = [
-            (trial.shots, by_concept(trial, learner.predict(trial.images)))
-            for trial, learner in zip(ran, learners, strict=True)
-        ]
+        runs = of_learners(learners, ran, piles if piled else None)
         method = "names, unlabelled" if piled else "names"
         yield from rows((rotation, method, kind if weighed else "none", weighed), runs)
 
@@ -114,9 +107,8 @@ def as_they_are(folder: Path, rotation: str, test: Split) -> Iterator[Any]:
         encoder = loaded(folder / f"{other}-seed-0")
         images = image_features(encoder, test)
         trial = Trial(0, test, images[None], images, test.labels)
-        guess = ZeroShot(encoder).fit(test).predict(images)
         key = (rotation, f"as it is, {arm}", "none", 0.0)
-        yield from rows(key, [(0, by_concept(trial, guess))])
+        yield from rows(key, predicted([ZeroShot(encoder).fit(test)], [trial]))
 
 
 def measured(folder: Path, rotation: str) -> pd.DataFrame:
