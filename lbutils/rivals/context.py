@@ -179,8 +179,6 @@ class CoOp(TrainedClassifier):
 
     Attributes
     ----------
-    classifier_ : Tensor, shape (C, D)
-    names_ : tuple of str
     context_ : Tensor, shape (n_ctx, W), or (C, n_ctx, W)
     """
 
@@ -195,14 +193,8 @@ class CoOp(TrainedClassifier):
     def fit(self, split: Any, features: Tensor | None = None) -> CoOp:
         """Self, with the context learned.
 
-        Raises ValueError if there is one class only, or the features do not pass `check_training`.
-
-        Parameters
-        ----------
-        split : Split
-            Training images with labels and class names.
-        features : Tensor, shape (V, N, D), optional
-            Features of V views of the images; computed (and cached) if not given.
+        `features` ``(V, N, D)`` are of V views of the split's images; computed (and cached) if not
+        given. Raises ValueError if there is one class only, or they do not pass `check_training`.
         """
         images, labels = self._training(split, features)
         generator = torch.Generator().manual_seed(self.seed)

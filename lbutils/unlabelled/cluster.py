@@ -76,13 +76,8 @@ def equal_draws(
     random, K the smaller of their numbers; classes are paired by size, the largest with the
     largest, and both of a pair give as many images at random as the smaller of them has.
 
-    Returns a list of (ndarray, ndarray): ascending indices into `first` and into `second`, one pair
-    for each of the `resamples`.
-
-    Parameters
-    ----------
-    first, second : array, shape (N,), (M,)
-        Classes of the samples of either side.
+    `first` ``(N,)`` and `second` ``(M,)`` are the classes of either side's samples. Returns
+    ascending indices into both, one pair for each of the `resamples`.
     """
     rng = np.random.default_rng(seed)
     sides = [np.asarray(first), np.asarray(second)]
@@ -109,14 +104,9 @@ def class_hits(
 ) -> np.ndarray:
     """Share of each class's images that clustering puts right, ``(C,)``; NaN for those not drawn.
 
-    Clustering accuracy, class by class, is what a bootstrap over classes needs.
-
-    Parameters
-    ----------
-    labels : array, shape (N,)
-        Classes, integers below `classes`, which is C.
-    draws, clusters : sequence of ndarray
-        Indices into `labels` of the samples that were clustered together, and their clusters.
+    Clustering accuracy, class by class, is what a bootstrap over classes needs. `labels` ``(N,)``
+    are integers below `classes`, which is C; `draws` are indices into them of the samples that were
+    clustered together, `clusters` their clusters.
     """
     y = np.asarray(labels)
     hits, images = np.zeros(classes), np.zeros(classes)
@@ -129,14 +119,8 @@ def class_hits(
 def clustering_report(features: Any, labels: Any, seed: int = 0) -> dict[str, float]:
     """Clustering of images against their classes: accuracy, nmi, ari, silhouette and margin.
 
-    Source: section 4.2 of the paper (Table 1: accuracy); the other measures are ours.
-
-    Parameters
-    ----------
-    features, labels : array, shape (N, D) and (N,)
-        Image features and their classes. k-means is given their number, as in the paper.
-    seed : int
-        Of k-means.
+    k-means on features ``(N, D)`` is given the number of classes in labels ``(N,)``, as in the
+    paper. Source: its section 4.2 (Table 1: accuracy); the other measures are ours.
 
     Returns
     -------
@@ -164,15 +148,8 @@ def clustering_report(features: Any, labels: Any, seed: int = 0) -> dict[str, fl
 def tsne(features: Any, seed: int = 0, perplexity: float = 20.0) -> np.ndarray:
     """Coordinates ``(N, 2)`` of a t-SNE map on cosine distances, started from the two first PCs.
 
-    Raises ValueError if there are fewer than 4 samples. Source: the paper's Figure 3; van der
-    Maaten and Hinton 2008.
-
-    Parameters
-    ----------
-    features : array, shape (N, D)
-        Image features; rows are normalised first.
-    perplexity : float
-        Lowered where there are too few samples for it.
+    The perplexity is lowered where there are too few samples for it. Raises ValueError if there are
+    fewer than 4. Source: the paper's Figure 3; van der Maaten and Hinton 2008.
     """
     unit = _unit(features)
     if len(unit) < 4:

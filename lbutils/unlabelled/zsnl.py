@@ -77,8 +77,6 @@ class ZeroShotNameLearner(FeatureClassifier):
 
     Parameters
     ----------
-    encoder : DualEncoder
-        The frozen image-text model.
     knowledge : Knowledge
         Where prototypes and shares of names come from.
     matching : str
