@@ -1,6 +1,7 @@
 """What every room uses.
 
-Lazy faces, where data and results lie, a line about an unknown name, names of files, whole files.
+Lazy faces, where data and results lie, a line about an unknown name, an interval as text, names of
+files, whole files.
 """
 
 from __future__ import annotations
@@ -108,6 +109,17 @@ def suggest(word: object, options: Iterable[object], what: str) -> str:
         some = dict.fromkeys([*(folded[name] for name in near), valid[0]])
         shown = f"{len(valid):,} names such as {', '.join(some)}"
     return f"unknown {what} {str(word)!r}: choose from {shown}.{hint}"
+
+
+def interval_text(found: Sequence[float], spec: str = ".1f", ends: str | None = None) -> str:
+    """A mean with the ends of its interval, ``"48.3 [46.1, 50.2]"``; alone where these are NaN.
+
+    `found` (sequence of float): mean, low, high, and whatever follows. `spec`, `ends` (str): how
+    the mean and the ends are written; the ends as the mean unless said, but without its plus.
+    """
+    mean, low, high = found[:3]
+    ends = spec.removeprefix("+") if ends is None else ends
+    return f"{mean:{spec}}" + (f" [{low:{ends}}, {high:{ends}}]" if low == low else "")
 
 
 def file_name(value: Any, what: str = "name", owner: Any = "", portable: bool = True) -> str:

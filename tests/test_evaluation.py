@@ -72,15 +72,6 @@ def test_harmonic_mean_of_zeros_and_negatives():
         ev.harmonic_mean(-0.1, 0.5)
 
 
-def test_class_balanced_is_the_papers_weighting():
-    # 674 OOP and 324 IP classes: the two weights are the shares of classes.
-    assert ev.class_balanced(0.5, 674, 324) == pytest.approx(0.5 * 674 / 998)
-    assert ev.class_balanced(0.5, 0, 3) == 0
-    for numbers in ((0, 0), (-1, 3)):
-        with pytest.raises(ValueError, match="no share"):
-            ev.class_balanced(0.5, *numbers)
-
-
 def test_joint_accuracy_equals_brute_force():
     rng = np.random.default_rng(0)
     logits, labels, n_ip = rng.normal(size=(200, 7)), rng.integers(0, 7, 200), 3
@@ -195,6 +186,29 @@ def test_domains_count_the_same_whatever_their_size():
     alone = [ev._means(v, None, 2000, 0)[1].std() for v in values.values()]
     both = ev._means(values, None, 2000, 0)[1].std()
     assert both == pytest.approx(math.hypot(*alone) / 2, rel=0.1)
+
+
+def test_unpaired_classes_are_resampled_each_for_itself():
+    rng = np.random.default_rng(1)
+    first = {name: 100 * rng.random(size) for name, size in {"a": 9, "b": 5, "c": 30}.items()}
+    second = {"b": 20 + 100 * rng.random(12)}
+    found = ev.unpaired(first, second, seed=1)
+    # One side has three domains and the other one: each mean is over its own.
+    means = [np.mean([values.mean() for values in side.values()]) for side in (first, second)]
+    assert found.mean == pytest.approx(means[0] - means[1])
+    spread = [ev._means(side, None, 4000, 0)[1].std() for side in (first, second)]
+    many = np.array([ev.unpaired(first, second, seed=s)[1:] for s in range(3)])
+    half = (many[:, 1] - many[:, 0]).mean() / 2
+    assert half == pytest.approx(1.96 * math.hypot(*spread), rel=0.2)
+    weights = {"b": np.arange(12)}
+    weighted = ev.unpaired(first, second, None, weights)
+    own = np.average(second["b"], weights=weights["b"])
+    assert weighted.mean == pytest.approx(means[0] - own)
+    assert np.isnan(ev.unpaired(first, {})).all()
+    # As many domains on both sides: twice each value with its sign, all in one mean.
+    pair = {"b": first["b"]}, second
+    signed = {"b 0": 2 * first["b"], "b 1": -2 * second["b"]}
+    assert ev.unpaired(*pair, seed=3) == ev.bootstrap(signed, seed=3)
 
 
 @pytest.mark.parametrize("clustered", [True, False])

@@ -94,6 +94,7 @@ def test_a_claim_of_parts_needs_all_and_fails_with_one():
     assert measured.both("reproduced", "not shown") == "not shown"
     assert measured.both("not shown", "contradicted") == "contradicted"
     assert measured.both("not run", "not shown") == "not run"
+    assert measured.both() == "not run"  # nothing holds of no part
 
 
 def test_below_is_above_turned_round():

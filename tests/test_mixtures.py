@@ -32,22 +32,12 @@ class Answers:
     """A learner that was told what to answer."""
 
     def __init__(self, encoder, weights, names, discovery=None):
-        self.encoder, self.weights_, self.names, self.discovery_ = (
-            encoder,
-            weights,
-            names,
-            discovery,
-        )
+        self.encoder, self.weights_, self.names_ = encoder, weights, names
+        self.discovery_ = discovery
         self.rows = F.normalize(torch.randn(len(names), encoder.dim), dim=1)
 
-    def columns(self, names):
-        return np.array([self.names.index(name) for name in names])
-
-    def logits(self, images):
-        return images @ self.rows.T
-
-    def other_logits(self, images, names):
-        return images @ text_features(self.encoder, names).T
+    def joint_logits(self, images, others):
+        return images @ torch.cat([text_features(self.encoder, others), self.rows]).T
 
 
 def test_nothing_is_on_both_sides(mixed):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
+import io
 import json
 import os
 import re
@@ -13,10 +15,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 
+from lbutils._util import interval_text
 from lbutils.data import folder
-from lbutils.measure import records
+from lbutils.measure import metrics, records
 from lbutils.run import notebooks, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,6 +221,49 @@ def test_what_lies_beside_the_records_is_no_json(path):
     """`lbutils.measure.records` takes every JSON file right in a run's folder for a record."""
     source = "\n".join(cell.source for cell in code_cells(read(path)))
     assert not re.search(r'place / f?"[^"/]*\.json"', source)
+
+
+def verdicts_on_scales(by, order):
+    """What notebook 08 concludes where all that it measures is `by` points."""
+    interval = metrics.Interval(by, by - 1, by + 1)
+    rows = pd.DataFrame(
+        {"domain": "Food", "name": list("abc"), "draw": 0, "change": [by - 1, by, by + 1]}
+    )
+    level = rows.assign(change=[-1.0, 0.0, 1.0])
+    groups = [*order, "never"]
+    given = {
+        "np": np, "records": records, "evaluation": metrics, "interval_text": interval_text,
+        "first": "small", "order": order, "since": groups if len(order) > 1 else ["small"],
+        "NEVER": "never", "ZERO": "zero-shot", "OURS": "ours", "seed": 0,
+        "margin": 5.0, "small_share": 0.25, "AS_ARE": "as they are",
+        "ran": pd.DataFrame({"domain": "Food", "since": groups}),
+        "at": lambda s, method, group: group,
+        "mean_of": lambda group, column: interval,
+        "change": lambda method, group, *span: level if group == "never" else rows,
+        "arms": ["0", "1"] if len(order) > 1 else [],
+        "by_dose": {("as they are", "1"): {"more": interval, "risen more": interval}},
+        "grown": interval if len(order) > 1 else None,
+        "gains": pd.DataFrame({"gain": [by], "low": [by - 1], "high": [by + 1]}),
+        "judged": pd.DataFrame(),
+    }  # fmt: skip
+    (notebook,) = (path for path in NOTEBOOKS if path.stem == "08_scales")
+    (source,) = (cell.source for cell in code_cells(read(notebook)) if cell.id == "verdict")
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        exec(source, given)
+    return [line.rpartition(": ")[2] for line in told.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("by", [200.0, -200.0])
+def test_every_verdict_on_scales_can_be_a_contradiction(by):
+    """By intervals that lie wholly on the other side of what each claim says."""
+    risen, stayed = ("reproduced", "contradicted")[:: 1 if by > 0 else -1]
+    found = verdicts_on_scales(by, ["small", "large"])
+    assert found == [stayed, risen, risen, stayed, stayed, risen]
+
+
+def test_what_notebook_08_has_no_figures_for_is_not_run():
+    assert verdicts_on_scales(200.0, ["small"]) == ["not run"] * 5 + ["reproduced"]
 
 
 @pytest.mark.slow

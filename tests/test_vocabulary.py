@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import basic_clean, whitespace_clean
 
-from lbutils._util import suggest
+from lbutils._util import interval_text, suggest
 from lbutils.captions import survey
 from lbutils.captions import text as words
 from lbutils.captions.survey import canonical, screen
@@ -292,6 +292,14 @@ def test_bad_input_says_what_to_do(tmp_path):
         screen(["ant"], ["ant", 3])
     with pytest.raises(TypeError, match="one column"):
         screen(["ant"], pd.DataFrame({"caption": ["ant"]}))
+
+
+def test_an_interval_as_text():
+    found = (-12.345, -20.01, 3.06, "and more")
+    assert interval_text(found) == "-12.3 [-20.0, 3.1]"
+    assert interval_text((1.5, 0.2, 2.8), "+.1f") == "+1.5 [0.2, 2.8]"
+    assert interval_text((1.5, 0.2, 2.8), "+.0f", "+.0f") == "+2 [+0, +3]"
+    assert interval_text((1.5, float("nan"), float("nan"))) == "1.5"
 
 
 def test_suggest_names_the_options_and_the_nearest():

@@ -273,6 +273,11 @@ class Benchmark(Mapping[str, Domain]):
         return f"Benchmark({self.name!r}, scale={self.scale!r}, domains={self.domains})"
 
     @property
+    def templates(self) -> str:
+        """The template set that is meant for its names: the miniature's own, or the paper's."""
+        return "mini" if self.name == "mini" else "paper"
+
+    @property
     def domains(self) -> list[str]:
         """Names of the domains, in order."""
         return list(self._domains)

@@ -12,18 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from lbutils._util import interval_text
 from lbutils.figures import style as st
+
+_DOT: dict[str, Any] = {"ls": "", "color": st.INK, "marker": "o", "ms": 5, "elinewidth": 1.4}
 
 
 @st.styled
 def benchmark_statistics(summary: pd.DataFrame) -> Figure:
     """Classes and images of each domain, IP and OOP, as in the paper's Figure 2.
 
-    Parameters
-    ----------
-    summary : DataFrame
-        ``domain``, ``subset`` ("ip" or "oop"), ``classes``, ``images``, and ``split`` where
-        there are several rows a subset: images are added up, classes are not.
+    `summary` (DataFrame): ``domain``, ``subset`` ("ip" or "oop"), ``classes``, ``images``, and
+    ``split`` where there are several rows a subset: images are added up, classes are not.
     """
     st.require(summary, "domain", "subset", "classes", "images")
     rows = summary.groupby(["domain", "subset"], sort=False, as_index=False)
@@ -155,10 +155,8 @@ def _stacked(
 def share_bars(table: pd.DataFrame, xlabel: str = "share of images (%)") -> Figure:
     """Shares that add up, stacked from left to right, a bar a domain.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``domain``, ``part`` and ``value`` in percent; parts are stacked in their order.
+    `table` (DataFrame): ``domain``, ``part`` and ``value`` in percent; parts are stacked in their
+    order.
     """
     st.require(table, "domain", "part", "value")
     domains, parts = st.unique(table["domain"]), st.unique(table["part"])
@@ -184,14 +182,11 @@ def share_bars(table: pd.DataFrame, xlabel: str = "share of images (%)") -> Figu
 
 
 @st.styled
-def screening_levels(table: pd.DataFrame, xlabel: str = "concepts") -> Figure:
+def screening_levels(table: pd.DataFrame) -> Figure:
     """Concepts of each corpus by what its captions hold of their names, a bar a corpus.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``scale``, ``level`` and ``concepts`` (a count). The first level is drawn as IP, the
-        others as OOP, paler from one to the next.
+    `table` (DataFrame): ``scale``, ``level`` and ``concepts`` (a count). The first level is drawn
+    as IP, the others as OOP, paler from one to the next.
     """
     st.require(table, "scale", "level", "concepts")
     scales, levels = st.unique(table["scale"]), st.unique(table["level"])
@@ -203,14 +198,14 @@ def screening_levels(table: pd.DataFrame, xlabel: str = "concepts") -> Figure:
     _stacked(axis, range(len(scales)), wide, styles, 1)
     axis.set_yticks(range(len(scales)), list(map(st.plain, scales)))
     axis.invert_yaxis()
-    axis.set_xlabel(xlabel)
+    axis.set_xlabel("concepts")
     axis.margins(x=0.01)
     st.legend(figure, {level: Patch(**styles[level].bar) for level in levels})
     told = "; ".join(
         f"{scale}: " + ", ".join(f"{level} {wide.loc[scale, level]:.0f}" for level in levels)
         for scale in scales
     )
-    return st.described(figure, f"Stacked bars of {xlabel} a corpus. {told}.")
+    return st.described(figure, f"Stacked bars of concepts a corpus. {told}.")
 
 
 @st.styled
@@ -220,11 +215,8 @@ def gap_intervals(table: pd.DataFrame, xlabel: str) -> Figure:
     A single row that lies far outside the others is drawn at the edge with its value, so that
     the others can be told apart.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``label``, ``value``, ``low``, ``high``; optionally ``published`` (a diamond) and
-        ``group``. Groups that share a label stand in one row, one above another.
+    `table` (DataFrame): ``label``, ``value``, ``low``, ``high``; optionally ``published`` (a
+    diamond) and ``group``. Groups that share a label stand in one row, one above another.
     """
     st.require(table, "label", "value", "low", "high")
     own = table["group"] if "group" in table else pd.Series("", table.index)
@@ -252,9 +244,8 @@ def gap_intervals(table: pd.DataFrame, xlabel: str) -> Figure:
     axis.grid(axis="x")
     if len(handles) > 1 or any(groups):
         st.legend(figure, handles)
-    told = st.listed(
-        (f"{r.label} {r.value:.3g} [{r.low:.3g}, {r.high:.3g}]" for r in table.itertuples()), 12
-    )
+    shown = zip(table["label"], table[["value", "low", "high"]].to_numpy(float), strict=True)
+    told = st.listed((f"{label} {interval_text(own, '.3g')}" for label, own in shown), 12)
     return st.described(figure, f"{xlabel}, with intervals: {told}.")
 
 
@@ -274,7 +265,7 @@ def _within(axis: Axes, table: pd.DataFrame, places: np.ndarray) -> None:
     if low <= row["value"] <= high:
         return
     left = row["value"] < low
-    text = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+    text = interval_text(row[["value", "low", "high"]])
     edge, shift, side = (low, 4, "left") if left else (high, -4, "right")
     axis.annotate(
         f"← {text}" if left else f"{text} →", (edge, places[i]), (shift, 0),
@@ -286,11 +277,8 @@ def _within(axis: Axes, table: pd.DataFrame, places: np.ndarray) -> None:
 def reliability_diagrams(table: pd.DataFrame, columns: int = 4) -> Figure:
     """Accuracy against confidence, a panel a method, with the share of images in each bin.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``panel`` and the columns of `metrics.reliability`: ``low``, ``high``,
-        ``confidence``, ``accuracy`` (in 0..1) and ``images``; optionally ``ece``, in percent.
+    `table` (DataFrame): ``panel`` and the columns of `metrics.reliability`: ``low``, ``high``,
+    ``confidence``, ``accuracy`` (in 0..1) and ``images``; optionally ``ece``, in percent.
     """
     st.require(table, "panel", "low", "high", "confidence", "accuracy", "images")
     names = st.unique(table["panel"])
@@ -312,8 +300,7 @@ def reliability_diagrams(table: pd.DataFrame, columns: int = 4) -> Figure:
         axis.set(xlim=(0, 100), ylim=(0, 100), xticks=[0, 50, 100], yticks=[0, 50, 100])
         error = f"\nECE {own['ece'].iloc[0]:.1f} %" if "ece" in own else ""
         axis.set_title(st.wrapped(st.plain(name), 22) + error, fontsize=8.5)
-    figure.supxlabel("confidence (%)", fontsize=9)
-    figure.supylabel("accuracy (%)", fontsize=9)
+    st.outer_labels(figure, "confidence (%)", "accuracy (%)")
     handles = {"a bin of confidence": st.mark(dot, ms=6), "share of images": Patch(facecolor=grey)}
     st.legend(figure, handles | {"its gap": Line2D([], [], color=gap, lw=1.6)})
     errors = table.drop_duplicates("panel")["ece"] if "ece" in table else [None] * len(names)
@@ -368,10 +355,9 @@ def _about_zero(axis: Axes, rows: pd.DataFrame, margin: float) -> None:
     places = np.arange(len(rows))
     axis.axvspan(-margin, margin, color=st.RULE, lw=0, zorder=0)
     axis.axvline(0, color=st.GREY, lw=0.8)
-    options = {"ls": "", "color": st.INK, "marker": "o", "ms": 5, "elinewidth": 1.4}
-    axis.errorbar(rows["value"], places, xerr=st.reach(rows), **options)
+    axis.errorbar(rows["value"], places, xerr=st.reach(rows), **_DOT)
     for place, row in zip(places, rows.itertuples(), strict=True):
-        told = f"{row.value:+.1f} [{row.low:.1f}, {row.high:.1f}]"
+        told = interval_text((row.value, row.low, row.high), "+.1f")
         options = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5}
         axis.annotate(told, (row.value, place), (0, 7), **options)
     axis.set_yticks(places, [st.wrapped(label, 22) for label in rows["label"]])
@@ -381,14 +367,11 @@ def _about_zero(axis: Axes, rows: pd.DataFrame, margin: float) -> None:
 
 
 @st.styled
-def arm_intervals(table: pd.DataFrame, ylabel: str = "mean over concepts (%)") -> Figure:
+def arm_intervals(table: pd.DataFrame) -> Figure:
     """Means of the same concepts in each arm of an experiment, a panel a measure.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``measure``, ``arm``, ``value``, ``low``, ``high``; optionally ``chance``. Arms stand from
-        left to right in their order.
+    `table` (DataFrame): ``measure``, ``arm``, ``value``, ``low``, ``high``; optionally ``chance``.
+    Arms stand from left to right in their order.
     """
     st.require(table, "measure", "arm", "value", "low", "high")
     measures, arms = st.unique(table["measure"]), st.unique(table["arm"])
@@ -397,8 +380,7 @@ def arm_intervals(table: pd.DataFrame, ylabel: str = "mean over concepts (%)") -
         rows = table[table["measure"] == measure]
         places = [arms.index(arm) for arm in rows["arm"]]
         axis.plot(places, rows["value"], color=st.PALE, lw=1, zorder=1)
-        options = {"ls": "", "color": st.INK, "marker": "o", "ms": 5, "elinewidth": 1.4}
-        axis.errorbar(places, rows["value"], st.reach(rows), **options)
+        axis.errorbar(places, rows["value"], st.reach(rows), **_DOT)
         for place, value in zip(places, rows["value"], strict=True):
             options = {"textcoords": "offset points", "fontsize": 8}
             axis.annotate(f"{value:.1f}", (place, value), (5, 4), **options)
@@ -406,7 +388,7 @@ def arm_intervals(table: pd.DataFrame, ylabel: str = "mean over concepts (%)") -
         axis.set_xlim(-0.4, len(arms) - 0.35)
         axis.tick_params(axis="x", length=0, labelsize=7.5)
         axis.grid(axis="y")
-    axes[0].set(ylabel=ylabel, ylim=(0, 1.06 * float(table["high"].max())))
+    axes[0].set(ylabel="mean over concepts (%)", ylim=(0, 1.06 * float(table["high"].max())))
     told = "; ".join(
         f"{measure}: " + ", ".join(f"{r.arm} {r.value:.1f}" for r in rows.itertuples())
         for measure, rows in table.groupby("measure", sort=False)

@@ -17,7 +17,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
-from lbutils._util import suggest
 from lbutils.figures import style as st
 
 _NAMED_LINES = 60  # of a sweep, that a legend names
@@ -25,15 +24,13 @@ _DASHES: tuple[tuple[float, ...], ...] = ((), st.DASHED, st.DOTTED, (5, 1.5, 1.2
 
 
 @st.styled
-def margin_curves(table: pd.DataFrame, xlabel: str = "separation margin (cosine)") -> Figure:
+def margin_curves(table: pd.DataFrame) -> Figure:
     """Cumulative distribution of margins, a curve each for IP and OOP.
 
     Where a curve crosses zero stands the share of images that lie nearer to another class.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``subset`` ("ip" or "oop") and ``margin``, one row an image; optionally ``panel``.
+    `table` (DataFrame): ``subset`` ("ip" or "oop") and ``margin``, one row an image; optionally
+    ``panel``.
     """
     st.require(table, "subset", "margin")
     names = st.unique(table["panel"]) if "panel" in table else [""]
@@ -52,8 +49,8 @@ def margin_curves(table: pd.DataFrame, xlabel: str = "separation margin (cosine)
                 told.append(f"{name} {subset.upper()} {100 * (margins <= 0).mean():.0f} %".strip())
         axis.set(xlabel="", ylabel="", ylim=(0, 100))
         axis.grid(axis="y")
-    figure.supxlabel(xlabel, fontsize=9)
-    figure.supylabel("images up to this margin (%)", fontsize=9)
+    xlabel = "separation margin (cosine)"
+    st.outer_labels(figure, xlabel, "images up to this margin (%)")
     st.legend(figure, handles)
     return st.described(
         figure, f"Cumulative curves of the {xlabel}; at zero or below: {st.listed(told)}."
@@ -64,20 +61,17 @@ def margin_curves(table: pd.DataFrame, xlabel: str = "separation margin (cosine)
 def frequency_curve(table: pd.DataFrame) -> Figure:
     """Captions that name each concept, by rank, a curve a corpus, both axes logarithmic.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``scale`` and ``captions``, a row per concept and corpus. Concepts that no caption names
-        have no place on the curve; the legend has their number.
+    `table` (DataFrame): ``scale`` and ``captions``, a row per concept and corpus. Concepts that no
+    caption names have no place on the curve; the legend has their number.
     """
     st.require(table, "scale", "captions")
     figure, (axis,) = st.panels([""], 7.2, 2.9)
     handles = {}
-    for i, scale in enumerate(st.unique(table["scale"])):
+    for i, (scale, style) in enumerate(st.looks(st.unique(table["scale"])).items()):
         counts = table.loc[table["scale"] == scale, "captions"].to_numpy()
         seen = np.sort(counts[counts > 0])[::-1]
         label = f"{scale} ({len(counts) - len(seen):,} in no caption)"
-        look = st.Style(st.FREE_COLOURS[i % 4], st.MARKERS[i], _DASHES[i % 5]).line
+        look = style._replace(dashes=_DASHES[i % 5]).line
         ranks = np.arange(1, len(seen) + 1)
         (handles[label],) = axis.plot(
             ranks, seen, **look, markevery=0.08, ms=5, lw=1.3, label=st.plain(label)
@@ -96,10 +90,8 @@ def frequency_curve(table: pd.DataFrame) -> Figure:
 def risk_curves(table: pd.DataFrame) -> Figure:
     """Error among the answers given over the share of answers given, a line a method.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``method``, ``coverage`` and ``risk`` in 0..1, as from `match.risk_coverage`.
+    `table` (DataFrame): ``method``, ``coverage`` and ``risk`` in 0..1, as from
+    `match.risk_coverage`.
     """
     st.require(table, "method", "coverage", "risk")
     figure, (axis,) = st.panels([""], 5.2, 3.2)
@@ -122,12 +114,9 @@ def risk_curves(table: pd.DataFrame) -> Figure:
 def sweep_lines(table: pd.DataFrame) -> Figure:
     """One metric over a swept parameter, a line a method, with its range over runs as bars.
 
-    Parameters
-    ----------
-    table : DataFrame
-        As `lbutils.run.notebooks.summary` returns it: first what the lines are, then what is swept,
-        then ``value``, ``low`` and ``high``, and ``metric``. Numbers are spaced as they are,
-        anything else evenly.
+    `table` (DataFrame): as `lbutils.run.notebooks.summary` returns it: first what the lines are,
+    then what is swept, then ``value``, ``low`` and ``high``, and ``metric``. Numbers are spaced as
+    they are, anything else evenly.
     """
     st.require(table, "value", "low", "high", "metric")
     by, x = table.columns[:2]
@@ -185,8 +174,7 @@ def lines_in_panels(
         axis.set_title(st.plain(name) if len(names) > 1 else "", pad=66 if told else None)
         level_handles = _levels(axis, levels)
     axes[0].set_ylim(bottom=0)
-    figure.supxlabel(xlabel, fontsize=9)
-    figure.supylabel(ylabel, fontsize=9)
+    st.outer_labels(figure, xlabel, ylabel)
     handles = {line: Line2D([], [], **styles[line].line, ms=5, lw=1.5) for line in lines}
     if "chance" in table and table["chance"].notna().any():
         handles["chance"] = Line2D([], [], color=st.FAINT, ls=(0, st.DOTTED), lw=1.2)
@@ -212,13 +200,7 @@ def _levels(axis: Axes, levels: pd.DataFrame | None) -> dict[str, Line2D]:
 
 
 @st.styled
-def rise_over_dose(
-    table: pd.DataFrame,
-    band: Sequence[float],
-    label: str,
-    xlabel: str = "drawings with the name in pre-training",
-    ylabel: str = "rise over dose 0 (points)",
-) -> Figure:
+def rise_over_dose(table: pd.DataFrame, band: Sequence[float], label: str) -> Figure:
     """What each dose brings, beside a band for what another means brings.
 
     Parameters
@@ -241,6 +223,7 @@ def rise_over_dose(
     style = st.STYLES["zero-shot"]
     axis.errorbar(places, table["value"], st.reach(table), **style.point, ms=6, elinewidth=1.3)
     axis.set_xticks(list(places), list(map(str, table["x"])))
+    xlabel, ylabel = "drawings with the name in pre-training", "rise over dose 0 (points)"
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.margins(x=0.15)
     axis.grid(axis="y")
@@ -298,11 +281,7 @@ def _points(table: pd.DataFrame) -> list[tuple[float, str]]:
 
 @st.styled
 def methods_over_shots(
-    table: pd.DataFrame,
-    highlight: Sequence[str],
-    published: pd.DataFrame | None = None,
-    ylabel: str = "accuracy on OOP names (%)",
-    titles: tuple[str, str] = ("ours", "published, LAION-Beyond"),
+    table: pd.DataFrame, highlight: Sequence[str], published: pd.DataFrame | None = None
 ) -> Figure:
     """Accuracy against shots for many methods: at most eight strong and named, the others grey.
 
@@ -322,7 +301,7 @@ def methods_over_shots(
     for one in tables:
         st.require(one, "method", "shots", "value")
     strong = {method.lower(): method for method in list(highlight)[: st.MOST_NAMED]}
-    names = titles if published is not None else ("",)
+    names = ("ours", "published, LAION-Beyond") if published is not None else ("",)
     figure, axes = st.panels(names, 4.8 if published is None else 7.6, 3.6, sharey=True)
     ends, told = [], []
     for axis, one, title in zip(axes, tables, names, strict=True):
@@ -334,14 +313,13 @@ def methods_over_shots(
         ends.append({method: (last[method], style) for method, style in styles.items()})
         _shot_axis(axis, sorted(one.loc[one["shots"] > 0, "shots"].unique()))
         more = f"grey: {len(methods) - len(named)} more methods" * (len(methods) > len(named))
-        axis.set_title(st.plain(": ".join(filter(None, [title]))))
         axis.set_xlabel(more, fontsize=8, color=st.FAINT, loc="left")
         told.append(f"{title} " + st.listed(f"{m} {v:.1f}" for m, (v, _) in ends[-1].items()))
     low, high = axes[0].get_ylim()
     for axis, own in zip(axes, ends, strict=True):
         _named_ends(axis, own, 0.055 * (high - low))
-    figure.supxlabel("shots (images per class)", fontsize=9)
-    figure.supylabel(ylabel, fontsize=9)
+    ylabel = "accuracy on OOP names (%)"
+    st.outer_labels(figure, "shots (images per class)", ylabel)
     return st.described(figure, f"{ylabel} over shots; with most shots: {'; '.join(told)}.")
 
 
@@ -413,12 +391,9 @@ MEASURE_TITLES = {
 
 @st.styled
 def protocol_overview(
-    table: pd.DataFrame,
-    curves: pd.DataFrame | None = None,
-    measures: Sequence[str] = ("h_joint", "ausuc"),
-    highlight: Sequence[str] | None = None,
+    table: pd.DataFrame, curves: pd.DataFrame | None = None, highlight: Sequence[str] = ()
 ) -> Figure:
-    """Methods with intervals under each measure; beside them the curves of some of them.
+    """Methods with intervals, a panel a measure; beside them the curves of some of them.
 
     Parameters
     ----------
@@ -429,25 +404,18 @@ def protocol_overview(
     curves : DataFrame, optional
         ``method``, ``ip``, ``oop`` in percent and ``own`` (the point of the method's own bias),
         as `joint.curve_table` gives.
-    measures : sequence of str
-        One panel each.
-    highlight : sequence of str, optional
-        Methods with colours and markers of their own, eight at most; others are grey. By
-        default those with curves.
+    highlight : sequence of str
+        Methods with colours and markers of their own, eight at most; others are grey.
     """
     st.require(table, "method", "measure", "value", "low", "high")
     if curves is not None:
         st.require(curves, "method", "ip", "oop", "own")
-    for measure in measures:
-        if measure not in set(table["measure"]):
-            raise ValueError(suggest(measure, st.unique(table["measure"]), "measure"))
+    measures = st.unique(table["measure"])
     first = table[table["measure"] == measures[0]].sort_values("value")
     methods = list(first["method"])
     alone = list(first.loc[first["p_holm"].isna(), "method"]) if "p_holm" in first else []
     of = alone[0] if len(alone) == 1 else None
-    default = st.unique([*([of] if of else []), *methods[::-1]])
-    default = default if curves is None else st.unique(curves["method"])
-    styles = st.looks(list(default if highlight is None else highlight)[: st.MOST_NAMED])
+    styles = st.looks(list(highlight)[: st.MOST_NAMED])
     names = [MEASURE_TITLES.get(m, m) for m in measures]
     widths = [1.0] * len(measures)
     if curves is not None:
@@ -455,7 +423,6 @@ def protocol_overview(
     height = max(3.3, 0.75 + 0.2 * len(methods))
     figure, axes = st.panels(names, 7.2, height, width_ratios=widths)
     for axis in axes:
-        axis.title.set_fontsize(8.5)
         axis.set_title(axis.get_title(loc="left"), fontsize=8.5)
     for axis, measure in zip(axes, measures, strict=False):
         rows = table[table["measure"] == measure].set_index("method")

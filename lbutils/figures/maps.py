@@ -295,16 +295,13 @@ def _arrow(axis: Axes, start: np.ndarray, end: np.ndarray, style: st.Style | Non
 
 
 @st.styled
-def caption_counts(table: pd.DataFrame, labelled: int = 1) -> Figure:
+def caption_counts(table: pd.DataFrame) -> Figure:
     """How often each concept is named, a dot a concept on a logarithmic axis, by domain.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``domain``, ``name`` and ``captions``: the number of captions with the name. Names that
-        occur in none are counted at the left.
-    labelled : int
-        So many names at either end of a domain stand beside their dots.
+    The names at either end of a domain stand beside their dots.
+
+    `table` (DataFrame): ``domain``, ``name`` and ``captions``: the number of captions with the
+    name. Names that occur in none are counted at the left.
     """
     st.require(table, "domain", "name", "captions")
     domains = st.unique(table["domain"])[::-1]
@@ -329,10 +326,10 @@ def caption_counts(table: pd.DataFrame, labelled: int = 1) -> Figure:
         heights = height + 0.11 * (np.arange(len(own)) % 3 - 1)
         axis.scatter(own["captions"], heights, s=16, color=ip, alpha=0.75, linewidths=0)
         axis.vlines(own["captions"].median(), height - 0.27, height + 0.27, color=st.INK, lw=1.6)
-        ends = [(own.head(labelled), 0, -6, "right"), (own.tail(labelled), -1, 6, "left")]
-        for rows, at, shift, side in ends if len(own) > 1 else ends[1:]:
+        ends = [(own.iloc[0], -6, "right"), (own.iloc[-1], 6, "left")]
+        for row, shift, side in ends if len(own) > 1 else ends[1:]:
             axis.annotate(
-                st.plain(", ".join(rows["name"])), (rows["captions"].iloc[at], height), (shift, 0),
+                st.plain(row["name"]), (row["captions"], height), (shift, 0),
                 textcoords="offset points", ha=side, va="center", fontsize=7.5, color=st.FAINT,
                 path_effects=st.HALO,
             )  # fmt: skip

@@ -262,6 +262,12 @@ def reach(rows: pd.DataFrame) -> np.ndarray | None:
     return np.abs(rows[["low", "high"]].to_numpy(float).T - value)
 
 
+def outer_labels(figure: Figure, x: str, y: str) -> None:
+    """What the axes of all panels are, below and beside them."""
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
+
+
 def bare(axis: Axes, side: str = "left") -> None:
     """Take the line and the ticks off the side of an axis that has words and no numbers."""
     axis.spines[side].set_visible(False)

@@ -14,17 +14,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lbutils._util import suggest
+from lbutils._util import interval_text, suggest
 from lbutils.measure.metrics import (
     Comparison,
     Interval,
     Margins,
     comparison_of,
     confidences,
+    harmonic_mean,
     holm,
     interval_of,
     joint_margins,
+    resampled,
 )
+from lbutils.measure.records import VALUES, values
 
 
 class JointScores(NamedTuple):
@@ -79,13 +82,8 @@ def joint_scores(
 
     Parameters
     ----------
-    logits : array-like
-        (N, C) over the joint vocabulary, IP names first, with the logit scale applied. A class
-        that a method cannot name has -inf.
-    labels : array-like
-        (N,) in the joint vocabulary, for IP and OOP test images together.
-    n_ip : int
-        Number of IP names.
+    logits, labels, n_ip : array-like, array-like, int
+        See `metrics.joint_margins`; with the logit scale applied, of IP and OOP test images.
     bias : float
         Added to the logits of OOP names. It is part of the method: choose it on IP classes
         (`best_bias`), never on test images.
@@ -105,22 +103,14 @@ def joint_scores(
 # ---- the curve under a bias
 
 
-def ausuc(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> float:
-    """Area under OOP accuracy over IP accuracy as the bias runs, in 0..1, exact.
-
-    It is the mean over pairs of an IP and an OOP image of "both are right among their own names,
-    and the IP image has the larger margin", ties counting half; so no classifier has a larger area
-    than the product of its accuracies over separate vocabularies.
-
-    Source: Chao et al., ECCV 2016 (the area under the seen-unseen curve).
-    """
-    of = joint_margins(logits, labels, n_ip)
-    ip = int((of.labels < of.n_ip).sum())
-    return float(_pairs(of).sum() / (ip * (len(of.labels) - ip)))
-
-
 def _pairs(of: Margins | JointScores) -> np.ndarray:
-    """(n_ip, n_oop) pairs of right images of two classes with the IP image's margin larger."""
+    """(n_ip, n_oop) pairs of right images of two classes with the IP image's margin larger.
+
+    Ties count half. Their share of all pairs of an IP and an OOP image is the area under OOP over
+    IP accuracy as a bias runs, exact: no classifier has a larger area than the product of its
+    accuracies over separate vocabularies. Source: Chao et al., ECCV 2016 (the area under the
+    seen-unseen curve).
+    """
     ip = of.labels < of.n_ip
     own, other = of.right & ip, of.right & ~ip
     table = np.zeros((of.n_ip, of.n_oop))
@@ -168,7 +158,7 @@ def _means(many: Sequence[Margins | JointScores], bias: np.ndarray) -> np.ndarra
     total = np.zeros((3, len(bias)))
     for run in many:
         ip, oop = _accuracies(run, bias)
-        total += [ip, oop, _harmonic(ip, oop)]
+        total += [ip, oop, harmonic_mean(ip, oop)]
     return total / len(many)
 
 
@@ -182,11 +172,6 @@ def _accuracies(of: Margins | JointScores, bias: np.ndarray) -> tuple[np.ndarray
     return np.where(bias == np.inf, 0, first), np.searchsorted(won, bias, "left") / (~ip).sum()
 
 
-def _harmonic(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    total = first + second
-    return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total > 0)
-
-
 def _flat(runs: AnyRuns) -> list[Any]:
     if isinstance(runs, (JointScores, Margins)):
         return [runs]
@@ -198,65 +183,37 @@ def _flat(runs: AnyRuns) -> list[Any]:
     return many
 
 
-def best_bias(
-    runs: AnyRuns,
-    measure: str = "h",
-    *,
-    floor: float | None = None,
-) -> Point:
+def best_bias(runs: AnyRuns, floor: float | None = None) -> Point:
     """The one bias of OOP names that serves all runs best, with the accuracies it gives.
 
-    A bias is a hyper-parameter. Pass runs of IP episodes, in which some IP classes play OOP and
-    are learned from a few images; a bias chosen on test images makes every result after it
-    void. The bias that is found belongs into `joint_scores` of the test runs.
+    Best is the highest mean over runs of H over the joint vocabulary; with a floor of IP accuracy,
+    of OOP accuracy. A bias is a hyper-parameter: pass runs of IP episodes, in which some IP classes
+    play OOP and are learned from a few images; a bias chosen on test images makes every result
+    after it void. The bias that is found belongs into `joint_scores` of the test runs. With a
+    floor, on test runs, the OOP accuracy says what a method could reach with the right bias.
 
     Returns a Point: accuracies change at thresholds only: of 0 and the middles between neighbouring
     thresholds, the best, and of equally good ones the nearest to 0. All NaN if none keeps the
-    floor. Raises ValueError if `measure` is unknown, or is "oop" without a floor.
+    floor.
 
     Parameters
     ----------
     runs : mapping or iterable
         {domain: runs} or any runs, pooled: `JointScores` or `metrics.Margins`.
-    measure : str
-        What to maximise, the mean over runs: "h", the harmonic mean of IP and OOP accuracy over
-        the joint vocabulary; "mean" of the two; "oop" accuracy, which needs a `floor`; or
-        "balance", which makes the two differ least.
     floor : float, optional
-        The mean over runs of the IP accuracy must not fall below it, in 0..1.
+        The mean over runs of the IP accuracy over the joint vocabulary must not fall below it, in
+        0..1, such as zero-shot's less 0.01.
     """
     many = _flat(runs)
     curve = mean_curve(many)
     bias = np.sort(np.append(curve.bias[np.isfinite(curve.bias)], 0.0))
     ip, oop, h = _means(many, bias)
-    values = {"h": h, "mean": (ip + oop) / 2, "oop": oop, "balance": -np.abs(ip - oop)}
-    if measure not in values:
-        raise ValueError(suggest(measure, values, "measure"))
-    if measure == "oop" and floor is None:
-        raise ValueError("OOP accuracy alone wants an infinite bias: pass a floor of IP accuracy")
-    allowed = np.full(len(bias), True) if floor is None else ip >= floor - 1e-12
-    if not allowed.any():
+    value = h if floor is None else np.where(ip >= floor - 1e-12, oop, -np.inf)
+    if np.isneginf(value).all():
         return Point(*[float("nan")] * 4)
-    value = np.where(allowed, values[measure], -np.inf)
     ties = np.flatnonzero(value >= value.max() - 1e-12)
     best = ties[np.abs(bias[ties]).argmin()]
     return Point(float(bias[best]), float(ip[best]), float(oop[best]), float(h[best]))
-
-
-def oop_at_ip(runs: AnyRuns, ip_accuracy: float) -> Point:
-    """Highest OOP accuracy over the joint vocabulary whose IP accuracy is not below a floor.
-
-    A point of the mean curve, as the area under it is: it says what a method could reach with
-    the right bias, not what a method with a bias chosen beforehand does reach.
-
-    Parameters
-    ----------
-    runs : mapping or iterable
-        As in `best_bias`; for logits, ``metrics.joint_margins(logits, labels, n_ip)``.
-    ip_accuracy : float
-        The floor, in 0..1, such as zero-shot's mean ``ip_joint`` less 0.01.
-    """
-    return best_bias(runs, "oop", floor=ip_accuracy)
 
 
 # ---- measures of runs, under weights of classes
@@ -317,6 +274,7 @@ def _calibration(of: _Stack, weights: np.ndarray) -> np.ndarray:
 
 
 def _by_names(of: _Stack, weights: np.ndarray) -> np.ndarray:
+    """Source: Figure 4 of the paper, ``N_subset / (N_IP + N_OOP)``, N a number of classes."""
     ip, oop = of.shares(of.joint, weights)
     return (of.names[0] * ip + of.names[1] * oop) / sum(of.names)
 
@@ -325,10 +283,10 @@ def _by_names(of: _Stack, weights: np.ndarray) -> np.ndarray:
 _MEASURES: dict[str, Callable[[_Stack, np.ndarray], np.ndarray]] = {
     "ip_separate": lambda of, weights: of.shares(of.separate, weights)[0],
     "oop_separate": lambda of, weights: of.shares(of.separate, weights)[1],
-    "h_separate": lambda of, weights: _harmonic(*of.shares(of.separate, weights)),
+    "h_separate": lambda of, weights: harmonic_mean(*of.shares(of.separate, weights)),
     "ip_joint": lambda of, weights: of.shares(of.joint, weights)[0],
     "oop_joint": lambda of, weights: of.shares(of.joint, weights)[1],
-    "h_joint": lambda of, weights: _harmonic(*of.shares(of.joint, weights)),
+    "h_joint": lambda of, weights: harmonic_mean(*of.shares(of.joint, weights)),
     "ausuc": _area,
     "class_balanced": _by_names,
     "balanced": lambda of, weights: weights @ (of.joint / of.images).T / len(of.images),
@@ -346,12 +304,6 @@ MEASURES = {
     "class_balanced": "ip_joint and oop_joint weighted by their numbers of names",
     "balanced": "mean of the accuracies of all classes over all names",
     "ece": "expected calibration error over all names; lower is better",
-}
-# Measures of images of one side alone; all others are of both.
-_SIDES = {
-    f"{side}_{vocabulary}": (side,)
-    for side in ("ip", "oop")
-    for vocabulary in ("separate", "joint")
 }
 
 
@@ -421,11 +373,9 @@ def compare_joint(
 ) -> Comparison:
     """By how much the first of two methods exceeds the second, paired over classes and draws.
 
-    Returns a Comparison: ``difference`` (first minus second), the ends of its basic interval,
-    ``share`` (in how many of the resamples the first is ahead, ties counting half) and ``p``, which
-    agrees with the interval (see `metrics.comparison_of`). NaN ends, share and p as in `interval`.
-    Raises ValueError as `interval`, or if the methods differ in domains, test images, names or
-    draws.
+    Returns a Comparison with a basic interval, with which ``p`` agrees. NaN ends, share and p as in
+    `interval`. Raises ValueError as `interval`, or if the methods differ in domains, test images,
+    names or draws.
 
     Parameters
     ----------
@@ -490,10 +440,9 @@ def _resampled(of: _Stack, draws: int, resamples: int, rng: np.random.Generator)
     parts = [np.flatnonzero(of.ip), np.flatnonzero(~of.ip)]
     weights = np.ones((1 + resamples, len(of.ip)))
     for part in parts:
-        chance = np.full(len(part), 1 / len(part))
-        weights[1:, part] = rng.multinomial(len(part), chance, size=resamples)
+        weights[1:, part] = resampled(len(part), resamples, rng)
     shares = np.full((1 + resamples, draws), 1 / draws)
-    shares[1:] = rng.multinomial(draws, shares[0], size=resamples) / draws
+    shares[1:] = resampled(draws, resamples, rng) / draws
     return weights, shares
 
 
@@ -525,7 +474,8 @@ def _replicates(
                 values = _MEASURES[measure](stack, weights)
                 found[name, measure] += (values * own).sum(axis=1) / len(domains)
     for (_, measure), replicates in found.items():
-        if not several.issuperset(_SIDES.get(measure, ("ip", "oop"))):
+        # A measure of images of one side alone begins with it.
+        if ({measure.partition("_")[0]} & {"ip", "oop"} or {"ip", "oop"}) - several:
             replicates[1:] = np.nan
     return found
 
@@ -576,14 +526,14 @@ def protocol_table(
     many = _replicates(methods, measures, resamples, seed)
     rows = []
     for (name, measure), own in many.items():
-        row = {"method": name, "measure": measure}
+        row: dict[str, Any] = {"method": name, "measure": measure}
         found = _bounded(interval_of(float(own[0]), _mirrored(own), level))
-        row |= dict(zip(("value", "low", "high"), 100 * np.array(found), strict=True))
+        row |= values(100 * np.array(found))
         if reference is not None and name != reference:
             paired = _compared(100 * (own - many[reference, measure]), level)
             row |= dict(zip(_DIFFERENCE, (*paired[:3], paired.p), strict=True))
         rows.append(row)
-    columns = ["method", "measure", "value", "low", "high"]
+    columns = ["method", "measure", *VALUES]
     columns += _DIFFERENCE if reference is not None else []
     table = pd.DataFrame(rows).reindex(columns=columns)
     if reference is not None:
@@ -597,30 +547,19 @@ _DIFFERENCE = ["difference", "difference_low", "difference_high", "p"]
 def displayed(table: pd.DataFrame, differences: bool = False, digits: int = 1) -> pd.DataFrame:
     """The protocol table to be read: a row a method, a column a measure, cells as text.
 
-    Returns a DataFrame: cells such as ``"48.3 [46.1, 50.2]"`` or ``"-3.6 [-5.0, -2.1] p 0.004"``;
-    the reference's own row is left out of the differences.
+    Returns a DataFrame: cells such as ``"48.3 [46.1, 50.2]"`` or ``"-3.6 [-5.0, -2.1] p 0.004"``.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From `protocol_table`.
-    differences : bool
-        Show the differences to the reference, with their Holm-adjusted p-value, instead of the
-        values.
-    digits : int
-        Decimals of values in percent.
+    `table` (DataFrame): from `protocol_table`. `differences` (bool): show the differences to the
+    reference, with their Holm-adjusted p-value, instead of the values; the reference's own row is
+    left out. `digits` (int): decimals of values in percent.
     """
-    columns = ["difference", "difference_low", "difference_high"] if differences else None
     if differences and "difference" not in table:
         raise ValueError("the table has no differences: call protocol_table with a reference")
     rows = table.dropna(subset=["difference"]) if differences else table
-    sign = "+" if differences else ""
-    text = []
+    columns = _DIFFERENCE[:3] if differences else list(VALUES)
+    spec, text = f"{'+' * differences}.{digits}f", []
     for _, row in rows.iterrows():
-        mean, low, high = (row[c] for c in columns or ("value", "low", "high"))
-        cell = f"{mean:{sign}.{digits}f}"
-        if np.isfinite(low):
-            cell += f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+        cell = interval_text(row[columns], spec, spec)
         if differences and np.isfinite(row["p_holm"]):
             cell += f" p {row['p_holm']:.3f}"
         text.append(cell)
@@ -635,12 +574,8 @@ def curve_table(methods: Mapping[str, Runs], points: int = 400) -> pd.DataFrame:
     Returns a DataFrame: ``method``, ``bias``, ``ip``, ``oop`` and ``own``: true in one row a
     method, the mean of its runs each at its own bias (NaN where these differ).
 
-    Parameters
-    ----------
-    methods : mapping
-        {method: {domain: runs}}; the curve of a method is its `mean_curve`.
-    points : int
-        Points a curve at most, spread evenly along it.
+    `methods` (mapping): {method: {domain: runs}}; the curve of a method is its `mean_curve`.
+    `points` (int): points a curve at most, spread evenly along it.
     """
     tables = []
     for name, runs in methods.items():

@@ -17,6 +17,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score
 from tqdm.auto import tqdm
 
+from lbutils._util import interval_text
 from lbutils.data.benchmark import Split, data_dir, join
 from lbutils.data.lots import ALWAYS, ARMS, lots
 from lbutils.learn.namelearner import NameLearner, fit_many
@@ -37,6 +38,14 @@ EFFECTS = {"name": ("both", "image"), "image": ("image", "neither"), "gap": ("bo
 MARGIN = 5.0
 BOUND = 10.0  # points that an effect of the name must exceed
 RESAMPLES = 10_000
+FIGURES = {  # of claims, whose interval gives the verdict
+    "lots_zero_shot": "effect of the name on zero-shot accuracy",
+    "lots_cluster_name": "effect of the name on clustering",
+    "lots_cluster_image": "effect of the image on clustering",
+    "lots_learned_half": "learned from 4 images less zero-shot, less half of the gap",
+    "lots_learned_image": "effect of the image on names learned from 4 images",
+    "lots_retrieval": "effect of the name less that of the image, average precision",
+}
 # Panels of what a name is worth, by method.
 WORTH = {"names": "labelled images alone", "names, unlabelled": "unlabelled ones beside them"}
 
@@ -234,50 +243,22 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
         return arms[column][first] - arms[column][second]
 
     zero, group = "zero_shot_all", "zero_shot_arm"
-    name, ahead = interval(effect(zero, "name")), effect(zero, "name") - effect(zero, "image")
-    closed = (arms["learned_4"]["neither"] - arms[group]["neither"]) - effect(group, "gap") / 2
+    name = interval(effect(zero, "name"))
+    ahead = interval(effect(zero, "name") - effect(zero, "image"))
+    image = interval(effect("learned_4", "image"))
+    gap = arms["learned_4"]["neither"] - arms[group]["neither"]
+    closed = interval(gap - effect(group, "gap") / 2)
     retrieval = interval(effect("retrieval", "name") - effect("retrieval", "image"))
-    learned = interval(effect("learned_4", "image"))
     cluster = {n: interval(effect("cluster", n)) for n in ("name", "image")}
-    rows = [
-        (
-            "lots_zero_shot",
-            "effect of the name on zero-shot accuracy",
-            *name,
-            both(above(name, BOUND), above(interval(ahead), 0)),
-        ),
-        (
-            "lots_cluster_name",
-            "effect of the name on clustering",
-            *cluster["name"],
-            equivalent(cluster["name"], MARGIN),
-        ),
-        (
-            "lots_cluster_image",
-            "effect of the image on clustering",
-            *cluster["image"],
-            equivalent(cluster["image"], MARGIN),
-        ),
-        (
-            "lots_learned_half",
-            "learned from 4 images less zero-shot, less half of the gap",
-            *interval(closed),
-            above(interval(closed), 0),
-        ),
-        (
-            "lots_learned_image",
-            "effect of the image on names learned from 4 images",
-            *learned,
-            equivalent(learned, MARGIN),
-        ),
-        (
-            "lots_retrieval",
-            "effect of the name less that of the image, average precision",
-            *retrieval,
-            above(retrieval, 0),
-        ),
-    ]
-    return _judged(rows)
+    found = {
+        "lots_zero_shot": (name, both(above(name, BOUND), above(ahead, 0))),
+        "lots_cluster_name": (cluster["name"], equivalent(cluster["name"], MARGIN)),
+        "lots_cluster_image": (cluster["image"], equivalent(cluster["image"], MARGIN)),
+        "lots_learned_half": (closed, above(closed, 0)),
+        "lots_learned_image": (image, equivalent(image, MARGIN)),
+        "lots_retrieval": (retrieval, above(retrieval, 0)),
+    }
+    return _judged([(key, FIGURES[key], *own, verdict) for key, (own, verdict) in found.items()])
 
 
 def _judged(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
@@ -375,11 +356,8 @@ def arm_table(table: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
 def tile_table(table: pd.DataFrame) -> pd.DataFrame:
     """The 2 x 2 of captions and image towers, for `figures.two_by_two`.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Of ``data/results/interventions.csv``. Captions that do not name a concept are those that
-        hold its drawings; an image tower that did not meet it had neither.
+    `table` (DataFrame): of ``data/results/interventions.csv``. Captions that do not name a concept
+    are those that hold its drawings; an image tower that did not meet it had neither.
     """
     cells = text_cells(table)
     captions = {"both": "captions name the concept", "image": "captions do not"}
@@ -460,7 +438,7 @@ def worth_differences(table: pd.DataFrame) -> pd.DataFrame:
             # Names as they are have one column, whatever is learned beside them.
             base = second[0] if list(second) == [0] else second.get(k)
             if base is not None:
-                text = "{:+.1f} [{:.1f}, {:.1f}]".format(*interval(first[k] - base))
+                text = interval_text(interval(first[k] - base), "+.1f")
                 found.setdefault(title, {})[k] = text
     return pd.DataFrame(found).rename_axis("labelled images").sort_index().fillna("")
 

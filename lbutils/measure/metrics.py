@@ -30,8 +30,8 @@ class Interval(NamedTuple):
 class Comparison(NamedTuple):
     """First minus second with its interval.
 
-    ``share`` is that of the resamples with the first ahead, and ``p`` the two-sided bootstrap
-    p-value of no difference.
+    ``share`` is that of the resamples with the first ahead, ties counting half, and ``p`` the
+    two-sided bootstrap p-value of no difference, see `comparison_of`.
     """
 
     difference: float
@@ -62,7 +62,8 @@ def _pair(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.nda
     return y, p
 
 
-def _logits(logits: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) and labels (N,) as arrays; raises ValueError unless they can be scored."""
     scores, y = np.asarray(logits), np.asarray(labels)
     if scores.ndim != 2 or y.shape != scores.shape[:1]:
         raise ValueError(f"logits {scores.shape} must be (N, C), labels {y.shape} must be (N,)")
@@ -79,7 +80,7 @@ def _logits(logits: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarra
 def predict(logits: ArrayLike) -> np.ndarray:
     """The column of the largest logit of each row, (N,); the first of equal ones."""
     scores = np.asarray(logits)
-    return _logits(scores, np.zeros(len(scores), int))[0].argmax(axis=1)
+    return checked(scores, np.zeros(len(scores), int))[0].argmax(axis=1)
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
@@ -93,12 +94,8 @@ def per_class_accuracy(
 ) -> np.ndarray:
     """Accuracy of each class, (C,); NaN for a class without images.
 
-    Parameters
-    ----------
-    labels, predictions : array-like
-        (N,) integers.
-    classes : int, optional
-        C, the size of the vocabulary; by default one more than the largest label.
+    `labels`, `predictions` (array-like): (N,) integers. `classes` (int, optional): C, the size of
+    the vocabulary; by default one more than the largest label.
     """
     y, p = _pair(labels, predictions)
     size = (int(y.max()) + 1 if len(y) else 0) if classes is None else classes
@@ -110,22 +107,16 @@ def per_class_accuracy(
     return np.divide(hits, images, out=np.full(size, np.nan), where=images > 0)
 
 
-def class_balanced(accuracy: float, n_this: int, n_other: int) -> float:
-    """A subset's accuracy weighted by its share of classes, ``n_this / (n_this + n_other)``.
+def harmonic_mean(first: Any, second: Any) -> Any:
+    """H = 2ab / (a + b) of accuracies, one or arrays of them, 0 where both are 0.
 
-    Source: Figure 4 of the paper, ``N_subset / (N_IP + N_OOP)`` with N a number of classes.
-    Raises ValueError if there are no classes or a number is negative.
+    Raises ValueError if one is negative. Source: the paper's headline, H.
     """
-    if min(n_this, n_other) < 0 or n_this + n_other == 0:
-        raise ValueError(f"no share of classes: n_this={n_this}, n_other={n_other}")
-    return accuracy * n_this / (n_this + n_other)
-
-
-def harmonic_mean(first: float, second: float) -> float:
-    """H = 2ab / (a + b) of two accuracies, 0 if both are 0. Source: the paper's headline, H."""
-    if min(first, second) < 0:
+    total = np.add(first, second)
+    if np.min([first, second]) < 0:
         raise ValueError(f"the harmonic mean needs numbers >= 0, not {first} and {second}")
-    return 2 * first * second / (first + second) if first + second else 0.0
+    product = 2 * np.multiply(first, second)
+    return np.divide(product, total, out=np.zeros(total.shape), where=total > 0)[()]
 
 
 class Margins(NamedTuple):
@@ -157,7 +148,7 @@ def joint_margins(logits: ArrayLike, labels: ArrayLike, n_ip: int) -> Margins:
     Raises ValueError if the shapes disagree, `n_ip` leaves IP or OOP without names, one has no
     images, or logits are NaN or +inf.
     """
-    scores, y = _logits(logits, labels)
+    scores, y = checked(logits, labels)
     if not 0 < n_ip < scores.shape[1]:
         raise ValueError(f"n_ip={n_ip} must part the {scores.shape[1]} names into IP and OOP")
     ip = y < n_ip
@@ -204,7 +195,7 @@ def joint_accuracy(
         "oop_separate": float(np.mean(of.right[~ip])),
     }
     for kind in ("joint", "separate"):
-        found[f"h_{kind}"] = harmonic_mean(found[f"ip_{kind}"], found[f"oop_{kind}"])
+        found[f"h_{kind}"] = float(harmonic_mean(found[f"ip_{kind}"], found[f"oop_{kind}"]))
     return found
 
 
@@ -216,7 +207,7 @@ def confidences(
     Confidence is the largest softmax probability, its bin one of `bins` intervals ``(low,
     high]`` of equal width. An image whose logits are all -inf has confidence 0 and is missed.
     """
-    scores, y = _logits(logits, labels)
+    scores, y = checked(logits, labels)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
     sure = np.isfinite(scores).any(axis=1, keepdims=True)
@@ -230,20 +221,11 @@ def confidences(
 def ece(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> float:
     """Expected calibration error: the mean gap between confidence and accuracy, in 0..1.
 
-    Confidence is the largest softmax probability; images are put into `bins` intervals
-    ``(low, high]`` of equal width, and the gaps of the bins are weighted by their images. NaN
-    without images.
+    The gaps of the bins of `confidences` are weighted by their images. NaN without images. Source:
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
 
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
-
-    Parameters
-    ----------
-    logits : array-like
-        (N, C), with the logit scale already applied.
-    labels : array-like
-        (N,) columns of `logits`.
-    bins : int
-        Number of intervals of 0..1.
+    `logits` (array-like): (N, C), with the logit scale already applied. `labels` (array-like): (N,)
+    columns of `logits`.
     """
     place, confidence, hit = confidences(logits, labels, bins)
     if not len(place):
@@ -257,12 +239,8 @@ def reliability(logits: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> pd.D
 
     Returns a DataFrame: ``low`` and ``high`` (edges of the bin), ``confidence`` and ``accuracy``
     (means over its images, in 0..1, NaN without images) and ``images``. Source: Guo et al., On
-    Calibration of Modern Neural Networks, ICML 2017, Figure 1.
-
-    Parameters
-    ----------
-    logits, labels, bins : array-like, array-like, int
-        See `ece`, which is the mean of ``|accuracy - confidence|`` weighted by ``images``.
+    Calibration of Modern Neural Networks, ICML 2017, Figure 1. Arguments are those of `ece`, which
+    is the mean of ``|accuracy - confidence|`` weighted by ``images``.
     """
     place, confidence, hit = confidences(logits, labels, bins)
     images = np.bincount(place, minlength=bins)
@@ -321,9 +299,7 @@ def confidence_auroc(
         pairs = np.outer(of_class[:, right].sum(axis=1), of_class[:, ~right].sum(axis=1))
         if not pairs.any():
             continue
-        classes = len(of_class)
-        drawn = rng.multinomial(classes, np.full(classes, 1 / classes), size=resamples)
-        times = np.vstack([np.ones(classes), drawn])
+        times = np.vstack([np.ones(len(of_class)), resampled(len(of_class), resamples, rng)])
         ahead, possible = (((times @ table) * times).sum(axis=1) for table in (won, pairs))
         # A resample may have no such pair: it says nothing of this domain.
         areas.append(
@@ -336,32 +312,22 @@ def confidence_auroc(
 
 
 def temperature(scored: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
-    """The number to divide logits by so that the labels become likeliest.
+    """The number to divide logits by so that the labels become likeliest, in 1/100..100.
 
-    Parameters
-    ----------
-    scored : sequence of (logits, labels)
-        (N, C) and (N,) of each vocabulary, such as of a domain; all images count alike. Of images
-        that are not those to be calibrated.
+    `scored` (sequence of (logits, labels)): (N, C) and (N,) of each vocabulary, such as of a
+    domain; all images count alike. Of images that are not those to be calibrated.
 
-    Raises
-    ------
-    ValueError
-        If there is no image, or shapes and labels do not fit.
-
-    Notes
-    -----
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2. Searched
-    between 1/100 and 100.
+    Raises ValueError if there is no image, or shapes and labels do not fit. Source: Guo et al., On
+    Calibration of Modern Neural Networks, ICML 2017, section 4.2.
     """
-    checked = [_logits(logits, labels) for logits, labels in scored]
-    if not sum(len(y) for _, y in checked):
+    many = [checked(logits, labels) for logits, labels in scored]
+    if not sum(len(y) for _, y in many):
         raise ValueError("no image to fit a temperature on: pass logits and labels of some")
 
     def loss(log_t: float) -> float:
         parts = [
             log_softmax(scores.astype(np.float64) / np.exp(log_t), axis=1)[np.arange(len(y)), y]
-            for scores, y in checked
+            for scores, y in many
         ]
         return -float(np.concatenate(parts).mean())
 
@@ -382,7 +348,8 @@ def effective_robustness(
 
     Ordinary models give a line from clean to shifted accuracy, both as log-odds; the result is
     the method's shifted accuracy less that line's value at its clean accuracy, in 0..1, with an
-    interval over classes, the same in all models.
+    interval over classes, the same in all models. Raises ValueError if shapes do not fit,
+    accuracies are not in 0..1, or there are too few models.
 
     Parameters
     ----------
@@ -392,11 +359,6 @@ def effective_robustness(
         (M, 2, C): the same of M models, at least three of different accuracy.
     resamples, level, seed : int, float, int
         See `bootstrap`.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit, accuracies are not in 0..1, or there are too few models.
 
     Notes
     -----
@@ -415,8 +377,7 @@ def effective_robustness(
     classes = own.shape[1]
     if np.ptp(others[:, 0].mean(axis=1)) == 0:
         raise ValueError("the ordinary models are of one accuracy: no line goes through them")
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(classes, np.full(classes, 1 / classes), size=resamples) / classes
+    times = resampled(classes, resamples, np.random.default_rng(seed)) / classes
     drawn = np.concatenate([both.mean(axis=2)[None], np.einsum("rc,msc->rms", times, both)])
     drawn = np.clip(drawn, 1 / (2 * classes), 1 - 1 / (2 * classes))
     x, y = np.moveaxis(logit(drawn[:, 1:]), -1, 0)
@@ -460,18 +421,23 @@ def _table(domain: str, values: ArrayLike, weights: ArrayLike | None) -> tuple[n
     return table, own
 
 
+def resampled(number: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of so many is drawn in each resample, (resamples, number) int.
+
+    These counts turn a bootstrap of means into a product of matrices.
+    """
+    return rng.multinomial(number, np.full(number, 1 / number), size=resamples)
+
+
 def _resample(
     table: np.ndarray, weights: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Means (resamples,) with classes, and draws where there are several, drawn with replacement.
-
-    How often each is drawn is multinomial, which turns the bootstrap into two matrix products.
-    """
+    """Means (resamples,) of classes, and of draws where there are several, drawn again."""
     draws, classes = table.shape
-    times = rng.multinomial(classes, np.full(classes, 1 / classes), size=resamples) * weights
+    times = resampled(classes, resamples, rng) * weights
     if draws == 1:
         return times @ table[0] / times.sum(axis=1)
-    share = rng.multinomial(draws, np.full(draws, 1 / draws), size=resamples) / draws
+    share = resampled(draws, resamples, rng) / draws
     return ((share @ table) * times).sum(axis=1) / times.sum(axis=1)
 
 
@@ -576,25 +542,44 @@ def compare(
 ) -> Comparison:
     """How much better the first of two methods is, paired over draws and classes.
 
-    Returns a Comparison: ``difference`` (first minus second), ``low``, ``high``, ``share`` (in how
-    many of the resamples the first is ahead, ties counting half) and ``p`` (see `comparison_of`).
-    Raises ValueError if the methods were not scored on the same domains, classes and draws.
-
-    Parameters
-    ----------
-    first, second : array-like or mapping
-        (C,) or (draws, C) values of the two methods on the same classes and draws, or such an
-        array for each domain; see `bootstrap`.
-    weights : array-like or mapping, optional
-        (C,) images a class.
-    resamples, level, seed : int, float, int
-        See `bootstrap`.
+    Arguments are those of `bootstrap`, values of both on the same classes and draws. Raises
+    ValueError if the methods were not scored on the same domains, classes and draws.
     """
     ones, others = _by_domain(first, second)
     gaps = {domain: _gap(ones[domain], others[domain]) for domain in ones}
     gap = gaps if isinstance(first, Mapping) else gaps[""]
     mean, replicates, spread = _means(gap, weights, resamples, seed)
     return comparison_of(mean, replicates, level, spread)
+
+
+def unpaired(
+    first: ClassValues,
+    second: ClassValues,
+    first_weights: ClassValues | None = None,
+    second_weights: ClassValues | None = None,
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """First less second where these are of different classes, each resampled for itself.
+
+    NaN as in `bootstrap`, of which the arguments are those, once for each of both; the mean of
+    each is over its own domains.
+    """
+    pairs = (first, first_weights), (second, second_weights)
+    sides = [_by_domain(values, weights) for values, weights in pairs]
+    domains = [len(values) for values, _ in sides]
+    if not all(domains):
+        return Interval(*[float("nan")] * 3)
+    # The difference as one mean over the domains of both.
+    strata, own = {}, {}
+    for i, (values, weights) in enumerate(sides):
+        factor = (-1) ** i * sum(domains) / domains[i]
+        for domain, table in values.items():
+            strata[f"{domain} {i}"] = factor * np.asarray(table, float)
+            own[f"{domain} {i}"] = weights[domain]
+    return bootstrap(strata, own, resamples=resamples, level=level, seed=seed)
 
 
 def comparison_of(
@@ -627,11 +612,6 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     Raises ValueError if `p_values` is not (n,) or holds numbers outside 0..1. Source: Holm, A
     simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6,
     1979.
-
-    Parameters
-    ----------
-    p_values : array-like
-        (n,) in 0..1, one a rival.
     """
     p = np.asarray(p_values, float)
     if p.ndim != 1 or (p < 0).any() or (p > 1).any():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbutils._util import suggest
-from lbutils.data.benchmark import Domain
+from lbutils.data.benchmark import Domain, join
 from lbutils.learn.colours import colour_evidence, colour_shares
 from lbutils.measure.joint import JointScores, joint_scores
 from lbutils.measure.tasks import smallest
@@ -26,10 +27,6 @@ from lbutils.unlabelled.cluster import matched_hits
 from lbutils.unlabelled.match import assign, similarities
 
 ORACLES = ("n_classes", "membership", "vocabulary")
-
-
-class _Names(NamedTuple):
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,30 +106,27 @@ class Mixture:
 
     def zero_shot(self, classifier: Any) -> Any:
         """A few-shot method that looks at names only, such as `ZeroShot`, fitted to candidates."""
-        fitted = classifier.fit(_Names(self.candidates))
-        fitted.columns = lambda names: np.array([self.candidates.index(name) for name in names])
-        return fitted
+        return classifier.fit(SimpleNamespace(names=self.candidates))
+
+    def _columns(self, learner: Any) -> np.ndarray:
+        """Where known, then new names stand among known ones and, after these, a learner's own."""
+        place = {name: len(self.known) + i for i, name in enumerate(learner.names_)}
+        return np.array([*range(len(self.known)), *(place[name] for name in self.new)])
 
     def score(self, learner: Any) -> JointScores:
         """Scores of a fitted learner on test images, over known and new names alone."""
-        new = learner.logits(self.test_images)[:, learner.columns(self.new)]
-        joint = torch.cat([learner.other_logits(self.test_images, self.known), new], dim=1)
-        return joint_scores(joint.numpy(), self.test_labels, len(self.known))
+        found = learner.joint_logits(self.test_images, self.known)[:, self._columns(learner)]
+        return joint_scores(found.numpy(), self.test_labels, len(self.known))
 
     def among_candidates(self, learner: Any) -> dict[str, float]:
         """Accuracies on test images where known names and all candidates learned are choices.
 
         Returns a dict: ``ip_wide``, ``oop_wide``: of images of known and of new classes, as shares.
         """
-        a, new = len(self.known), self.test_labels >= len(self.known)
-        place = self.test_labels.copy()
-        place[new] = a + learner.columns(self.new)[self.test_labels[new] - a]
-        known = learner.other_logits(self.test_images, self.known)
-        found = torch.cat([known, learner.logits(self.test_images)], dim=1).argmax(dim=1).numpy()
-        return {
-            "ip_wide": float((found == place)[~new].mean()),
-            "oop_wide": float((found == place)[new].mean()),
-        }
+        found = learner.joint_logits(self.test_images, self.known).argmax(dim=1).numpy()
+        hits = found == self._columns(learner)[self.test_labels]
+        new = self.test_labels >= len(self.known)
+        return {"ip_wide": float(hits[~new].mean()), "oop_wide": float(hits[new].mean())}
 
     def budget(self, learner: Any) -> dict[str, float]:
         """What became of the unlabelled images of new classes, as shares that add up to one.
@@ -146,7 +140,7 @@ class Mixture:
         given = learner.weights_.argmax(dim=1).numpy()[self.is_new]
         bare = ~learner.weights_.any(dim=1).numpy()[self.is_new]
         truth = self.labels[self.is_new]
-        place = len(self.known) + learner.columns(self.new)[truth - len(self.known)]
+        place = self._columns(learner)[truth]
         clusters, lost = given, (given < len(self.known)) & ~bare
         if learner.discovery_ is not None:
             clusters, known = learner.discovery_.clusters, learner.discovery_.known
@@ -171,9 +165,7 @@ class Mixture:
         Images of known classes are among them: a new name is wrong for each. An image that is
         taken for a known class has a confidence of zero or less, the lower the surer.
         """
-        place = np.full(len(self.labels), -1)
-        new = self.labels[self.is_new] - len(self.known)
-        place[self.is_new] = len(self.known) + learner.columns(self.new)[new]
+        place = np.where(self.is_new, self._columns(learner)[self.labels], -1)
         known = learner.weights_[:, : len(self.known)].sum(dim=1)
         sure, given = learner.weights_[:, len(self.known) :].max(dim=1)
         right = (given.numpy() + len(self.known) == place) & (sure.numpy() > 0)
@@ -240,23 +232,21 @@ def mixtures(
         ip, oop = domain.ip, domain.oop
         if not len(ip.train):
             raise ValueError(f"{name} has no training images of IP classes: leave it out")
-        split = {part: image_features(encoder, getattr(ip, part)) for part in ("train", "test")}
-        labelled, mixed = ip.train, ip.val
-        seen = split["train"]
-        unseen = image_features(encoder, mixed) if len(mixed) else None
-        if unseen is None:
+        seen, (labelled, mixed) = image_features(encoder, ip.train), (ip.train, ip.val)
+        if len(mixed):
+            unseen = image_features(encoder, mixed)
+        else:
             half = np.arange(len(ip.train)) % 2 == 0
             labelled, mixed = ip.train.take(half), ip.train.take(~half)
             seen, unseen = seen[torch.from_numpy(half)], seen[torch.from_numpy(~half)]
-        new = image_features(encoder, oop.train)
-        images = torch.cat([unseen, new])
-        labels = np.concatenate([mixed.labels, oop.train.labels + len(ip.names)])
-        ids = (*mixed.ids, *oop.train.ids)
-        shown = np.concatenate([colour_shares(part) for part in (mixed, oop.train)])
+        images = torch.cat([unseen, image_features(encoder, oop.train)])
+        pool, test = join(mixed, oop.train), join(ip.test, oop.test)
+        shown = colour_shares(pool)
+        tested = torch.cat([image_features(encoder, part.test) for part in (ip, oop)])
         away = {n for other in benchmark.values() for n in other.oop.names}
         away -= {*oop.names, *ip.names}
         for draw in draws:
-            rows = _drawn(labels, share, draw)
+            rows = _drawn(pool.labels, share, draw)
             yield Mixture(
                 name,
                 domain.hint,
@@ -268,11 +258,11 @@ def mixtures(
                 seen,
                 np.asarray(labelled.labels),
                 images[torch.from_numpy(rows)],
-                labels[rows],
-                tuple(ids[i] for i in rows),
+                pool.labels[rows],
+                tuple(pool.ids[i] for i in rows),
                 shown[rows],
-                torch.cat([split["test"], image_features(encoder, oop.test)]),
-                np.concatenate([ip.test.labels, oop.test.labels + len(ip.names)]),
+                tested,
+                test.labels,
             )
 
 

@@ -47,7 +47,8 @@ def claims() -> pd.DataFrame:
     Returns a DataFrame: columns ``id``, ``claim``, ``measure`` (what the figure is), ``published``,
     ``unit`` and ``where`` (its place in the paper).
     """
-    clustered = _domains(table("table1_clustering")).groupby("subset")["clustering_accuracy"].mean()
+    clustered = table("table1_clustering").query("domain != 'average'")
+    clustered = clustered.groupby("subset")["clustering_accuracy"].mean()
     zero_shot = table("figure4_zero_shot_corrected").query(
         "model_family == 'OpenCLIP' and scale == '400m' and not class_balanced"
     )
@@ -136,7 +137,3 @@ def _keyed(frame: pd.DataFrame, keys: list[str], value: str, side: str) -> pd.Da
     if len(twice):
         raise ValueError(f"{side}: key {tuple(twice[keys].iloc[0])} occurs more than once")
     return frame[[*keys, value]].rename(columns={value: side})
-
-
-def _domains(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[frame["domain"] != "average"]

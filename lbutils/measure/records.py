@@ -48,6 +48,17 @@ _PACKAGES = (
 )
 
 
+def about(encoder: Any, benchmark: Any, seed: int) -> dict[str, Any]:
+    """Columns of `KEY` that every figure of a run shares: of a `DualEncoder` and a `Benchmark`."""
+    name = f"{encoder.name}/{encoder.pretrained}"
+    return {"encoder": name, "benchmark": benchmark.name, "seed": seed}
+
+
+def values(found: Iterable[float]) -> dict[str, float]:
+    """A mean with the ends of its interval, in the columns `VALUES`."""
+    return dict(zip(VALUES, found, strict=True))
+
+
 def write_record(
     folder: str | os.PathLike[str],
     kind: str,
@@ -169,17 +180,15 @@ def read_records(
 
     Raises ValueError if a file is not a record and `troubles` is not given; the message names it.
     """
-    found, changed = {}, {}
-    for path in record_files(folder):
-        name = path.relative_to(folder).as_posix()
+    found = {}
+    for path in sorted(record_files(folder), key=lambda path: path.stat().st_mtime_ns):
         try:
-            found[name] = read_record(path)
-            changed[name] = path.stat().st_mtime_ns
+            found[path.relative_to(folder).as_posix()] = read_record(path)
         except ValueError as error:
             if troubles is None:
                 raise
             troubles.append(str(error))
-    return {name: found[name] for name in sorted(found, key=lambda name: changed[name])}
+    return found
 
 
 def collect(
@@ -210,8 +219,7 @@ def collect(
     rows = []
     for name, record in sorted(read_records(folder, troubles).items()):
         if kind is None or record["kind"] == kind:
-            origin = dict(zip(ORIGIN, (record["kind"], _settings(record), name), strict=True))
-            rows += [{**row, **origin} for row in record["metrics"]]
+            rows += [row | _origin(name, record) for row in record["metrics"]]
     table = pd.DataFrame(rows, columns=[*KEY, *VALUES, *ORIGIN])
     integers = dict.fromkeys(("shots", "seed"), "Int64")
     table = table.astype({**integers, **dict.fromkeys(VALUES, "float64")})
@@ -243,9 +251,9 @@ def collect_claims(
     """
     newest: dict[tuple[str | None, ...], dict[str, Any]] = {}
     for name, record in read_records(folder, troubles).items():
-        origin = dict(zip(ORIGIN, (record["kind"], _settings(record), name), strict=True))
+        origin = _origin(name, record)
         for row in record["claims"]:
-            newest[row["id"], origin["settings"]] = {**row, **origin}
+            newest[row["id"], origin["settings"]] = row | origin
     return pd.DataFrame(list(newest.values()), columns=[*CLAIM, *ORIGIN])
 
 
@@ -276,11 +284,12 @@ def equivalent(found: Sequence[float], margin: float) -> str:
 
 
 def both(*verdicts: str) -> str:
-    """Verdict on a claim of several parts: all must hold, and one that fails decides."""
-    for verdict in ("contradicted", "not run", "not shown"):
-        if verdict in verdicts:
-            return verdict
-    return "reproduced"
+    """Verdict on a claim of several parts: all must hold, and one that fails decides.
+
+    Of no part at all it is "not run".
+    """
+    found = [v for v in ("contradicted", "not run", "not shown", "reproduced") if v in verdicts]
+    return found[0] if found else "not run"
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -288,8 +297,11 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     return _canonical(_plain(settings))
 
 
-def _settings(record: Mapping[str, Any]) -> str | None:
-    return None if record["settings"] is None else settings_text(record["settings"])
+def _origin(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns `ORIGIN` of a record's rows."""
+    known = record["settings"] is not None
+    settings = settings_text(record["settings"]) if known else None
+    return {"kind": record["kind"], "settings": settings, "record": name}
 
 
 def _agree(rows: pd.DataFrame) -> bool:
@@ -339,21 +351,14 @@ def _commit() -> str | None:
     """
     if is_installed():
         return None
-    git = ["git", "-C", str(PACKAGE)]
+    # No tag is looked for, so that the commit itself is told, in full.
+    describe = "describe --always --exclude=* --abbrev=40 --dirty=+".split()
+    git = ["git", "-C", str(PACKAGE), *describe]
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+        found = subprocess.run(git, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return found.stdout.strip()
 
 
 def _threads() -> int:

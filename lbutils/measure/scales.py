@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from lbutils.captions.survey import screen
 from lbutils.data.mini import mini_file
 from lbutils.measure import tasks
-from lbutils.measure.metrics import per_class_accuracy
+from lbutils.measure.metrics import checked, per_class_accuracy
 from lbutils.models.prompts import Templates
 
 NEVER = "never"
@@ -82,7 +82,8 @@ def class_accuracies(
 ) -> pd.DataFrame:
     """Accuracy of every class, over three vocabularies.
 
-    Raises ValueError if the shapes disagree, or a label is no place in the vocabulary.
+    Raises ValueError if the shapes disagree, a label is no place in the vocabulary, or logits are
+    NaN or +inf.
 
     Parameters
     ----------
@@ -101,13 +102,9 @@ def class_accuracies(
         One row a class: ``own`` (in percent, among the names of its subset, IP or OOP), ``group``
         (among the names of its group), ``joint`` (among all) and ``images``. NaN without images.
     """
-    values, y, own = np.asarray(logits), np.asarray(labels), np.asarray(groups)
-    if values.ndim != 2 or len(values) != len(y) or values.shape[1] != len(own):
-        shapes = f"{values.shape}, {y.shape} and {own.shape}"
-        raise ValueError(f"logits (M, C), labels (M,) and groups (C,) do not fit: {shapes}")
-    count = len(own)
-    if len(y) and (y.min() < 0 or y.max() >= count):
-        raise ValueError(f"labels must lie in 0..{count - 1}")
+    (scores, y), own, count = checked(logits, labels), np.asarray(groups), len(groups)
+    if scores.shape[1] != count:
+        raise ValueError(f"logits {scores.shape} must be (M, C), groups {own.shape} must be (C,)")
     ip = np.arange(count) < n_ip
     parts = {
         "own": [ip, ~ip],
@@ -119,7 +116,7 @@ def class_accuracies(
         taken = np.full(len(y), -1)
         for names in filter(np.any, sets):
             rows = names[y]
-            taken[rows] = np.where(names, values[rows], -np.inf).argmax(axis=1)
+            taken[rows] = np.where(names, scores[rows], -np.inf).argmax(axis=1)
         found[vocabulary] = 100 * per_class_accuracy(y, taken, count)
     return pd.DataFrame(found | {"images": np.bincount(y, minlength=count)})
 

@@ -36,6 +36,7 @@ from lbutils.data.images import Files
 from lbutils.data.laion_beyond import export
 from lbutils.learn.namelearner import NameLearner
 from lbutils.measure.metrics import bootstrap, per_class_accuracy
+from lbutils.measure.records import values
 from lbutils.models.classifier import training_features
 from lbutils.models.encoders import DualEncoder, encoder_table, load_encoder
 from lbutils.models.features import image_features
@@ -197,16 +198,8 @@ def method(name: str) -> Callable[..., Any]:
     return RIVALS[name]
 
 
-def _learner(
-    encoder: DualEncoder,
-    templates: Any,
-    hint: str | None,
-    shots: int,
-    seed: int,
-    ip_names: Sequence[str],
-) -> NameLearner:
-    known = list(ip_names) or None
-    return NameLearner(encoder, templates=templates, hint=hint, negatives=known, seed=seed)
+def _learner(encoder: DualEncoder, ip_names: Sequence[str], shots: int, **task: Any) -> NameLearner:
+    return NameLearner(encoder, negatives=list(ip_names) or None, **task)
 
 
 @dataclass(frozen=True)
@@ -223,7 +216,7 @@ class Setting:
     @property
     def learns(self) -> bool:
         """Whether the method looks at training images."""
-        return self.method == NAMES or "zero-shot" not in self.method
+        return "zero-shot" not in self.method
 
 
 def predictions(
@@ -298,10 +291,7 @@ def scores(
                 "in_captions": group,
                 "metric": name,
                 "main": name == metric,
-                **{
-                    key: 100 * value
-                    for key, value in zip(("value", "low", "high"), measured, strict=True)
-                },
+                **values(100 * value for value in measured),
                 "classes": int(held.sum()),
                 "images": int(images[held].sum()),
             }

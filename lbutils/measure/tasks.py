@@ -76,12 +76,9 @@ class Task:
         found: Tensor = model.joint_logits(self._of(model)[1], self.ip_names)
         return found.numpy()
 
-    def score(self, model: Any, bias: float = 0.0) -> JointScores:
-        """Scores of a fitted method on the test images, with a bias of the learned names."""
-        return self._scored(self.logits(model), bias)
-
-    def _scored(self, logits: np.ndarray, bias: float) -> JointScores:
-        return joint_scores(logits, self.labels, len(self.ip_names), bias=bias)
+    def score(self, model: Any) -> JointScores:
+        """Scores of a fitted method on the test images."""
+        return joint_scores(self.logits(model), self.labels, len(self.ip_names))
 
     def _of(self, model: Any) -> tuple[Tensor, Tensor]:
         """Training and test features of the kind that a method takes."""
@@ -330,8 +327,11 @@ def _run_tasks(
                     model = together[i] if together else task.fit(factory, encoder, templates, seed)
                     logits = task.logits(model)
                     spent = shared + time.perf_counter() - start
-                    under = [0.0, biases[name]] if name in biases else [0.0]
-                    scores = [task._scored(logits, bias) for bias in under]
+                    plain = joint_scores(logits, task.labels, len(task.ip_names))
+                    scores = [plain]
+                    if name in biases:
+                        given = task.labels, len(task.ip_names)
+                        scores.append(joint_scores(logits, *given, bias=biases[name]))
                 except (ValueError, RuntimeError) as error:
                     where = f"{task.domain}, {task.shots} shots, draw {task.draw}"
                     raise RuntimeError(f"{name} failed on {where}: {error}") from error
