@@ -273,12 +273,9 @@ def text_cells(table: pd.DataFrame, variant: str = "infonce") -> pd.DataFrame:
     Returns a DataFrame: one row a concept, a column for each pair (arm of the image tower, arm of
     the captions), in per cent, mean over seeds. Raises ValueError if a concept lacks a cell.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Of ``data/results/interventions.csv``: text towers trained anew on frozen image towers.
-    variant : str
-        One of its variants; all but "infonce" have the cells alone in which both arms agree.
+    `table` (DataFrame): of ``data/results/interventions.csv``: text towers trained anew on frozen
+    image towers. `variant` (str): one of its variants; all but "infonce" have the cells alone in
+    which both arms agree.
     """
     own = table[(table["variant"] == variant) & (table["text_arm"] != ALWAYS)]
     wide = own.pivot_table(

@@ -272,11 +272,8 @@ def with_labelled(domain: Domain, share: float = 1 / 6) -> Domain:
     IP images of LAION-Beyond are for evaluation. The released code, whose discovery needs labelled
     ones, keeps five sixths of each class for that.
 
-    Parameters
-    ----------
-    share : float
-        Of the IP test images of each class, which become its training images; always the same.
-        A class of one image keeps it for the test.
+    `share` (float): of the IP test images of each class, which become its training images; always
+    the same. A class of one image keeps it for the test.
     """
     ip = domain.ip
     counts = np.bincount(ip.test.labels, minlength=len(ip.names))

@@ -82,8 +82,6 @@ def uninformative_names(
         Of the committed few-shot draws.
     seed : int
         Of the made-up names and of training.
-    progress : bool
-        Whether to show a bar over domains.
 
     Returns
     -------

@@ -199,15 +199,9 @@ def collect(
     Raises ValueError if a file is not a record, or two records of the same settings give one key
     different values; the message names them. Where they agree, the first one's row is kept.
 
-    Parameters
-    ----------
-    folder : path
-        Searched as `record_files` does.
-    kind : str, optional
-        Keep the records of this kind only.
-    troubles : list of str, optional
-        Takes what would be an error; damaged files are then passed over, and of rows that
-        disagree all are kept.
+    `folder` (path): searched as `record_files` does. `kind` (str, optional): keep the records of
+    this kind only. `troubles` (list of str, optional): takes what would be an error; damaged files
+    are then passed over, and of rows that disagree all are kept.
 
     Returns
     -------

@@ -88,11 +88,9 @@ def class_accuracies(
     Parameters
     ----------
     logits : array-like, shape (M, C)
-        Of test images, IP names first.
+        Of test images, `n_ip` IP names first.
     labels : array-like, shape (M,)
         Places in the joint vocabulary, 0 to C - 1.
-    n_ip : int
-        Number of IP names.
     groups : sequence of str, length C
         The group of each class, such as ``admissions(...)["since"]``.
 
@@ -148,10 +146,8 @@ def class_table(
         As `tasks.run` takes them.
     concepts : DataFrame
         Of `admissions`, for the same domains.
-    shots : int
-        Training images of an OOP class.
-    draws : iterable of int
-        Numbers of draws of them.
+    shots, draws : int, iterable of int
+        Training images of an OOP class, and numbers of draws of them.
     templates, views, seed
         As in `tasks.run`.
     """

@@ -106,10 +106,8 @@ def tasks(
     benchmark : mapping of str to Domain
     shots, draws : iterable of int
         Images a class, and numbers of few-shot draws.
-    views : int
-        Augmented views of each training image, beside the image as it is.
-    seed : int
-        Seed of the views.
+    views, seed : int
+        Augmented views of each training image, beside the image as it is, and their seed.
     before : bool
         Extract the features before the last projection, too, if the image tower ends in one:
         methods with ``images_from``, such as ProLIP, take them.
@@ -196,10 +194,12 @@ def run(
 ) -> Trials:
     """Scores of every method on every task.
 
+    Raises ValueError if there is a bias for an unknown method, or one that is not a finite number;
+    RuntimeError if a fit fails: its method, domain, shots and draw, and why.
+
     Parameters
     ----------
     encoder : DualEncoder
-        The frozen image-text model.
     benchmark : mapping of str to Domain
     methods : mapping of str to factory
         ``factory(encoder, templates=, hint=, shots=, seed=, ip_names=)`` returns a method that is
@@ -207,24 +207,14 @@ def run(
     shots, draws : iterable of int
         Images a class, and numbers of few-shot draws; all methods get the same.
     templates : str or sequence of str
-        Templates of the names.
     views, seed : int
         As in `tasks`.
     workers : int
         Processes, each on one thread. With an encoder on a GPU one process is used.
-    progress : bool
-        Whether to show a bar.
     biases : mapping of str to float, optional
         For some methods, what is added to the logits of learned names in the joint vocabulary;
         chosen on IP episodes (`joint.best_bias`), never on test images. Scores with it are in
         ``calibrated``, from the same fits.
-
-    Raises
-    ------
-    ValueError
-        If there is a bias for an unknown method, or one that is not a finite number.
-    RuntimeError
-        If a fit fails: its method, domain, shots and draw, and why.
     """
     biases = dict(biases or {})
     for name, bias in biases.items():
