@@ -53,6 +53,7 @@ class Pixels:
 
     fingerprint = "weights"
     dim = 192
+    device = torch.device("cpu")
 
     def __init__(self):
         self.preprocess_config = {"size": 8}
@@ -317,7 +318,6 @@ def test_images_are_read_while_the_model_is_at_work(encoder, pictures):
 
 
 def test_precision_is_for_a_gpu_and_in_the_key(encoder, pictures):
-    encoder.device = torch.device("cpu")
     with pytest.raises(ValueError, match="autocast='bf16' is for a GPU"):
         image_features(encoder, pictures, autocast="bf16", cache=False)
     with pytest.raises(ValueError, match="Did you mean 'bf16'"):
@@ -335,7 +335,6 @@ def test_precision_of_the_environment_is_for_a_gpu_too(encoder, pictures, monkey
         ).autocast
 
     monkeypatch.setenv("LBUTILS_AUTOCAST", "bf16")
-    encoder.device = torch.device("cpu")
     assert asked() is None
     encoder.device = torch.device("cuda")
     assert asked() == "bf16" and asked("fp16") == "fp16"
@@ -624,3 +623,7 @@ def test_features_keep_their_length_where_they_are_asked_to(make_encoder, pictur
     unit = image_features(encoder, pictures, cache=False)
     assert torch.allclose(found / lengths, unit, atol=1e-5)
     assert Unnormalised(encoder).fingerprint != encoder.fingerprint
+    assert image_features(Unnormalised(encoder), Pictures([]), cache=False).shape == (
+        0,
+        encoder.dim,
+    )

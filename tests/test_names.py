@@ -233,6 +233,12 @@ def test_names_survive_the_disk(tiny_encoder, tmp_path):
     assert torch.allclose(other().flip(0), names()[: len(NAMES)], atol=1e-6)
 
 
+def test_names_of_a_template_that_stands_twice_survive_the_disk(tiny_encoder, tmp_path):
+    names = NameEmbeddings(tiny_encoder, ["ant"], ["a {name}", "the {name}", "a {name}"])
+    path = names.learned().save(tmp_path / "names")
+    assert Names.load(path).templates == names.templates
+
+
 def test_wrong_files_are_refused(tiny_encoder, tmp_path):
     path = NameEmbeddings(tiny_encoder, ["ant", "red panda"]).learned().save(tmp_path / "n")
     with pytest.raises(ValueError, match="not among the 2"):

@@ -120,6 +120,8 @@ def test_batches_are_checked(tiny_encoder, make_encoder, captioned_images, image
     learners = [NameLearner(tiny_encoder, **QUICK) for _ in range(2)]
     with pytest.raises(ValueError, match="shorter"):
         fit_many(learners, [captioned_images], [image_views])
+    with pytest.raises(ValueError, match="stands twice"):
+        fit_many([learners[0]] * 2, [captioned_images] * 2, [image_views] * 2)
     with pytest.raises(RuntimeError, match="of 4.*lower lr"):
         learners = [NameLearner(tiny_encoder, optimizer="sgd", lr=1e38, **QUICK) for _ in range(2)]
         fit_many(learners, [captioned_images] * 2, [image_views] * 2)
@@ -255,6 +257,7 @@ def test_unlabelled_images_move_the_anchors_to_their_classes(
     before, after = ((rows * hidden).sum(1).mean() for rows in (few[0], found))
     assert after > before + 0.1
     assert (learner.mixture_.weights.argmax(1) == classes).float().mean() > 0.95
+    assert not hasattr(learner.fit(split, few), "mixture_")
     # With the prior alone, and unlabelled images, nothing is warned of.
     told.rows = dict(zip(captioned_images.names, few[0], strict=True))
     alone = NameLearner(tiny_encoder, told, **QUICK)

@@ -345,6 +345,12 @@ def made(labels, names, captions=None):
     return Split(ids, labels, tuple(names), captions or (None,) * len(ids), Drawn())
 
 
+def test_classes_without_a_single_image_are_reported(tiny_encoder):
+    none = made(np.array([], int), ["ant", "bee"])
+    found = check(tiny_encoder, none, features=torch.empty(0, 32))
+    assert found.finding.tolist() == ["too few: 0 images"] * 2
+
+
 def test_leave_one_out_is_that():
     features, labels = clusters([4, 1, 3, 2])
     found = checks.leave_one_out(features, labels, 5).numpy()

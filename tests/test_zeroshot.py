@@ -24,21 +24,8 @@ from lbutils.rivals import context, probes
 from lbutils.unlabelled import zsnl
 
 
-def test_classifier_is_the_normalised_mean_over_templates(tiny_encoder):
-    names = ["red panda", "a{x}b", "<i>ant</i>"]
-    found = classifier.text_classifier(
-        tiny_encoder, names, ["a {name}", "the {name}."], batch_size=2
-    )
-    plain = [tiny_encoder.encode_text([f"a {n}" for n in names])]
-    plain.append(tiny_encoder.encode_text([f"the {n}." for n in names]))
-    expected = F.normalize(torch.stack(plain).mean(0), dim=-1)
-    assert torch.allclose(found, expected, atol=1e-6)
-    assert found.dtype == torch.float32
-    assert torch.allclose(found.norm(dim=-1), torch.ones(3), atol=1e-6)
-
-
 def test_classifier_is_open_clip_s(tiny_encoder):
-    names = ["red panda", "axolotl", "C++", "jack-o'-lantern"]
+    names = ["red panda", "axolotl", "C++", "jack-o'-lantern", "a{x}b", "<i>ant</i>"]
     expected = open_clip.build_zero_shot_classifier(
         tiny_encoder.model, tiny_encoder.tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES
     ).T
@@ -214,3 +201,20 @@ def test_kept_text_features_follow_the_tokenizer(make_encoder):
     found = text_features(encoder, ["fox", "owl"])
     assert not torch.equal(found, first)
     assert torch.equal(found, text_classifier(encoder, ["fox", "owl"]))
+
+    class Renamed:
+        context_length = 16
+
+        def __init__(self, owl):
+            self.owl = owl
+
+        def encode(self, text):
+            return plain.encode(text.replace("owl", self.owl))
+
+        def __call__(self, texts):
+            return plain([text.replace("owl", self.owl) for text in texts])
+
+    for owl in ("ant", "bee", "cat"):
+        encoder.tokenizer = None  # its place in memory is free for the next one
+        encoder.tokenizer = Renamed(owl)
+        assert torch.equal(text_features(encoder, ["owl"]), text_classifier(encoder, [owl])), owl

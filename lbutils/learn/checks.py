@@ -115,14 +115,10 @@ def read_folder(root: str | os.PathLike[str]) -> ImageFolder:
     or ``captions.csv`` with the columns ``file`` and ``caption``, in the root (``fox/1.png``) or
     in a class's folder (``1.png``); the text file wins. Hidden files are not looked at.
 
-    Returns an ImageFolder: ``split``, whose images have all been decoded once, and ``report``.
+    All images of the split have been decoded once. Links that lead out of the folder are refused.
+
     Raises FileNotFoundError if there is no such folder. Raises ValueError if it is not a folder, or
     no sub-folder has an image that can be used.
-
-    Parameters
-    ----------
-    root : path
-        The folder. Links in it that lead out of it are refused.
     """
     place = Path(root).expanduser()
     if not place.exists():
@@ -131,31 +127,27 @@ def read_folder(root: str | os.PathLike[str]) -> ImageFolder:
         raise ValueError(f"{str(root)!r} is not a folder: give {_LAYOUT}")
     place = place.resolve()
     found: list[Finding] = []
+    source = Files(place, short_side=LONGEST_SHORT_SIDE, remedy=_REMEDY)
     classes = _classes(place, found)
-    candidates = [image for images in classes.values() for image in images]
-    usable = _usable(place, candidates, classes, found)
-    names = [name for name, images in classes.items() if any(i in usable for i in images)]
+    owner = {image: name for name, images in classes.items() for image in images}
+    usable = _usable(source, owner, found)
+    kept = dict.fromkeys(owner[image] for image in usable)
     for name in classes:
-        if name not in names:
+        if name not in kept:
             advice = f"put {MIN_IMAGES} or more into its folder, or remove the folder"
             found.append(Finding("error", name, "", "no image that can be used", advice))
-    if not names:
+    if not kept:
         raise ValueError(f"no image that can be used in {str(root)!r}: give {_LAYOUT}")
-    ids = [image for name in names for image in classes[name] if image in usable]
-    labels = [i for i, name in enumerate(names) for image in classes[name] if image in usable]
-    captions = _read_captions(place, classes, found)
+    captions = _read_captions(place, owner, found)
+    names = tuple(kept)
     split = Split(
-        tuple(ids),
-        np.array(labels),
-        tuple(names),
-        tuple(captions.get(image) for image in ids),
-        _source(place),
+        tuple(usable),
+        np.array([names.index(owner[image]) for image in usable]),
+        names,
+        tuple(captions.get(image) for image in usable),
+        source,
     )
     return ImageFolder(split, report(found))
-
-
-def _source(root: Path) -> Files:
-    return Files(root, short_side=LONGEST_SHORT_SIDE, remedy=_REMEDY)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -213,18 +205,14 @@ def _images(folder: Path, root: Path, name: str, found: list[Finding]) -> list[s
     return images
 
 
-def _usable(
-    root: Path, ids: Sequence[str], classes: Mapping[str, Sequence[str]], found: list[Finding]
-) -> set[str]:
-    """Ids of the images that can be decoded; the others are added to `found`."""
-    source = _source(root)
+def _usable(source: Files, owner: Mapping[str, str], found: list[Finding]) -> list[str]:
+    """Ids, among those with an owner, of images that can be decoded; others go to `found`."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        troubles = dict(zip(ids, pool.map(partial(_trouble, source), ids), strict=True))
-    owner = {image: name for name, images in classes.items() for image in images}
-    for image, trouble in troubles.items():
+        troubles = list(pool.map(partial(_trouble, source), owner))
+    for (image, name), trouble in zip(owner.items(), troubles, strict=True):
         if trouble:
-            found.append(Finding("error", owner[image], image, trouble, "replace or remove it"))
-    return {image for image, trouble in troubles.items() if not trouble}
+            found.append(Finding("error", name, image, trouble, "replace or remove it"))
+    return [image for image, trouble in zip(owner, troubles, strict=True) if not trouble]
 
 
 def _trouble(source: Files, image_id: str) -> str:
@@ -237,18 +225,15 @@ def _trouble(source: Files, image_id: str) -> str:
     return ""
 
 
-def _read_captions(
-    root: Path, classes: Mapping[str, Sequence[str]], found: list[Finding]
-) -> dict[str, str]:
+def _read_captions(root: Path, owner: Mapping[str, str], found: list[Finding]) -> dict[str, str]:
     """Caption of each image that has one; what cannot be read is added to `found`."""
-    known = {image: name for name, images in classes.items() for image in images}
-    spelt = {unicodedata.normalize("NFC", image): image for image in known}
+    spelt = {unicodedata.normalize("NFC", image): image for image in owner}
     captions: dict[str, str] = {}
-    folders = dict.fromkeys((root / image).parent for image in known)
+    folders = dict.fromkeys((root / image).parent for image in owner)
     for file in (folder / _CAPTIONS for folder in (root, *folders)):
         if file.exists():
             _read_table(file, root, spelt, captions, found)
-    for image, name in known.items():
+    for image, name in owner.items():
         file = (root / image).with_suffix(".txt")
         if file.exists():
             try:
@@ -371,18 +356,9 @@ def check(
     Copies are looked for first: labels are judged without the second of two copies, which would
     bear the first one out.
 
-    Parameters
-    ----------
-    encoder : DualEncoder
-        The model that is to learn the names.
-    split : Split
-        N images, such as `read_folder` gives.
-    others : sequence of str
-        Names that the learned ones will stand beside.
-    templates, hint
-        As `NameLearner` takes them.
-    features : Tensor, shape (N, D), optional
-        Image features of unit length; computed if not given.
+    `encoder` is the model that is to learn the names, `others` are names that they will stand
+    beside, `templates` and `hint` as `NameLearner` takes them. `features` ``(N, D)`` of the split's
+    N images, of unit length, are computed if not given.
     """
     others = as_names(others, "other names")
     if features is None:
@@ -439,9 +415,9 @@ def few_images(split: Split) -> Iterator[Finding]:
     usual = float(np.median(number)) if len(number) else 0.0
     for name, n in zip(split.names, number.tolist(), strict=True):
         if n < MIN_IMAGES:
-            images = "1 image" if n == 1 else f"{n} images"
+            finding = f"too few: {n} image{'s' * (n != 1)}"
             advice = f"add images until there are {MIN_IMAGES} or more"
-            yield Finding("warning", name, "", f"too few: {images}", advice)
+            yield Finding("warning", name, "", finding, advice)
         if n > UNBALANCED * usual:
             finding = f"{n} images, where the classes' median is {usual:g}"
             advice = "add images to the others, or take the most alike of these out"
@@ -471,7 +447,10 @@ def copies(split: Split, features: Tensor) -> Iterator[Finding]:
     *and* thumbnails of a correlation of `SAME_PIXELS` or more: features alone put different
     drawings of one thing close together, thumbnails alone different things of one outline.
     """
-    digests, thumbnails = _fingerprints(split)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        pairs = list(pool.map(lambda i: _fingerprint(split.image(i)), range(len(split))))
+    digests = [digest for digest, _ in pairs]
+    thumbnails = np.array([row for _, row in pairs], np.float32).reshape(-1, 16 * 16 * 3)
     first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
     near = (features @ features.T).numpy() >= SAME_FEATURES
     near &= thumbnails @ thumbnails.T >= SAME_PIXELS
@@ -489,15 +468,8 @@ def copies(split: Split, features: Tensor) -> Iterator[Finding]:
         yield Finding(severity, split.names[split.labels[i]], split.ids[i], finding, advice)
 
 
-def _fingerprints(split: Split) -> tuple[list[str], np.ndarray]:
-    """SHA-256 of the pixels of each image, and its thumbnail as a row of unit length."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        pairs = list(pool.map(lambda i: _fingerprint(split.image(i)), range(len(split))))
-    rows = np.array([row for _, row in pairs]).reshape(len(pairs), -1)
-    return [digest for digest, _ in pairs], rows
-
-
 def _fingerprint(image: Image.Image) -> tuple[str, np.ndarray]:
+    """SHA-256 of an image's pixels, and its thumbnail as a row of unit length."""
     digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
     small = image.resize((16, 16), Image.Resampling.BOX)
     row = np.asarray(small, np.float32).ravel()

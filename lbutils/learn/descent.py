@@ -134,10 +134,7 @@ def rounds(n: int, generator: torch.Generator) -> Iterator[int]:
 def frozen(model: torch.nn.Module) -> Iterator[None]:
     """Context in which no parameter of a model may change, or ask for a gradient.
 
-    Raises
-    ------
-    RuntimeError
-        On entering, if a parameter is trainable; on leaving, if one was written to.
+    Raises RuntimeError on entering, if a parameter is trainable; on leaving, if one was written to.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,17 +97,16 @@ def load_lexicon(folder: str | os.PathLike[str] | None = None) -> Lexicon:
     other columns ValueError.
     """
     files = ("language.parquet", "descriptions.csv")
-    at = (lambda file: Path(folder) / file) if folder else mini_file
-    paths = [at(file) for file in files]
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: a lexicon has {' and '.join(files)}")
-    tables = {source: at(f"{source}.csv") for source in TOLD}
+    at: Callable[[str], Path] = Path(folder).joinpath if folder else mini_file
+    for file in files:
+        if not at(file).is_file():
+            raise FileNotFoundError(f"{at(file)} is missing: a lexicon has {' and '.join(files)}")
+    language, tables = at(files[0]), {source: at(f"{source}.csv") for source in TOLD}
     try:
         told = {source: _phrases(file) for source, file in tables.items() if file.is_file()}
-        return _lexicon(paths[0], told)
+        return _lexicon(language, told)
     except (ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{Path(paths[0]).parent} holds no lexicon: {error}") from error
+        raise ValueError(f"{language.parent} holds no lexicon: {error}") from error
 
 
 def _phrases(file: Path) -> dict[str, tuple[str, ...]]:
@@ -248,11 +247,12 @@ class Knowledge:
             parts.append(self._texts(names))
         if self._map is not None:
             parts.append(F.normalize(self.moved(names), dim=1))
+        readers = [self._texts] if self._map is None else [self._texts, self.moved]
         for own in phrases:
             flat, counts = [p for some in own for p in some], [len(some) for some in own]
             # One prompt each: joined, they would not fit into a short context.
-            read = [self._texts(flat)] + ([self.moved(flat)] if self._map is not None else [])
-            for rows in read:
+            for read in readers:
+                rows = read(flat)
                 means = [part.mean(dim=0) for part in rows.split(counts)]
                 parts.append(F.normalize(torch.stack(means), dim=1))
         return F.normalize(torch.stack(parts).sum(dim=0), dim=1)
@@ -295,8 +295,8 @@ class Knowledge:
             raise ValueError("the source 'hints' needs hint=, the superclass of the domain")
         goal = self.lexicon.vector([hint])[0].astype(np.float64)
         near = self.lexicon.vector(names) @ goal
-        usual, quantile = (near, 0.5)
-        if len(known):
+        usual, quantile = near, 0.5
+        if known:
             usual, quantile = self.lexicon.vector(known) @ goal, self.quantile
         weights = expit(self.sharpness * (near - np.quantile(usual, quantile)))
         return weights / weights.sum()
@@ -304,8 +304,8 @@ class Knowledge:
 
 def check_choice(without_knowledge: str) -> None:
     """Raise ValueError unless it is a choice of what becomes of names without knowledge."""
-    if without_knowledge not in ("refuse", "images"):
-        choices = ("refuse", "images")
+    choices = ("refuse", "images")
+    if without_knowledge not in choices:
         raise ValueError(suggest(without_knowledge, choices, "choice for names without knowledge"))
 
 
@@ -322,21 +322,14 @@ def among_images(
     image features lie apart (Liang et al. 2022, "Mind the gap"). Rows are of unit length, or zero
     for a name without knowledge.
 
+    Raises ValueError if the prior is of another encoder, or a name is without knowledge.
+
     Parameters
     ----------
-    prior : Knowledge
-    encoder : DualEncoder
-        Whose features `means` are.
-    names : sequence of str
     means : Tensor, shape (C, D)
-        Unit rows, the mean of each name's images, or zeros for a name without images.
+        Unit rows of the encoder, the mean of each name's images; zeros for one without images.
     without_knowledge : "refuse" or "images"
         Whether a name that the prior's sources do not know is an error, or gets zeros.
-
-    Raises
-    ------
-    ValueError
-        If the prior is of another encoder, or a name is without knowledge.
     """
     if prior.encoder.fingerprint != encoder.fingerprint:
         raise ValueError(

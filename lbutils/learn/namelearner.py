@@ -111,19 +111,10 @@ class Alignment(Estimator):
     def fit(self, features: Tensor, labels: Any, texts: Tensor) -> Alignment:
         """Self, with the moments of known classes.
 
-        Parameters
-        ----------
-        features : Tensor, shape (N, D)
-            Image features of known classes, unit length.
-        labels : array-like, shape (N,)
-            Rows of `texts`.
-        texts : Tensor, shape (C, D)
-            Text features of the known classes. Those without an image are left out.
+        Of image features ``(N, D)`` of unit length, `labels` ``(N,)`` which are rows of `texts`,
+        and the classes' text features ``(C, D)``; classes without an image are left out.
 
-        Raises
-        ------
-        ValueError
-            If fewer than two classes have images, or no class has two.
+        Raises ValueError if fewer than two classes have images, or no class has two.
         """
         labels = torch.as_tensor(np.asarray(labels))
         features = unit_rows(features, "features")
@@ -355,28 +346,21 @@ class NameLearner(FeatureClassifier):
         trainable rows there, and plain words here; a caption without any name ends its run, here
         it stands behind the template.
 
-        Parameters
-        ----------
-        hint : str
-            Superclass, such as ``"animal"``.
-        shots, n_classes : int
-            Images per class and number of classes.
-        **changes
-            Arguments of `NameLearner` to differ in, for ablations.
+        `hint` is the superclass, such as ``"animal"``, `shots` the images per class; `changes` are
+        arguments of `NameLearner` to differ in, for ablations.
         """
         batch = min(shots, 4) * n_classes
-        epochs = 200
         constants: dict[str, Any] = {
             **_PAPER,
             "hint": hint,
             "templates": "released",
             "optimizer": "sgd",
             "lr": batch / 128 * 2e-4,
-            "epochs": epochs,
+            "epochs": 200,
             "batch_size": batch,
             "every_mention": True,
             "warmup_epochs": 1,
-            "views": epochs,
+            "views": 200,
             "clean": False,
         }
         return cls(encoder, **{**constants, **changes})
@@ -640,11 +624,13 @@ def fit_many(
     encoder = learners[0].encoder if learners else None
     if any(learner.encoder is not encoder for learner in learners):
         raise ValueError("learners of one batch must share their encoder: fit them apart")
+    if len(set(learners)) < len(learners):
+        raise ValueError("a learner stands twice, and would keep its last fit: give one each")
     forward = text_forward(encoder) if learners else None
     given = zip(learners, splits, features or nothing, unlabelled or nothing, strict=True)
     fits = []
-    for learner, split, views, pile in given:
-        fits.append(_begun(learner, split, views, pile, forward))
+    for own in given:  # no comprehension: a warning counts the frames above it
+        fits.append(_begun(*own, forward))
     for group in _groups(fits, most):
         with frozen(group[0].learner.encoder.model):
             tables = [fit.names for fit in group]
@@ -667,21 +653,17 @@ def _begun(
     if not hasattr(split, "labels"):
         split = Labelled(np.empty(0, np.int64), tuple(as_names(split, "names")), ())
     encoder, prior = learner.encoder, learner.prior
+    for stale in ("mixture_", "captions_missing_", "captions_without_name_"):
+        vars(learner).pop(stale, None)  # of an earlier fit
     if features is None:
         features = torch.zeros(1, 0, encoder.dim)
         if len(split.labels):
             features = training_features(encoder, split, learner.views, learner.seed, learner.clean)
     features, labels = check_training(split, features, empty=prior is not None)
     features = features.to(encoder.device)
+    start = {"init": learner.init, "seed": learner.seed, "min_rows": learner.min_rows}
     names = NameEmbeddings(
-        encoder,
-        split.names,
-        learner.templates,
-        learner.hint,
-        learner.init,
-        learner.seed,
-        forward,
-        min_rows=learner.min_rows,
+        encoder, split.names, learner.templates, learner.hint, forward=forward, **start
     )
     known = learner._known(split.names, features, labels, unlabelled)
     if len(split.names) < 2 and known.negatives is None and not learner.anchor_weight:
@@ -702,15 +684,9 @@ def _begun(
     # Epochs are the authors': whole batches, what is left over dropped. A pass over no image at
     # all is one step, which the prior alone takes.
     per_epoch = max(1, len(labels) // size if learner.epochs else -(-len(labels) // size))
-    descent = {
-        "steps": learner.epochs * per_epoch if learner.epochs else learner.steps,
-        "lr": learner.lr,
-        "optimizer": learner.optimizer,
-        "weight_decay": learner.weight_decay,
-        "per_epoch": per_epoch,
-        "warmup_epochs": learner.warmup_epochs,
-        "average": learner.average,
-    }
+    steps = learner.epochs * per_epoch if learner.epochs else learner.steps
+    same = ("lr", "optimizer", "weight_decay", "warmup_epochs", "average")
+    descent = {"steps": steps, "per_epoch": per_epoch, **{k: getattr(learner, k) for k in same}}
     draws = learner._draws(names, features, labels, contexts, size)
     return _Fit(learner, names, known, draws, descent)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -75,8 +75,7 @@ def text_classifier(
 def warn_of_twins(names: Sequence[str], read: Sequence[Hashable], length: int) -> None:
     """Warn of different names that are read as the same ids, naming them.
 
-    `read` (sequence): what the encoder reads for each name. `length` (int): tokens that a prompt
-    may have.
+    `read` is what the encoder reads for each name, `length` the tokens that a prompt may have.
     """
     first: dict[Hashable, str] = {}
     pairs = [(first.setdefault(ids, name), name) for name, ids in zip(names, read, strict=True)]
@@ -117,9 +116,10 @@ def text_features(
     return found.clone()
 
 
-def state_of(encoder: Any) -> tuple[str, int]:
+def state_of(encoder: Any) -> tuple[str, Any]:
     """What changes when the encoder's weights, however written to, or its tokenizer do."""
-    return encoder.fingerprint, id(encoder.tokenizer)
+    # Not the tokenizer's id, which another may get once this one is gone.
+    return encoder.fingerprint, encoder.tokenizer
 
 
 def logits(features: Any, classifier: torch.Tensor, scale: float) -> torch.Tensor:
@@ -146,12 +146,11 @@ class Estimator:
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of range: one below 0, if its class says nothing."""
         for option, value in vars(self).items():
-            if isinstance(value, (int, float)) and option not in self._signed:
+            if isinstance(value, (int, float, np.number)) and option not in self._signed:
+                least = int(option in self._counts)
+                fits, wanted = value >= least, f"{least} or more"
                 if option in self._positive:
                     fits, wanted = value > 0, "a number above 0"
-                else:
-                    least = int(option in self._counts)
-                    fits, wanted = value >= least, f"{least} or more"
                 if not fits:
                     raise ValueError(f"{option}={value}: give {wanted}")
 
@@ -184,12 +183,9 @@ class FeatureClassifier(Estimator):
     def logits(self, images: Any) -> torch.Tensor:
         """Logits ``(N, C)`` float32 on the CPU, classes in the order of ``names_``.
 
-        Parameters
-        ----------
-        images : Split, or Tensor of shape (N, D)
-            Images, or their features.
+        `images` are a Split, or features ``(N, D)``.
         """
-        classifier = self.classifier_
+        classifier = self.classifier_  # asked for before images are looked at
         return logits(self._features(images), classifier, self.encoder.logit_scale)
 
     def classifier_for(self, names: Sequence[str]) -> torch.Tensor:
@@ -287,9 +283,8 @@ def check_training(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features ``(V, N, D)`` float32 and labels ``(N,)`` int64, on the CPU and fit to train on.
 
-    `split` (Split): the N training images. `features` (Tensor, shape (V, N, D)): features of V
-    views of them. `unit` (bool): whether features must be of unit length. `empty` (bool): whether a
-    split without images will do.
+    `features` ``(V, N, D)`` are of V views of the split's images. `unit` says whether they must be
+    of unit length, `empty` whether a split without images will do.
 
     Raises ValueError if the split is empty, names two classes alike, or has a label without a name;
     if the features do not fit it, are not finite, or not of unit length.
@@ -297,7 +292,7 @@ def check_training(
     labels = torch.tensor(np.asarray(split.labels), dtype=torch.long)
     if not len(labels) and not empty:
         raise ValueError("the split has no image to learn from: draw at least one shot")
-    twice = next((name for name in split.names if list(split.names).count(name) > 1), None)
+    twice = next((name for name, times in Counter(split.names).items() if times > 1), None)
     if twice is not None:
         raise ValueError(f"class names must be all different, but {twice!r} stands twice: merge it")
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(split.names)):

@@ -59,12 +59,11 @@ class DualEncoder:
     Parameters
     ----------
     model : nn.Module
-        An open_clip model, or a `families.HubModel`, with `encode_image`, `encode_text` and
-        `logit_scale`. It is moved to the device, put in evaluation mode, and none of its
-        parameters takes a gradient.
+        An open_clip model, or a `families.HubModel`. It is moved to the device, put in evaluation
+        mode, and none of its parameters takes a gradient.
     tokenizer : callable
         From a list of N texts to token ids, int64 (N, context_length).
-    preprocess : mapping or towers.HubPixels, optional
+    preprocess : mapping or families.HubPixels, optional
         open_clip's preprocessing configuration, such as ``{"size": 64}``, or a function that
         transformers' image processor is behind; by default the configuration on
         ``model.visual``.
@@ -164,8 +163,8 @@ class DualEncoder:
     def encode_images(self, pixels: Tensor, normalise: bool = True) -> Tensor:
         """Image features (B, D), float32, on the model's device.
 
-        `pixels` (Tensor, shape (B, 3, H, W)): as `preprocess` or `augment` returns them.
-        `normalise` (bool): whether features are of unit length, or as the model gives them.
+        `pixels` (B, 3, H, W) are as `preprocess` or `augment` returns them. Features are of unit
+        length, or as the model gives them without `normalise`.
         """
         features = self.model.encode_image(pixels.to(self.device, self.dtype)).float()
         return F.normalize(features, dim=-1) if normalise else features
@@ -191,7 +190,8 @@ class DualEncoder:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             sums = pool.map(lambda tensor: zlib.crc32(_bytes(tensor)), state.values())
             seen = tuple(
-                (name, tensor.dtype, tuple(tensor.shape), _writes(tensor), found)
+                # Writes are not counted in inference mode.
+                (name, tensor.dtype, tensor.shape, tensor.is_inference() or tensor._version, found)
                 for (name, tensor), found in zip(state.items(), sums, strict=True)
             )
         if self._weights is None or self._weights[0] != seen:
@@ -239,15 +239,11 @@ class Unnormalised(ImageTower):
 
     def __init__(self, encoder: DualEncoder):
         super().__init__(encoder, "unnormalised")
+        self.dim = encoder.dim
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Features (B, D), float32, on the model's device."""
         return self.encoder.encode_images(pixels, normalise=False)
-
-
-def _writes(tensor: Tensor) -> int:
-    """How often PyTorch has seen a tensor written to; it does not count in inference mode."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _bytes(tensor: Tensor) -> Any:
@@ -316,7 +312,7 @@ def load_encoder(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     crop_scale = crop_scale or (mini.CROP_SCALE if name == "mini" else CROP_SCALE)
-    listed = _listed(name)
+    listed = _listed().get(name, {})
     preprocess = None
     if listed.get("obstacle"):
         raise ValueError(f"{name} cannot be loaded: {listed['obstacle']}")
@@ -348,13 +344,10 @@ def load_encoder(
     )
 
 
-def _listed(name: str) -> dict[str, str]:
-    """Row of the table, or nothing."""
-    # A data folder of one's own need not hold the table.
-    if not (data_dir() / "encoders.csv").is_file():
-        return {}
-    table = encoder_table()
-    return dict(table.loc[name]) if name in table.index else {}
+def _listed() -> dict[str, dict[str, str]]:
+    """Rows of the table, which a data folder of one's own need not hold."""
+    there = (data_dir() / "encoders.csv").is_file()
+    return encoder_table().to_dict("index") if there else {}
 
 
 def _mini(scale: str) -> tuple[nn.Module, Any, str]:
@@ -402,11 +395,12 @@ def _bundled(name: str) -> tuple[nn.Module, Any, None]:
     with _loading(name, folder):
         if packed.is_file():
             # It would warn that no weights are loaded: they follow.
-            logging.disable(logging.WARNING)
+            quiet = logging.root.manager.disable
+            logging.disable(max(quiet, logging.WARNING))
             try:
                 model = open_clip.create_model(name, load_weights=False, **settings)
             finally:
-                logging.disable(logging.NOTSET)
+                logging.disable(quiet)
             model.load_state_dict(mini.from_eight_bits(load_file(packed)))
         else:
             model = open_clip.create_model(name, require_pretrained=True, **settings)
@@ -481,8 +475,7 @@ def _open_clip(name: str, pretrained: Any, tag: str = "") -> tuple[nn.Module, An
     """A model of an open_clip architecture, with weights of a tag, or of a file (of a tag)."""
     name = name.replace("/", "-")
     if name not in open_clip.list_models():
-        listed = encoder_table().index if (data_dir() / "encoders.csv").is_file() else ()
-        raise ValueError(suggest(name, ["mini", *open_clip.list_models(), *listed], "encoder"))
+        raise ValueError(suggest(name, ["mini", *open_clip.list_models(), *_listed()], "encoder"))
     tags = registry.list_pretrained_tags_by_model(name)
     if not pretrained:
         raise ValueError(
@@ -499,7 +492,9 @@ def _open_clip(name: str, pretrained: Any, tag: str = "") -> tuple[nn.Module, An
     elif Path(pretrained).is_file():
         options = {"force_preprocess_cfg": _preprocessing(name, Path(pretrained), tag)}
     else:
-        _check_gelu(name, str(pretrained), _other_gelu(name, str(pretrained)))
+        # A tag that the architecture may have only without its -quickgelu.
+        plain = name.removesuffix(_QUICK)
+        _check_gelu(name, str(pretrained), registry.get_pretrained_cfg(plain, str(pretrained)))
         raise ValueError(suggest(pretrained, tags, f"file or tag of weights of {name}"))
     with _loading(name, pretrained):
         model = open_clip.create_model(name, str(pretrained), require_pretrained=True, **options)
@@ -533,16 +528,11 @@ def _has_quick_gelu(name: str) -> bool:
     return bool(open_clip.get_model_config(name).get("quick_gelu"))
 
 
-def _other_gelu(name: str, tag: str) -> Mapping[str, Any]:
-    """Configuration of a tag that an architecture has only without its -quickgelu."""
-    plain = name.removesuffix(_QUICK)
-    return registry.get_pretrained_cfg(plain, tag) if plain != name else {}
-
-
 def _preprocessing(name: str, file: Path, tag: str) -> dict[str, Any]:
     """Preprocessing of weights of a file: of their tag where it shows, else what all tags share."""
     plain = name.removesuffix(_QUICK)
-    configs = {key: registry.get_pretrained_cfg(plain, key) for key in _tags(plain, name)}
+    tags = registry.list_pretrained_tags_by_model(plain)  # with either activation
+    configs = {key: registry.get_pretrained_cfg(plain, key) for key in tags}
     tag = tag or next((key for key, config in configs.items() if _is_copy(file, config)), "")
     if tag:
         config = configs[tag]
@@ -566,13 +556,6 @@ def _preprocessing(name: str, file: Path, tag: str) -> dict[str, Any]:
             stacklevel=4,
         )
     return shared
-
-
-def _tags(plain: str, name: str) -> list[str]:
-    """Tags of an architecture with either activation."""
-    return registry.list_pretrained_tags_by_model(plain) or registry.list_pretrained_tags_by_model(
-        name
-    )
 
 
 def _is_copy(file: Path, config: Mapping[str, Any]) -> bool:
@@ -627,10 +610,9 @@ def _same_preprocessing(
 
 def _plain(value: Any) -> Any:
     """A setting in one form: a side for a square, lists for tuples."""
-    value = list(value) if isinstance(value, (list, tuple)) else value
-    return (
-        value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
-    )
+    if not isinstance(value, (list, tuple)):
+        return value
+    return value[0] if len(value) == 2 and value[0] == value[1] else list(value)
 
 
 @contextmanager

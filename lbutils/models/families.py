@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +36,7 @@ _MAKERS = ("processor_class", "_processor_class", "feature_extractor_type", "dev
 
 
 class HubTokenizer:
-    """A tokenizer of transformers that pads every text to the same length.
-
-    `tokenizer` (object): a tokenizer of transformers. `context_length` (int): length to which a
-    call pads or truncates.
-    """
+    """A tokenizer of transformers that pads or truncates every text to ``context_length``."""
 
     def __init__(self, tokenizer: Any, context_length: int):
         self.tokenizer, self.context_length = tokenizer, context_length
@@ -61,9 +57,7 @@ class HubTokenizer:
 
 
 class HubPixels:
-    """A model's image processor as a function from an image to pixels ``(3, H, W)``.
-
-    `processor` (object): an image processor of transformers.
+    """An image processor of transformers as a function from an image to pixels ``(3, H, W)``.
 
     Raises ValueError if the processor makes no pixels of one size.
 
@@ -106,8 +100,7 @@ class HubPixels:
 class HubModel(nn.Module):
     """A model of transformers with `encode_image`, `encode_text` and `logit_scale`.
 
-    `model` (nn.Module): a model that this class `fits`. `tokenizer` (object): the tokenizer of
-    transformers that goes with it.
+    The class must fit the model (`fits`); the tokenizer is the one that goes with it.
 
     Attributes
     ----------
@@ -118,6 +111,9 @@ class HubModel(nn.Module):
         Longest text in tokens.
     """
 
+    _needs: ClassVar[tuple[str, ...]]  # attributes of a model
+    _text_part: ClassVar[str]  # the one that holds the embeddings of tokens and positions
+
     def __init__(self, model: Any, tokenizer: Any):
         super().__init__()
         self.model = model
@@ -126,13 +122,13 @@ class HubModel(nn.Module):
         self._pad = tokenizer.pad_token_id
         # An end of text that doubles as padding is seen once.
         self._own_pads = int(tokenizer("a")["input_ids"][-1] == self._pad)
-        lengths = [_positions(self._text_part()), tokenizer.model_max_length]
+        lengths = [_positions(getattr(model, self._text_part)), tokenizer.model_max_length]
         self.context_length = min(*lengths, *([CONTEXT_LENGTH] if self.masked else []))
 
-    @staticmethod
-    def fits(model: nn.Module) -> bool:
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
         """Whether a model has what this class needs."""
-        raise NotImplementedError
+        return all(hasattr(model, part) for part in cls._needs)
 
     @property
     def visual(self) -> Any:
@@ -151,7 +147,7 @@ class HubModel(nn.Module):
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding of the text tower."""
-        text = self._text_part()
+        text = getattr(self.model, self._text_part)
         return token_embedding(text if hasattr(text, "get_input_embeddings") else self.model)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -166,10 +162,6 @@ class HubModel(nn.Module):
         last = ((ids != self._pad) * places).amax(dim=1, keepdim=True) + self._own_pads
         return self._text(ids, attention_mask=(places <= last).long())
 
-    def _text_part(self) -> Any:
-        """The module that holds the embeddings of tokens and positions."""
-        raise NotImplementedError
-
     def _scale(self) -> Tensor:
         return -torch.tensor(TEMPERATURE).log()
 
@@ -183,16 +175,14 @@ class HubModel(nn.Module):
 class Contrastive(HubModel):
     """A dual encoder that transformers itself asks for features of either kind."""
 
-    @staticmethod
-    def fits(model: nn.Module) -> bool:
-        """Whether the model gives features of images and texts, and a scale between them."""
-        parts = ("get_image_features", "get_text_features", "vision_model", "text_model")
-        return all(hasattr(model, part) for part in parts) and (
-            hasattr(model, "logit_scale") or hasattr(model, "temperature")
-        )
+    _needs = ("get_image_features", "get_text_features", "vision_model", "text_model")
+    _text_part = "text_model"
 
-    def _text_part(self) -> Any:
-        return self.model.text_model
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """Whether the model also has a scale between its features."""
+        scaled = hasattr(model, "logit_scale") or hasattr(model, "temperature")
+        return scaled and super().fits(model)
 
     def _scale(self) -> Tensor:
         if hasattr(self.model, "temperature"):
@@ -213,14 +203,8 @@ class Contrastive(HubModel):
 class FirstTokens(HubModel):
     """BLIP's image-text head: the first token of each tower, projected."""
 
-    @staticmethod
-    def fits(model: nn.Module) -> bool:
-        """Whether the model has two towers, and a projection behind each."""
-        parts = ("vision_model", "vision_proj", "text_encoder", "text_proj")
-        return all(hasattr(model, part) for part in parts)
-
-    def _text_part(self) -> Any:
-        return self.model.text_encoder
+    _needs = ("vision_model", "vision_proj", "text_encoder", "text_proj")
+    _text_part = "text_encoder"
 
     def _image(self, pixels: Tensor) -> Tensor:
         found = self.model.vision_model(pixel_values=pixels).last_hidden_state
@@ -239,14 +223,8 @@ class QueryTokens(HubModel):
     features is the mean of these similarities, up to one factor an image.
     """
 
-    @staticmethod
-    def fits(model: nn.Module) -> bool:
-        """Whether the model has queries and projections behind its Q-Former."""
-        parts = ("query_tokens", "qformer", "embeddings", "vision_projection", "text_projection")
-        return all(hasattr(model, part) for part in parts)
-
-    def _text_part(self) -> Any:
-        return self.model.embeddings
+    _needs = ("query_tokens", "qformer", "embeddings", "vision_projection", "text_projection")
+    _text_part = "embeddings"
 
     def _image(self, pixels: Tensor) -> Tensor:
         seen = self.model.vision_model(pixel_values=pixels).last_hidden_state
@@ -269,10 +247,7 @@ KINDS = (Contrastive, FirstTokens, QueryTokens)
 
 
 def wrap(model: nn.Module, tokenizer: Any) -> tuple[HubModel, HubTokenizer]:
-    """A model of transformers and its tokenizer, as `DualEncoder` takes them.
-
-    `model` (nn.Module): a model with image and text features in one space. `tokenizer` (object):
-    the tokenizer of transformers that goes with it.
+    """A model of transformers and its own tokenizer, as `DualEncoder` takes them.
 
     Raises ValueError if the model is no dual encoder.
     """
@@ -287,9 +262,9 @@ def wrap(model: nn.Module, tokenizer: Any) -> tuple[HubModel, HubTokenizer]:
 
 
 def read_model(source: str) -> tuple[HubModel, HubTokenizer, HubPixels]:
-    """Model, tokenizer and preprocessing of a folder, or of a repository on the hub.
+    """Model, tokenizer and preprocessing of a folder that transformers saved, or of a repository.
 
-    `source` (str): a folder that transformers saved, or a repository. No code of it is run.
+    No code of it is run.
 
     Raises ModuleNotFoundError if transformers is not installed. Raises OSError if a file is missing
     or cannot be downloaded. Raises ValueError if the weights do not fill the model, or it is no

@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -94,16 +94,15 @@ def image_features(
     progress: bool = False,
     **options: Any,
 ) -> Tensor:
-    """Features of unit length of a split's images, float32, on the CPU.
+    """Features of unit length of a split's N images, float32, on the CPU.
 
-    Returns a Tensor: (N, D) if `views` is 0, else (views, N, D).
+    They are (N, D) if `views` is 0, else (views, N, D).
 
     Parameters
     ----------
     encoder : DualEncoder
-        The model; its fingerprint and preprocessing are part of the cache key.
+        Its fingerprint and preprocessing are part of the cache key.
     split : Split
-        The N images.
     views : int, default 0
         0 for the images as they are; otherwise the number of randomly augmented views of each.
     seed : int, default 0
@@ -191,19 +190,16 @@ def _job(
     workers = min(16, os.cpu_count() or 1) if workers is None else workers
     if min(batch_size, workers) < 1:
         raise ValueError("batch_size and workers must be 1 or more")
-    if autocast is None and (preset := os.environ.get("LBUTILS_AUTOCAST")):
-        _known_precision(preset)
-        autocast = preset if encoder.device.type != "cpu" else None
-    elif autocast is not None:
-        _known_precision(autocast)
-        if encoder.device.type == "cpu":
+    asked = autocast is not None
+    if not asked:
+        autocast = os.environ.get("LBUTILS_AUTOCAST") or None
+    if autocast not in (None, *AUTOCAST):
+        raise ValueError(suggest(autocast, AUTOCAST, "autocast"))
+    if encoder.device.type == "cpu":
+        if asked:
             raise ValueError(f"autocast={autocast!r} is for a GPU, and the encoder is on the CPU")
+        autocast = None
     return _Job(encoder, split, views, seed, batch_size, workers, autocast, skip)
-
-
-def _known_precision(name: str) -> None:
-    if name not in AUTOCAST:
-        raise ValueError(suggest(name, AUTOCAST, "autocast"))
 
 
 def _extract(job: _Job, cache: Cache, progress: bool) -> _Block:
@@ -212,28 +208,27 @@ def _extract(job: _Job, cache: Cache, progress: bool) -> _Block:
     description = describe(job.encoder, split, job.views, job.seed, job.autocast)
     key = hashlib.sha256(description.encode()).hexdigest()
     whole = folder / f"{key}.safetensors" if folder else None
-    names = [f"{key}.{rows.start:07d}-{rows.stop:07d}.safetensors" for rows in _blocks(split)]
+    all_rows = [range(i, min(i + BLOCK, len(split))) for i in range(0, len(split), BLOCK)]
+    names = [f"{key}.{rows.start:07d}-{rows.stop:07d}.safetensors" for rows in all_rows]
     parts = [folder / name for name in names] if folder else []
     if (found := _read(whole, description, split.ids)) is not None:
         _remove(parts)  # of a process that was killed when all was done
         return found
-    blocks: list[_Block | None] = []
-    for k, rows in enumerate(_blocks(split)):
-        ids = split.ids[rows.start : rows.stop]
-        blocks.append(_read(parts[k], description, ids) if folder else None)
-    lacking = [rows for rows, block in zip(_blocks(split), blocks, strict=True) if block is None]
+    blocks: dict[range, _Block | None] = dict.fromkeys(all_rows)
+    for rows, part in zip(all_rows, parts, strict=False):
+        blocks[rows] = _read(part, description, _ids(split, rows))
+    lacking = [rows for rows, block in blocks.items() if block is None]
     done = len(split) - sum(map(len, lacking))
     bar = tqdm(total=len(split), initial=done, desc="features", unit="image", disable=not progress)
     with bar, closing(_computed(job, lacking, bar)) as computed:
         for rows, block in computed:
-            blocks[rows.start // BLOCK] = block
+            blocks[rows] = block
             # Another process may have finished while this one was at work on a block.
             if (found := _read(whole, description, split.ids)) is not None:
                 return found
             if folder and len(rows) < len(split):
-                ids = split.ids[rows.start : rows.stop]
-                _write(parts[rows.start // BLOCK], block, description, ids)
-    joined = _join(job, [block for block in blocks if block is not None])
+                _write(parts[rows.start // BLOCK], block, description, _ids(split, rows))
+    joined = _joined(job, [block for block in blocks.values() if block is not None])
     if lacking and describe(job.encoder, split, job.views, job.seed, job.autocast) != description:
         _remove(parts)
         raise ValueError(
@@ -286,9 +281,8 @@ def cache_dir(cache: Cache = None) -> Path | None:
     return Path(cache).expanduser()
 
 
-def _blocks(split: Split) -> list[range]:
-    """Row numbers of each block."""
-    return [range(i, min(i + BLOCK, len(split))) for i in range(0, len(split), BLOCK)]
+def _ids(split: Split, rows: range) -> tuple[str, ...]:
+    return split.ids[rows.start : rows.stop]
 
 
 @torch.no_grad()
@@ -304,14 +298,7 @@ def _computed(
     ]
     with closing(_encoded(job, batches, bar)) as encoded:
         for rows in blocks:
-            found = [next(encoded) for _ in range(rows.start, rows.stop, size)]
-            yield (
-                rows,
-                _Block(
-                    torch.cat([batch.features for batch in found], dim=-2),
-                    tuple(image_id for batch in found for image_id in batch.skipped),
-                ),
-            )
+            yield rows, _joined(job, [next(encoded) for _ in range(rows.start, rows.stop, size)])
 
 
 def _encoded(job: _Job, batches: Sequence[range], bar: tqdm) -> Generator[_Block, None, None]:
@@ -337,8 +324,7 @@ def _encoded(job: _Job, batches: Sequence[range], bar: tqdm) -> Generator[_Block
 def _sound(job: _Job, rows: range, block: _Block) -> _Block:
     """A batch on the CPU. Raises ValueError for features that no image has."""
     block = block._replace(features=block.features.cpu())
-    ids = job.split.ids[rows.start : rows.stop]
-    if (bad := _unsound(block, ids)) is not None:
+    if (bad := _unsound(block, _ids(job.split, rows))) is not None:
         raise ValueError(
             f"the encoder's features of image {bad!r} are not finite or all zero, so none are "
             "kept of it: look at the weights and the precision, or leave the image out "
@@ -393,11 +379,8 @@ def _gather(job: _Job, rows: range, images: Sequence[Future[Any]]) -> _Batch:
     if job.views or not good:
         return _Batch(rows, kept, good)
     pixels = torch.stack(good)
-    return _Batch(rows, kept, pixels.pin_memory() if _on_gpu(job) else pixels)
-
-
-def _on_gpu(job: _Job) -> bool:
-    return str(getattr(job.encoder, "device", "cpu")).startswith("cuda")
+    on_gpu = job.encoder.device.type == "cuda"
+    return _Batch(rows, kept, pixels.pin_memory() if on_gpu else pixels)
 
 
 def _encode(job: _Job, batch: _Batch) -> _Block:
@@ -408,26 +391,21 @@ def _encode(job: _Job, batch: _Batch) -> _Block:
     lead = [job.views] if job.views else []
     if not kept:
         return _Block(torch.full((*lead, len(rows), job.encoder.dim), torch.nan), skipped)
-    with _precision(job):
+    kind = AUTOCAST[job.autocast] if job.autocast else None
+    with torch.autocast(job.encoder.device.type, kind) if kind else nullcontext():
         if job.views:
             own = [rows[i] for i in kept]
             drawn = (_views(job, own, batch.images, view) for view in range(job.views))
             found = torch.stack([job.encoder.encode_images(pixels) for pixels in drawn])
         else:
             pixels = batch.images
-            pixels = pixels.to(job.encoder.device, non_blocking=True) if _on_gpu(job) else pixels
+            pixels = pixels.to(job.encoder.device, non_blocking=pixels.is_pinned())
             found = job.encoder.encode_images(pixels)
     if skipped:
         spread = found.new_full((*lead, len(rows), found.shape[-1]), torch.nan)
         spread[..., kept, :] = found
         found = spread
     return _Block(found, skipped)
-
-
-def _precision(job: _Job) -> AbstractContextManager[Any]:
-    if job.autocast is None:
-        return nullcontext()
-    return torch.autocast(job.encoder.device.type, AUTOCAST[job.autocast])
 
 
 def _views(job: _Job, rows: Sequence[int], images: list[Image.Image], view: int) -> Tensor:
@@ -441,7 +419,7 @@ def _views(job: _Job, rows: Sequence[int], images: list[Image.Image], view: int)
     return torch.stack(pixels)
 
 
-def _join(job: _Job, blocks: Sequence[_Block]) -> _Block:
+def _joined(job: _Job, blocks: Sequence[_Block]) -> _Block:
     if not blocks:
         return _Block(torch.empty(*([job.views] if job.views else []), 0, job.encoder.dim), ())
     skipped = tuple(image_id for block in blocks for image_id in block.skipped)

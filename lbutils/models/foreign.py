@@ -79,13 +79,11 @@ def read_object(file: Path) -> dict[str, Any]:
         raise Refused(f"{file} is no file: download it again")
     if (size := file.stat().st_size) > _MAX_BYTES:
         raise Refused(f"{file} has {size:,} bytes, more than any configuration: download it again")
+    content = file.read_bytes()
+    if content.startswith(b"\xef\xbb\xbf"):
+        raise Refused(f"{file} begins with a byte-order mark: save it as UTF-8 without one")
     try:
-        content = file.read_bytes()
-        if content.startswith(b"\xef\xbb\xbf"):
-            raise Refused(f"{file} begins with a byte-order mark: save it as UTF-8 without one")
         found = json.loads(content.decode("utf-8"))
-    except Refused:
-        raise
     except (ValueError, RecursionError) as error:
         raise Refused(f"{file} is not readable JSON ({error}): download it again") from error
     if not isinstance(found, dict):
@@ -197,10 +195,10 @@ def open_clip_settings(
 ) -> dict[str, Any]:
     """What `open_clip.create_model` takes of a configuration: its checked ``model_cfg``.
 
-    `described` (mapping): content of an ``open_clip_config.json``. `where` (str): what messages
-    call it. `folder` (Path, optional): the folder in which it lies, which the text tower's
-    configuration may not leave: a path relative to it comes back whole. Without one, a repository
-    may name others on the hub, whose configurations are then checked as well.
+    `described` is the content of an ``open_clip_config.json``, which messages call `where`. The
+    text tower's configuration may not leave the `folder` in which it lies: a path relative to it
+    comes back whole. Without one, a repository may name others on the hub, whose configurations
+    are then checked as well.
 
     Raises Refused if a key is unknown or of another type than open_clip's, a tower is missing, or a
     name leads elsewhere.

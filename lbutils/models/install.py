@@ -23,14 +23,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 over the ids of a fixed text: equal for tokenizers that agree on it."""
     # No brackets: installed words, which stand in them, must not change what is found.
     probe = "a photo of a quick brown fox, 0123456789; Ünïcödé «names» & signs #!?"
-    return hashlib.sha256(json.dumps(_pieces(tokenizer, probe)).encode()).hexdigest()
-
-
-def _pieces(tokenizer: Any, text: str) -> list[int]:
-    """Token ids without start and end, of an open_clip tokenizer or a transformers one."""
-    if hasattr(tokenizer, "backend_tokenizer"):
-        return list(tokenizer.encode(text, add_special_tokens=False))
-    return pieces(tokenizer, text)
+    return hashlib.sha256(json.dumps(pieces(tokenizer, probe)).encode()).hexdigest()
 
 
 _TABLES: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
@@ -58,7 +51,7 @@ def check_free(words: Mapping[str, Tensor], tokenizer: Any, first_new: int) -> N
     longest_first, pattern = _any_of(words)
     seen: set[str] = set()
     for word in words:
-        ids = _pieces(tokenizer, word)
+        ids = pieces(tokenizer, word)
         match = pattern.fullmatch(_read(word))
         # Where one letter has several small forms, folding and the pattern see different ones.
         alike = match is not None and longest_first[(match.lastindex or 0) - 1] != word
@@ -240,10 +233,7 @@ class WordTokenizer:
 
     A word is found whatever its case, white space and Unicode form, and also in HTML entities or
     wrongly decoded, as open_clip's clean-up reads it. All else, and every text without a word, is
-    left to the tokenizer beneath.
-
-    `base` (object): an open_clip tokenizer, or another `WordTokenizer`, whose words are kept.
-    `words` (mapping of str to list of int): ids of each word.
+    left to the tokenizer beneath, of open_clip or another `WordTokenizer`, whose words are kept.
     """
 
     def __init__(self, base: Any, words: Mapping[str, Sequence[int]]):

@@ -16,17 +16,6 @@ from open_clip.tokenizer import SimpleTokenizer
 from timm.models import register_model
 from torch import Tensor, nn
 
-__all__ = [
-    "PieceTokenizer",
-    "ResidualTower",
-    "always_kept",
-    "encode_text",
-    "from_eight_bits",
-    "model_config",
-    "preprocess_config",
-    "to_eight_bits",
-]
-
 CONTEXT_LENGTH = 16
 IMAGE_SIZE = 64
 CROP_SCALE = (0.8, 1.0)  # part of the area that an augmented view shows
@@ -56,6 +45,7 @@ class ResidualBlock(nn.Module):
         self.second = ConvNormAct(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps of the shape of x."""
         return x + self.second(self.first(x))
 
 
@@ -164,18 +154,9 @@ def model_config(
 ) -> dict[str, Any]:
     """open_clip's `model_cfg` of the miniature.
 
-    Parameters
-    ----------
-    vocab_size : int
-        Number of pieces that the tokenizer keeps.
-    embed_dim : int
-        Dimension of the joint space.
-    width, heads, layers, context_length : int
-        Of the causal text transformer.
-    image_size : int
-        Side of the square images that it is evaluated on.
-    tower : str
-        Name under which the image tower is registered with timm.
+    `vocab_size` is the number of pieces that the tokenizer keeps, `tower` the name under which
+    the image tower is registered with timm; `width`, `heads`, `layers` and `context_length` are of
+    the causal text transformer.
     """
     return {
         "embed_dim": embed_dim,
@@ -224,24 +205,11 @@ class PieceTokenizer:
     text can be tokenized. Compact ids keep the order of open_clip's, hence the end of text still
     has the highest id and open_clip's arg-max pooling holds.
 
+    `pieces` are open_clip ids of the kept pieces, strictly ascending; the compact id of a piece is
+    its place among them, and ``sot_token_id`` and ``eot_token_id`` are compact.
+
     Raises ValueError if the pieces are not ascending, are not open_clip's, or lack a byte-level
     symbol or the start or the end of text.
-
-    Parameters
-    ----------
-    pieces : iterable of int
-        open_clip ids of the kept pieces, strictly ascending.
-    context_length : int
-        Length to which a call pads (with 0) or truncates.
-
-    Attributes
-    ----------
-    pieces : tuple of int
-        The kept pieces; the compact id of a piece is its place here.
-    vocab_size : int
-        Number of kept pieces.
-    sot_token_id, eot_token_id : int
-        Compact ids of start and end of text.
     """
 
     def __init__(self, pieces: Iterable[int], context_length: int = CONTEXT_LENGTH):
@@ -266,9 +234,8 @@ class PieceTokenizer:
         """Compact ids of the byte-level symbols of an open_clip piece that is not kept."""
         if piece not in self._spelt:
             text = self._bpe.decoder[piece]
-            ends_word = text.endswith("</w>")
             symbols = list(text.removesuffix("</w>"))
-            if ends_word:
+            if text.endswith("</w>"):
                 symbols[-1] += "</w>"
             self._spelt[piece] = [self._compact[self._bpe.encoder[s]] for s in symbols]
         return self._spelt[piece]
@@ -305,12 +272,8 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
     The batch is cut after its longest text (the tower is causal, so nothing before the cut sees
     what is behind it), and the last block computes only the position that is pooled.
 
-    Parameters
-    ----------
-    model : open_clip.CLIP
-        Of `model_config`: with arg-max pooling, a causal mask and a projection matrix.
-    tokens : Tensor, shape (B, L)
-        int64, the end of text having the highest id of each row.
+    The model is one of `model_config`, with arg-max pooling, a causal mask and a projection matrix;
+    the end of text has the highest id of each row of `tokens` ``(B, L)``.
     """
     end = tokens.argmax(dim=1)
     length = int(end.max()) + 1

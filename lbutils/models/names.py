@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -33,7 +34,7 @@ from lbutils.models.install import (
     table_fingerprint,
     tokenizer_fingerprint,
 )
-from lbutils.models.prompts import encode_slots, pieces, resolve, slots
+from lbutils.models.prompts import name_pieces, pieces, resolve, slots
 from lbutils.models.text import (
     CausalText,
     Codes,
@@ -44,12 +45,11 @@ from lbutils.models.text import (
 )
 
 
-def _listed(found: Any) -> list[str]:
-    """A list of texts in a file of names, all different."""
+def _texts(content: str) -> list[str]:
+    """A list of texts in a file of names."""
+    found = json.loads(content)
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise ValueError(f"{short(found)} is no list of texts")
-    if len(set(found)) < len(found):
-        raise ValueError(f"{short(found)} holds a text twice")
     return found
 
 
@@ -85,9 +85,9 @@ class NameEmbeddings(nn.Module):
         piece; or as N(0, 0.02), this many for every name; or as the rows ``(n, W)`` given for
         each name, such as a language model's.
     seed : int
-        Seed of a random start.
+        Of a random start.
     forward : CausalText or SubstitutedText, optional
-        Text forward; by default the cheapest that is exact.
+        By default the cheapest that is exact.
     min_rows : int
         Names that start from fewer rows by ``"clip"`` or ``"random"`` get more of them, N(0, 0.02),
         behind their own, where the context has room.
@@ -124,7 +124,7 @@ class NameEmbeddings(nn.Module):
         self.encoder = encoder
         self.templates, self.hint = resolve(templates), hint
         self._text = forward or text_forward(encoder)
-        self._frame = Frame.of(encoder)
+        self._frame = Frame.read(encoder.tokenizer)
         cuts = [slots(template, hint) for template in self.templates]
         taken = max(len(pieces(encoder.tokenizer, cut.before)) for cut in cuts)
         if taken >= self._frame.room:
@@ -144,7 +144,7 @@ class NameEmbeddings(nn.Module):
     ) -> Sequence[Tensor]:
         """Rows ``(n, W)`` that each name starts from, at most `room` of them."""
         tokenizer = self.encoder.tokenizer
-        ids = [encode_slots(tokenizer, "", name, "")[1] for name in self.names]
+        ids = [name_pieces(tokenizer, name) for name in self.names]
         weight = token_embedding(self.encoder.model).weight.detach()
         if isinstance(init, Mapping):
             return self._given(init, room, weight)
@@ -195,7 +195,7 @@ class NameEmbeddings(nn.Module):
         return [rows[name].to(weight) for name in self.names]
 
     def add_contexts(self, contexts: Sequence[Sequence[str]]) -> list[int]:
-        """Numbers of contexts ``(before, after)``, for `features`; equal ones share a number.
+        """Numbers of contexts ``(before, after)``, for `features`; equal ones share one.
 
         A context of more parts has the name between each two of them. One that is too long loses
         its end, and its beginning where it would leave no room for the longest name.
@@ -321,18 +321,8 @@ def check_rows(rows: Mapping[str, Tensor]) -> None:
 class Names(Mapping[str, Tensor]):
     """Learned names: a mapping from name to its rows ``(n, W)`` float32, and where they fit.
 
-    Parameters
-    ----------
-    rows : mapping of str to Tensor
-        Rows of each name.
-    templates : sequence of str
-        Templates they were learned in.
-    hint : str, optional
-        Superclass they were learned with.
-    tokenizer : str
-        `tokenizer_fingerprint` of the encoder's.
-    table : str
-        `table_fingerprint` of the encoder's model.
+    They were learned in `templates` and with `hint`, for an encoder whose fingerprints are
+    `tokenizer` and `table` (`install.tokenizer_fingerprint`, `install.table_fingerprint`).
     """
 
     def __init__(
@@ -383,28 +373,24 @@ class Names(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], encoder: Any = None) -> Names:
-        """Names read from a file.
+        """Names read from a file that `save` wrote.
 
         Raises FileNotFoundError if there is no such file. Raises ValueError if it is not a file of
-        names, or the tokenizers differ.
-
-        Parameters
-        ----------
-        path : path
-            File written by `save`.
-        encoder : DualEncoder, optional
-            If given, its tokenizer must be the one that the names were learned with.
+        names, or the tokenizer of the `encoder`, if one is given, is not the one that they were
+        learned with.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no learned names at {path}")
         try:
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
-                listed = _listed(json.loads(about["names"]))
+                listed = _texts(about["names"])
                 rows = {name: file.get_tensor(f"name.{i}") for i, name in enumerate(listed)}
+            if len(rows) < len(listed):
+                raise ValueError(f"{short(listed)} holds a name twice")
             names = cls(
                 rows,
-                templates=_listed(json.loads(about["templates"])),
+                templates=_texts(about["templates"]),
                 hint=json.loads(about["hint"]),
                 tokenizer=about["tokenizer"],
                 table=about.get("table", ""),
@@ -464,11 +450,8 @@ class Names(Mapping[str, Tensor]):
         backed = hasattr(tokenizer, "backend_tokenizer")
         size = token_embedding(model).num_embeddings
         first = max(len(tokenizer), size) if backed else size
-        ids: dict[str, list[int]] = {}
-        start = first
-        for word, rows in words.items():
-            ids[word] = list(range(start, start + len(rows)))
-            start += len(rows)
+        free = itertools.count(first)
+        ids = {word: list(itertools.islice(free, len(rows))) for word, rows in words.items()}
         # All that can fail comes before the first change: on a copy, or in what is made anew.
         if backed:
             add_words(copy.deepcopy(tokenizer), ids)

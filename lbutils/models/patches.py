@@ -29,24 +29,11 @@ def patch_features(encoder: Any, images: Sequence[Image.Image], grid: int = 2) -
 
     The image tower runs once over the whole image, which is not resized, and its feature map is
     cut into parts, row by row; each is pooled and projected as a whole image's map is. A part's
-    feature therefore sees some of what is around it.
+    feature therefore sees some of what is around it. The images are RGB, all of one size.
 
-    Parameters
-    ----------
-    encoder : DualEncoder
-        Whose image tower is one of timm behind open_clip, with a feature map ``(N, C, H, W)``.
-    images : sequence of PIL images
-        RGB, all of one size.
-    grid : int
-        Parts along a side; it must divide the map's.
+    Raises ValueError unless the encoder's image tower is one of timm behind open_clip, with a
+    feature map ``(N, C, H, W)`` that `grid`, the parts along a side, divides.
 
-    Raises
-    ------
-    ValueError
-        If the tower has no such map, or it cannot be cut so.
-
-    Notes
-    -----
     In the line of MaskCLIP (Zhou, Loy and Dai 2022, "Extract free dense labels from CLIP", ECCV),
     which projects single positions of a map.
     """

@@ -52,12 +52,12 @@ def templates(name: str) -> tuple[str, ...]:
         from open_clip import zero_shot_metadata
 
         return tuple(make("{name}") for make in getattr(zero_shot_metadata, _OPEN_CLIP[name]))
-    rows = _table("templates.csv")
+    with data_file("prompts/templates.csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
     found = tuple(row["template"] for row in rows if row["set"] == name)
     if not found:
-        published = json.loads(data_file("prompts/class_templates.json").read_text("utf-8"))[
-            "templates"
-        ]
+        classes = data_file("prompts/class_templates.json").read_text("utf-8")
+        published = json.loads(classes)["templates"]
         known = dict.fromkeys([*(row["set"] for row in rows), *_OPEN_CLIP, *published])
         if name not in published:
             raise ValueError(suggest(name, known, "template set"))
@@ -93,10 +93,8 @@ def prompts_by_class(
     """The prompts of each name, in the order of `names`, cut behind what stands before the name.
 
     ``before + after`` is a prompt as the encoder reads it; the name is the beginning of ``after``.
-
-    `spec` (str, sequence of str, or mapping of str to sequence of str): templates, as `resolve`
-    takes them; or the prompts of each name, in which ``{name}`` and ``{hint}`` are filled where
-    they stand. Other classes in it are passed over.
+    `spec` is templates, as `resolve` takes them; or the prompts of each name, in which ``{name}``
+    and ``{hint}`` are filled where they stand. Other classes in it are passed over.
 
     Raises ValueError if a name has no prompt, or a prompt has a slot that is neither name nor hint,
     or a hint and none is given: the name and the prompt are told.
@@ -196,33 +194,18 @@ def fill(template: str, name: str, hint: str | None = None) -> str:
 
     Raises ValueError as `slots` does.
     """
-    return fill_with_span(template, name, hint)[0]
-
-
-def fill_with_span(
-    template: str, name: str, hint: str | None = None
-) -> tuple[str, tuple[int, int]]:
-    """Prompt, and the character span ``(start, end)`` of the name in it.
-
-    Raises ValueError as `slots` does.
-    """
-    before, after = slots(template, hint)
-    return before + name + after, (len(before), len(before) + len(name))
+    return name.join(slots(template, hint))
 
 
 def pieces(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text without start, end and padding.
 
-    Raises TypeError if the tokenizer has no way to encode without special tokens.
-
-    Parameters
-    ----------
-    tokenizer : object
-        An open_clip tokenizer: with an ``encode`` of its own, or around a Hugging Face one.
+    The tokenizer is one of transformers, or one of open_clip, with an ``encode`` of its own or
+    around one of transformers; raises TypeError if it has no way to encode without special tokens.
     """
-    if hasattr(tokenizer, "encode"):
+    if hasattr(tokenizer, "encode") and not hasattr(tokenizer, "backend_tokenizer"):
         return list(tokenizer.encode(text))
-    inner: Any = getattr(tokenizer, "tokenizer", None)
+    inner: Any = getattr(tokenizer, "tokenizer", tokenizer)
     if not hasattr(inner, "encode"):
         raise TypeError(
             f"{type(tokenizer).__name__} cannot encode part of a prompt: give it an "
@@ -232,21 +215,17 @@ def pieces(tokenizer: Any, text: str) -> list[int]:
     return list(inner.encode(clean(text), add_special_tokens=False))
 
 
-def encode_slots(
-    tokenizer: Any, before: str, name: str, after: str
-) -> tuple[list[int], list[int], list[int]]:
-    """Token ids of the three parts of a prompt, each encoded by itself.
+def name_pieces(tokenizer: Any, name: str) -> list[int]:
+    """The `pieces` of a name by itself; raises ValueError if it has none.
 
-    Joined, they are the ids of the whole prompt wherever the name meets its context at a
-    space or at a change between letters and punctuation. Where it does not (the name "C++"
-    before a full stop), the parts keep the name's own pieces apart, which is what is wanted.
-
-    Raises ValueError if the name has no token at all.
+    Between those of its context, they are the ids of the whole prompt wherever the name meets
+    the context at a space or at a change between letters and punctuation. Where it does not (the
+    name "C++" before a full stop), the name's own pieces stay apart, which is what is wanted.
     """
     ids = pieces(tokenizer, name)
     if not ids:
         raise ValueError(f"the class name {name!r} is empty after the tokenizer's clean-up")
-    return pieces(tokenizer, before), ids, pieces(tokenizer, after)
+    return ids
 
 
 def take_out(caption: str, name: str) -> Slots | None:
@@ -255,8 +234,8 @@ def take_out(caption: str, name: str) -> Slots | None:
     Caption and name are compared word by word in canonical form: "ant" is not found in
     "elephant", and "hot dog" is found in "a Hot-Dog." (its context is "a " and ".").
 
-    `caption`, `name` (str): any text. The context that comes back is the caption's as open_clip's
-    tokenizer reads it (see `lbutils.captions.text.cleaned`), in Unicode form NFKC.
+    The context that comes back is the caption's as open_clip's tokenizer reads it (see
+    `lbutils.captions.text.cleaned`), in Unicode form NFKC.
     """
     text = unicodedata.normalize("NFKC", cleaned(caption))
     spans = _mentions(text, canonical(name).split())
@@ -319,8 +298,3 @@ def _parts(template: str, hint: str | None) -> list[str]:
         raise ValueError(f"the template {template!r} has a {{hint}}: pass hint=, such as 'animal'")
     parts[1::2] = [str(hint) if slot == "{hint}" else slot for slot in parts[1::2]]
     return parts
-
-
-def _table(file: str) -> list[dict[str, str]]:
-    with data_file(f"prompts/{file}").open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))

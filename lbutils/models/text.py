@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,11 +46,6 @@ class Frame:
         return self.length - len(self.lead) - len(self.tail)
 
     @classmethod
-    def of(cls, encoder: Any) -> Frame:
-        """Frame of an encoder's tokenizer, as `read` finds it."""
-        return cls.read(encoder.tokenizer)
-
-    @classmethod
     def read(cls, tokenizer: Any) -> Frame:
         """Frame of a tokenizer, read off a short and an overlong text of one word.
 
@@ -72,7 +68,7 @@ class Frame:
 
 def text_forward(encoder: Any) -> CausalText | SubstitutedText:
     """Cheapest exact text forward that the encoder's text tower allows."""
-    frame = Frame.of(encoder)
+    frame = Frame.read(encoder.tokenizer)
     return (CausalText if is_causal(encoder.model, frame) else SubstitutedText)(encoder)
 
 
@@ -85,11 +81,10 @@ def encode_prompts(
     tell prompts apart. Nothing is trainable here. A causal tower computes what several prompts
     begin with once, and no token behind the end of text: equal to the encoder's `encode_text` up
     to rounding. Any other tower runs that.
-
-    `prompts` (sequence of Slots): texts, ``before + after``. `batch_size` (int): prompts in one
-    call of the tower.
     """
-    frame = _frame(encoder)
+    frame: Frame | None = None
+    with suppress(TypeError, ValueError):  # of a tokenizer that has no frame
+        frame = Frame.read(encoder.tokenizer)
     causal = frame is not None and is_causal(encoder.model, frame)
     forward = CausalText(encoder) if causal else None
     often = [before for before, n in Counter(prompt.before for prompt in prompts).items() if n > 1]
@@ -111,14 +106,6 @@ def encode_prompts(
         with torch.no_grad():
             found = forward(forward.sheet(codes), forward.tower.token_embedding.weight)
         yield found.cpu(), read
-
-
-def _frame(encoder: Any) -> Frame | None:
-    """The frame of an encoder's tokenizer, if it has one."""
-    try:
-        return Frame.of(encoder)
-    except (TypeError, ValueError):
-        return None
 
 
 def is_causal(model: nn.Module, frame: Frame) -> bool:
@@ -161,14 +148,12 @@ class Sheet:
 class SubstitutedText:
     """Text features of prompts with trainable rows, by the model's own forward.
 
-    `encoder` (DualEncoder): any model with ``encode_text(ids)`` and a token embedding.
-
     Raises ValueError if no token embedding is found.
     """
 
     def __init__(self, encoder: Any):
         self.model = encoder.model
-        self.frame = Frame.of(encoder)
+        self.frame = Frame.read(encoder.tokenizer)
         self.embedding = token_embedding(encoder.model)
         self.width = self.embedding.weight.shape[1]
         # Never seen by the blocks, but masks and pooling are derived from ids.
@@ -206,9 +191,8 @@ class CausalText:
 
     Exact: equal to the model's `encode_text`, gradients included, up to rounding. The keys and
     values of tokens before a prompt's first row depend on no row: they are computed once, a token
-    that several prompts begin with only once for all of them.
-
-    `encoder` (DualEncoder): a model whose text tower passes the check of `text_forward`.
+    that several prompts begin with only once for all of them. The encoder's text tower must be one
+    that passes `is_causal`.
     """
 
     def __init__(self, encoder: Any):

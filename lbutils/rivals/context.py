@@ -25,7 +25,7 @@ from lbutils.models.classifier import (
     training_features,
     warn_of_twins,
 )
-from lbutils.models.prompts import Templates, encode_slots, pieces, resolve, slots
+from lbutils.models.prompts import Templates, name_pieces, pieces, resolve, slots
 from lbutils.models.text import Codes, Frame, Sheet, text_forward, token_embedding
 
 # Pairs of image and name that go through the text tower at once when CoCoOp classifies.
@@ -123,7 +123,7 @@ class ContextPrompts:
 
     def __init__(self, encoder: Any, n_ctx: int, suffix: str = ""):
         self.tokenizer, self.n_ctx = encoder.tokenizer, n_ctx
-        self.frame = Frame.of(encoder)
+        self.frame = Frame.read(encoder.tokenizer)
         if not 1 <= n_ctx < self.frame.room:
             most = self.frame.room - 1
             raise ValueError(f"n_ctx={n_ctx} leaves no room for a name: at most {most}, at least 1")
@@ -138,7 +138,7 @@ class ContextPrompts:
         contexts = len(names) if own else contexts
         room = self.frame.room - self.n_ctx
         names = as_names(names, "class names")
-        ids = [encode_slots(self.tokenizer, "", name, "")[1] for name in names]
+        ids = [name_pieces(self.tokenizer, name) for name in names]
         ends: list[Codes] = [[*[*own, *self.suffix][:room], *self.frame.tail] for own in ids]
         warn_of_twins(names, [tuple(end) for end in ends], self.frame.room)
         rows = range(-1, -1 - contexts * self.n_ctx, -1)
