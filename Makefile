@@ -20,7 +20,8 @@ CHECKED ?= $(filter-out notebooks/06_%,$(NOTEBOOKS))
 # The longest first; a notebook's cells stay in one process.
 CHECKED := $(filter notebooks/04_%,$(CHECKED)) $(filter-out notebooks/04_%,$(CHECKED))
 PROCESSES ?= -n 2 --dist loadfile --no-loadscope-reorder
-# Tests of more than ten seconds run in the workflow, and by `make test SLOW=`.
+# Tests of more than ten seconds, and all examples of hypothesis, run in the workflow; here by
+# `make test SLOW= PYTEST_ARGS="--hypothesis-profile all"`.
 SLOW ?= -m "not slow"
 NBVAL = --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 

@@ -10,14 +10,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from lbutils.run import profiles
 
+# `make test` looks at a few examples, the workflow at all, by --hypothesis-profile all.
+settings.register_profile("all", deadline=None, max_examples=100)
+settings.register_profile("few", deadline=None, max_examples=25)
+settings.load_profile("few")
+
 NAMES = ("red panda", "axolotl", "hot dog", "okapi", "sea otter")
+
+
+def examples(number: int) -> int:
+    """So many in the profile "all"; in another a share, but not fewer than that profile has."""
+    share: int = settings.default.max_examples
+    return max(min(number, share), number * share // 100)
 
 
 @pytest.fixture
@@ -86,6 +99,14 @@ def build_tiny(kind: str = "clip", **text: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
+@cache
+def bpe_tokenizer(context_length: int = 16) -> Any:
+    """open_clip's tokenizer; to make one takes longer than most tests."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(context_length=context_length)
+
+
 def save_word_pieces(folder: Any, ends: tuple[str, str], pad: str = "") -> Any:
     """Folder with a tokenizer of transformers: words, letters, a start (or none) and an end."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -131,13 +152,12 @@ def make_encoder(tmp_path_factory: Any) -> Any:
     Two kinds more: "bert", a text tower of transformers, and "siglip", without a causal mask or
     a start of text, whose end of text is also its padding.
     """
-    import open_clip
     from open_clip.tokenizer import HFTokenizer
 
     from lbutils.models.encoders import DualEncoder
 
     def make(kind: str = "clip", **text: Any) -> Any:
-        tokenizer = open_clip.SimpleTokenizer(context_length=16)
+        tokenizer = bpe_tokenizer()
         family = kind
         if kind == "bert":
             folder = save_bert(tmp_path_factory.mktemp(kind))

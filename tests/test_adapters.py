@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import bpe_tokenizer
 
 from lbutils.models.classifier import class_means, text_classifier
 from lbutils.models.encoders import DualEncoder
@@ -322,10 +323,8 @@ def encoders():
     for kind, vision in towers.items():
         family = open_clip.CustomTextCLIP if kind == "head" else open_clip.CLIP
         model = family(32, vision, text).eval()
-        tokenizer = open_clip.SimpleTokenizer(context_length=16)
-        yield pytest.param(
-            DualEncoder(model, tokenizer, name=kind, preprocess={"size": 32}), id=kind
-        )
+        encoder = DualEncoder(model, bpe_tokenizer(), name=kind, preprocess={"size": 32})
+        yield pytest.param(encoder, id=kind)
 
 
 @pytest.mark.parametrize("encoder", list(encoders()))
@@ -370,8 +369,8 @@ def test_prolip_learns_and_is_held_by_its_penalty(tiny_encoder, captioned_images
     held = ProLIP(tiny_encoder, 100.0, lr=0.01, steps=200).fit(captioned_images, before)
     assert (free.predict(before[1]) == captioned_images.labels).mean() >= 0.9
     assert (held.weight_ - start).norm() < 0.2 * (free.weight_ - start).norm()
-    default = ProLIP(tiny_encoder, lr=0.01).fit(captioned_images, before)
-    named = ProLIP(tiny_encoder, 1 / 3, lr=0.01).fit(captioned_images, before)
+    default = ProLIP(tiny_encoder, lr=0.01, steps=20).fit(captioned_images, before)
+    named = ProLIP(tiny_encoder, 1 / 3, lr=0.01, steps=20).fit(captioned_images, before)
     assert torch.equal(default.weight_, named.weight_)
 
 
@@ -379,7 +378,7 @@ def test_prolip_says_which_features_it_takes(captioned_images, image_views):
     encoder = next(iter(encoders())).values[0]
     with pytest.raises(ValueError, match="takes the 48 before the projection"):
         ProLIP(encoder).fit(captioned_images, image_views)
-    model = ProLIP(encoder).fit(captioned_images, torch.randn(1, 15, 48))
+    model = ProLIP(encoder, steps=2).fit(captioned_images, torch.randn(1, 15, 48))
     with pytest.raises(ValueError, match="takes the 48 before the projection"):
         model.logits(image_views[0])
 

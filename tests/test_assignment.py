@@ -4,6 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
@@ -21,7 +22,7 @@ def best_total(scores):
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_hungarian_equals_brute_force(k, c, seed):
     scores = np.random.default_rng(seed).normal(size=(k, c))
     found = assign(scores, "hungarian", temperature=1.0)
@@ -138,7 +139,7 @@ def test_area_is_smallest_for_the_best_order_and_the_error_for_none():
 
 
 @given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=1, max_size=5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 def test_any_finite_similarity_gets_a_sound_answer(rows):
     for method in assignment.ASSIGNERS:
         found = assign(rows, method)

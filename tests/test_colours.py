@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -57,7 +58,7 @@ def test_lab_has_the_usual_values_of_srgb_under_d65(rgb, expected):
 
 
 @given(st.integers(0, 255), st.integers(0, 255))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 def test_lightness_is_that_of_grays(first, second):
     """L* of grays, by the formula with the older constants, and in their order."""
     grays = np.array([[first] * 3, [second] * 3]) / 255

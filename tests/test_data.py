@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from open_clip.tokenizer import SimpleTokenizer
+from conftest import bpe_tokenizer
 
 from lbutils.captions.survey import canonical, screen
 from lbutils.data.benchmark import SCALES, Shards, data_dir, load_benchmark
@@ -30,6 +30,11 @@ def image_ids():
     return pd.concat([table(name)["image_id"] for name in shards])
 
 
+@cache
+def bench(scale):
+    return load_benchmark(scale=scale)
+
+
 # Of the middle one the counts are also those of small and of what it has more, below; the large one
 # takes long, and is asked for in the workflow.
 @pytest.mark.parametrize(
@@ -38,9 +43,7 @@ def image_ids():
 )
 def test_screening_equals_a_new_screening_of_the_captions(scale):
     names = table("concepts.csv")["name"]
-    found = screen(
-        names, load_benchmark(scale=scale).pair_captions(), tokenize=SimpleTokenizer().encode
-    )
+    found = screen(names, bench(scale).pair_captions(), tokenize=bpe_tokenizer().encode)
     kept = table("screening.csv")
     assert kept["concept_id"].tolist() == table("concepts.csv")["concept_id"].tolist()
     assert kept[f"subset_{scale}"].tolist() == found["subset"].tolist()
@@ -86,7 +89,7 @@ def test_a_larger_scale_only_turns_oop_into_ip():
 
 
 def test_the_data_card_names_every_withheld_name_that_stands_in_another_spelling():
-    names, captions = table("concepts.csv")["name"], load_benchmark(scale="small").pair_captions()
+    names, captions = table("concepts.csv")["name"], bench("small").pair_captions()
     found = screen(names, captions, levels=["compounds", "inflections"])
     other = found[(found["captions"] == 0) & (found["captions_inflections"] > 0)]
     columns = ["name", "captions_compounds", "captions_inflections"]
@@ -98,7 +101,7 @@ def test_small_is_nearly_the_whole_corpus():
     pairs = table("pairs.parquet")
     assert set(pairs["scale"]) == set(SCALES["mini"]) and pairs["image_id"].is_unique
     assert (pairs["scale"] == "small").mean() > 0.8
-    sizes = [len(load_benchmark(scale=scale).pair_captions()) for scale in SCALES["mini"]]
+    sizes = [len(bench(scale).pair_captions()) for scale in SCALES["mini"]]
     assert sizes[0] < sizes[1] < sizes[2] == pairs["captions"].map(len).sum()
 
 

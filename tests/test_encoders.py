@@ -15,6 +15,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from conftest import bpe_tokenizer
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -26,8 +27,7 @@ FILES = ("open_clip_config.json", "open_clip_model.safetensors", "pieces.json")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    bpe = open_clip.SimpleTokenizer()
-    return mini.PieceTokenizer(mini.always_kept(bpe))
+    return mini.PieceTokenizer(mini.always_kept(bpe_tokenizer()))
 
 
 def tiny_config(**options):
@@ -50,7 +50,7 @@ def write_folder(folder):
     described = {"model_cfg": tiny_config(), "preprocess_cfg": mini.preprocess_config(32)}
     (folder / FILES[0]).write_text(json.dumps(described))
     save_file(tiny_model().state_dict(), folder / FILES[1])
-    (folder / FILES[2]).write_text(json.dumps(mini.always_kept(open_clip.SimpleTokenizer())))
+    (folder / FILES[2]).write_text(json.dumps(mini.always_kept(bpe_tokenizer())))
     return folder
 
 
@@ -124,7 +124,7 @@ def test_fingerprint_tells_what_decides_the_features(tokenizer):
         fingerprint(tiny_model(quick_gelu=True)),
         fingerprint(size=48),
         fingerprint(mean=(0.5, 0.5, 0.5)),
-        fingerprint(tokens=open_clip.SimpleTokenizer(context_length=16)),
+        fingerprint(tokens=bpe_tokenizer()),
         fingerprint(tokens=mini.PieceTokenizer(sorted({*tokenizer.pieces, 40000}))),
     ]
     assert len({first, *others}) == 8

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import hmean, norm, t
@@ -100,7 +100,6 @@ def test_joint_accuracy_needs_both_sides():
             ev.joint_accuracy(logits, [0, 1, 2], n_ip)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([1, 5, 15]))
 def test_ece_equals_brute_force(seed, n, bins):
     rng = np.random.default_rng(seed)
@@ -328,7 +327,6 @@ def test_images_and_names_without_a_logit():
         ev.predict([[np.inf, 1.0]])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 40), st.sampled_from([1, 4, 15]))
 def test_reliability_adds_up_to_the_calibration_error(seed, n, bins):
     rng = np.random.default_rng(seed)

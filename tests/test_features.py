@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import bpe_tokenizer
 from PIL import Image
 
 from lbutils.data.benchmark import Files, Split
@@ -280,7 +281,7 @@ def test_a_real_encoder(tmp_path):
         514, embed_dim=16, width=16, heads=2, layers=1, tower="lbutils_residual_tiny"
     )
     torch.manual_seed(0)
-    pieces = mini.always_kept(open_clip.SimpleTokenizer())
+    pieces = mini.always_kept(bpe_tokenizer())
     encoder = DualEncoder(open_clip.CLIP(**config), mini.PieceTokenizer(pieces), {"size": 32})
     split = Pictures("abcde")
     clean = image_features(encoder, split, cache=tmp_path)
@@ -440,6 +441,8 @@ def extract_slowly(folder):
     image_features(Pixels(), Slow(f"image {i}" for i in range(64)), cache=folder, batch_size=3)
 
 
+# An interrupted one, above, needs no other process, which takes ten seconds to begin.
+@pytest.mark.slow
 def test_a_killed_extraction_ends_bit_by_bit_the_same(tmp_path, monkeypatch, encoder, processes):
     process = processes.Process(target=extract_slowly, args=(tmp_path / "killed",))
     process.start()

@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -143,7 +144,7 @@ def test_the_first_frame_of_an_animation():
 # --- depths --------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     bits=st.sampled_from([8, 9, 10, 12, 13, 14, 16]),
     seed=st.integers(0, 99),
@@ -219,7 +220,7 @@ def test_values_that_are_no_numbers_are_refused(value):
 # --- transparency --------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     depth=st.sampled_from([1, 2, 4, 8, 16]), bands=st.sampled_from([1, 3]), seed=st.integers(0, 99)
 )
@@ -372,7 +373,7 @@ SOUND = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(
     form=st.sampled_from(sorted(SOUND)),
     at=st.floats(0, 1),

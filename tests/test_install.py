@@ -7,11 +7,14 @@ import html
 import re
 import unicodedata
 from contextlib import nullcontext
+from functools import cache
+from itertools import islice
 
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import bpe_tokenizer
 from open_clip.tokenizer import default_bpe
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -24,12 +27,38 @@ from lbutils.models.names import NameEmbeddings, Names
 
 NAMES = ["red panda", "ant", "numbat", "a{x}b", "<b>ant</b>", "犬", "C++", "Æon"]
 PLAIN = ["a photo of a red panda", "", "numbat < ant > 犬", "word " * 40, "a <new> thing"]
+# The whole table of merges takes seconds to make and to copy, once a test and more.
+MERGES = 4000
+SIZE = 2 * 256 + MERGES + 2
+END = SIZE - 1
 KINDS = {
     "clip": {"kind": "clip"},
     "custom text": {"kind": "custom"},
-    "custom text, eos": {"kind": "custom", "pool_type": "eos", "eos_id": 49407},
+    "custom text, eos": {"kind": "custom", "pool_type": "eos", "eos_id": END},
     "coca": {"kind": "coca"},
 }
+
+
+@cache
+def merges():
+    """The first merges of CLIP's BPE, a line each, below a title."""
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as lines:
+        return list(islice(lines, 1 + MERGES))
+
+
+@pytest.fixture(scope="module")
+def make_encoder(make_encoder, tmp_path_factory):
+    """As for all tests, with fewer pieces."""
+    place = tmp_path_factory.mktemp("bpe") / "bpe.txt.gz"
+    with gzip.open(place, "wt", encoding="utf-8") as file:
+        file.write("".join(merges()).rstrip("\n"))
+    tokenizer = open_clip.SimpleTokenizer(str(place), context_length=16)
+
+    def make(kind="clip", **text):
+        model = make_encoder(kind, **{"vocab_size": SIZE, **text}).model
+        return DualEncoder(model, tokenizer, name=f"tiny {kind}", preprocess={"size": 32})
+
+    return make
 
 
 def learned(encoder, names=NAMES, template="a photo of a {name}, seen"):
@@ -51,7 +80,7 @@ def encoded(model, tokenizer, texts):
 
 def piece_encoder(make_encoder):
     """The tiny model with the miniature's kind of tokenizer."""
-    bpe = open_clip.SimpleTokenizer()
+    bpe = bpe_tokenizer()
     pieces = sorted({*always_kept(bpe), *bpe.encode("a photo of a red thing, seen")})
     model = make_encoder("clip", vocab_size=len(pieces)).model
     return DualEncoder(model, PieceTokenizer(pieces), name="pieces", preprocess={"size": 32})
@@ -93,9 +122,10 @@ def test_the_tokenizer_that_comes_back_is_a_drop_in(make_encoder):
     base = made.tokenizer
     tokenizer = learned(made, ["numbat", "red panda"]).learned().install(made.model, base)
     first = base.vocab_size
-    word = [first, first + 1]
-    assert tokenizer.encode("a <numbat>.") == [*base.encode("a"), *word, *base.encode(".")]
-    assert tokenizer.encode("<NUMBAT><Red Panda>") == [*word, first + 2, first + 3]
+    numbat = [*range(first, first + len(base.encode("numbat")))]
+    panda = [*range(numbat[-1] + 1, numbat[-1] + 1 + len(base.encode("red panda")))]
+    assert tokenizer.encode("a <numbat>.") == [*base.encode("a"), *numbat, *base.encode(".")]
+    assert tokenizer.encode("<NUMBAT><Red Panda>") == [*numbat, *panda]
     assert tokenizer.decode(tokenizer.encode("the <red panda> sleeps")) == (
         "the <red panda> sleeps "
     )
@@ -104,25 +134,21 @@ def test_the_tokenizer_that_comes_back_is_a_drop_in(make_encoder):
     assert len(short) == 6 and short[0] == base.sot_token_id and short[-1] == base.eot_token_id
     assert short[2] == first
     assert tokenizer.eot_token_id == base.eot_token_id and tokenizer.context_length == 16
-    assert tokenizer.vocab_size == first + 4 == made.model.token_embedding.num_embeddings
+    assert tokenizer.vocab_size == panda[-1] + 1 == made.model.token_embedding.num_embeddings
 
 
-def clip_tokenizer():
-    """transformers' CLIP tokenizer, from the vocabulary that open_clip brings."""
+def clip_tokenizer(made):
+    """transformers' CLIP tokenizer with the pieces of an encoder's."""
     from transformers import CLIPTokenizer
 
-    with gzip.open(default_bpe()) as lines:
-        merges = lines.read().decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    vocabulary = dict(open_clip.SimpleTokenizer().encoder)
     renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {renamed.get(piece, piece): i for piece, i in vocabulary.items()}
-    return CLIPTokenizer(
-        vocab=vocabulary, merges=[tuple(m.split()) for m in merges], model_max_length=16
-    )
+    vocabulary = {renamed.get(piece, piece): i for piece, i in made.tokenizer.encoder.items()}
+    pairs = [tuple(line.split()) for line in merges()[1:]]
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=16)
 
 
 TINY_TEXT = {
-    "vocab_size": 49408,
+    "vocab_size": SIZE,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -143,7 +169,7 @@ def clip_model(ours, eos_token_id):
     """transformers' CLIP with the text tower of a tiny open_clip model."""
     from transformers import CLIPConfig, CLIPModel
 
-    more = {"hidden_act": "gelu", "bos_token_id": 49406, "eos_token_id": eos_token_id}
+    more = {"hidden_act": "gelu", "bos_token_id": END - 1, "eos_token_id": eos_token_id}
     text = TINY_TEXT | {"intermediate_size": 128, "projection_dim": 32} | more
     vision = TINY_VISION | {"projection_dim": 32}
     torch.manual_seed(0)
@@ -209,10 +235,10 @@ def queries(tokenizer, texts):
 
 
 @pytest.mark.parametrize("kind", ["owlvit", "owlv2"])
-def test_a_detector_finds_learned_names_as_its_own_forward_does(kind):
+def test_a_detector_finds_learned_names_as_its_own_forward_does(kind, make_encoder):
     from lbutils.models import families
 
-    model, tokenizer = detector(kind), clip_tokenizer()
+    model, tokenizer = detector(kind), clip_tokenizer(make_encoder())
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     encoder = DualEncoder(
         *families.wrap(getattr(model, kind), tokenizer), preprocess={"size": 32}, name=kind
@@ -260,12 +286,12 @@ def pieces_of(tokenizer, text):
 
 
 # 2 is what configurations said before transformers pooled at the end of text.
-@pytest.mark.parametrize("eos_token_id", [2, 49407])
+@pytest.mark.parametrize("eos_token_id", [2, END])
 def test_installed_in_transformers(eos_token_id, make_encoder, tmp_path):
     made = make_encoder()
     embeddings = learned(made)
     names = Names.load(embeddings.learned().save(tmp_path / "names"))
-    model, tokenizer = clip_model(made.model, eos_token_id), clip_tokenizer()
+    model, tokenizer = clip_model(made.model, eos_token_id), clip_tokenizer(made)
     plain = text_features(model, tokenizer, PLAIN)
     ids = tokenizer(PLAIN, truncation=True).input_ids
     shared = encoded(made.model, made.tokenizer, PLAIN[:1])
@@ -329,7 +355,7 @@ def test_an_installed_word_is_read_however_it_is_written(spelling, make_encoder)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_transformers_reads_an_installed_word_however_it_is_written(spelling, make_encoder):
     made = make_encoder()
-    model, tokenizer = clip_model(made.model, 49407), clip_tokenizer()
+    model, tokenizer = clip_model(made.model, END), clip_tokenizer(made)
     learned(made, SPELT).learned().install(model, tokenizer)
     for name in SPELT:
         plain = f"a photo of a <{name}>, seen"
@@ -363,7 +389,7 @@ def test_five_ways_back(make_encoder, tmp_path):
         rows = {name: embeddings.learned()[name][: 1 if whole else None] for name in words}
         fits = embeddings.learned()
         names = Names(rows, templates=fits.templates, tokenizer=fits.tokenizer, table=fits.table)
-        model, tokenizer = clip_model(made.model, 49407), clip_tokenizer()
+        model, tokenizer = clip_model(made.model, END), clip_tokenizer(made)
         # At the last moment at which it can be said: CLIPTokenizer reads no word of several tokens.
         told = nullcontext() if whole else pytest.warns(UserWarning, match="load .* AutoTokenizer")
         with told:
@@ -400,7 +426,7 @@ def test_an_installation_that_fails_changes_nothing(make_encoder, monkeypatch):
 
     made = make_encoder()
     names = learned(made, ["numbat"]).learned()
-    model, tokenizer = clip_model(made.model, 49407), clip_tokenizer()
+    model, tokenizer = clip_model(made.model, END), clip_tokenizer(made)
     table, size = model.text_model.embeddings.token_embedding.weight.clone(), len(tokenizer)
 
     def failing(tokenizer, words):
@@ -499,7 +525,7 @@ def test_letters_of_several_small_forms(make_encoder):
 def test_names_that_transformers_reads_alike_change_nothing(n_rows, make_encoder):
     made = make_encoder()
     names = of_rows(made, **n_rows)
-    model, tokenizer = clip_model(made.model, 2), clip_tokenizer()
+    model, tokenizer = clip_model(made.model, 2), clip_tokenizer(made)
     table = model.text_model.embeddings.token_embedding.weight.clone()
     state = tokenizer.backend_tokenizer.to_str()
     with pytest.raises(ValueError, match="like another word|become the word") as caught:
@@ -513,7 +539,7 @@ def test_names_that_transformers_reads_alike_change_nothing(n_rows, make_encoder
 
 def test_a_later_word_may_not_be_spelt_as_an_earlier_one(make_encoder):
     made = make_encoder()
-    model, tokenizer = clip_model(made.model, 2), clip_tokenizer()
+    model, tokenizer = clip_model(made.model, 2), clip_tokenizer(made)
     of_rows(made, **{"x|0": 2, "y|1": 1, "z": 2}).install(model, tokenizer)
     size = len(tokenizer)
     for name, words in {
@@ -530,12 +556,12 @@ def test_a_later_word_may_not_be_spelt_as_an_earlier_one(make_encoder):
 def test_rows_that_a_model_has_are_never_overwritten(padding, make_encoder):
     """Neither padding nor words of another tokenizer, and installing can go on."""
     made = make_encoder()
-    model = clip_model(made.model, 49407)
+    model = clip_model(made.model, END)
     table = model.text_model.embeddings.token_embedding
     table.weight = nn.Parameter(torch.cat([table.weight.data, torch.ones(padding, 32)]))
     table.num_embeddings += padding
     old = table.weight.detach().clone()
-    own, fresh = clip_tokenizer(), clip_tokenizer()
+    own, fresh = clip_tokenizer(made), clip_tokenizer(made)
     parts = [learned(made, part) for part in (["numbat", "ant"], ["red panda"], ["okapi"])]
     first, second, third = [part.learned() for part in parts]
     first.install(model, own)
@@ -545,7 +571,7 @@ def test_rows_that_a_model_has_are_never_overwritten(padding, make_encoder):
     for tokenizer, part in [(own, parts[0]), (fresh, parts[1]), (own, parts[2])]:
         found = text_features(model, tokenizer, prompts(part.names))
         assert torch.allclose(found, part().detach(), atol=1e-5)
-    assert own(PLAIN).input_ids == clip_tokenizer()(PLAIN).input_ids
+    assert own(PLAIN).input_ids == clip_tokenizer(made)(PLAIN).input_ids
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (1, 2), (2, 1), (2, 2)])
@@ -555,7 +581,7 @@ def test_names_within_the_brackets_of_names(backed, rows, make_encoder, tmp_path
     names = of_rows(made, **dict(zip(["b", "a<b>"], rows, strict=True)), c=2)
     later = of_rows(made, **{"c<b>": 2, "d": 1})
     if backed:
-        model, tokenizer = clip_model(made.model, 49407), clip_tokenizer()
+        model, tokenizer = clip_model(made.model, END), clip_tokenizer(made)
     else:
         model, tokenizer = made.model, made.tokenizer
     tokenizer = later.install(model, names.install(model, tokenizer))
@@ -565,7 +591,7 @@ def test_names_within_the_brackets_of_names(backed, rows, make_encoder, tmp_path
         tokenizer.save_pretrained(tmp_path)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     options = {"add_special_tokens": False} if backed else {}
-    start = 49408
+    start = SIZE
     for name, own in [*names.items(), *later.items()]:
         ids = tokenizer.encode(f"<{name}>", **options)
         assert ids == list(range(start, start + len(own))), name

@@ -10,15 +10,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import bpe_tokenizer, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 
 from lbutils.models import mini
 from lbutils.models.encoders import load_encoder
 
-BPE = SimpleTokenizer(context_length=mini.CONTEXT_LENGTH)
+BPE = bpe_tokenizer(mini.CONTEXT_LENGTH)
 WHOLE = mini.PieceTokenizer(range(BPE.vocab_size))
 FEW = mini.PieceTokenizer(sorted({*mini.always_kept(BPE), *BPE.encode("a drawing of a fox")}))
 TEXTS = st.one_of(
@@ -154,14 +154,14 @@ def test_cropped_text_forward_equals_open_clips_gradients_included():
 # --------------------------------------------------------------------------- tokenizer
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 @given(TEXTS)
 def test_with_all_pieces_it_is_open_clips(text):
     assert torch.equal(WHOLE([text]), BPE([text]))
     assert WHOLE.encode(text) == BPE.encode(text)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 @given(TEXTS, st.sampled_from([WHOLE, FEW]))
 def test_any_text_tokenizes_and_comes_back(text, tokenizer):
     ids = tokenizer.encode(text)
@@ -169,7 +169,7 @@ def test_any_text_tokenizes_and_comes_back(text, tokenizer):
     assert tokenizer.decode(ids) == BPE.decode(BPE.encode(text))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.lists(TEXTS, max_size=4), st.sampled_from([WHOLE, FEW]))
 def test_rows_end_with_the_highest_id(texts, tokenizer):
     tokens = tokenizer(texts)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,7 +15,7 @@ from scipy.stats import binom, hmean
 from lbutils.measure import joint as protocol
 from lbutils.measure import metrics as ev
 
-QUICK = settings(deadline=None, max_examples=60)
+QUICK = settings(max_examples=examples(60))
 
 
 @st.composite

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -227,7 +228,7 @@ def identity(row):
     return tuple(row.get(name) for name in records.KEY)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(
     rows=st.lists(ROW, max_size=6, unique_by=identity),
     params=st.dictionaries(st.text(max_size=5), st.recursive(SCALAR, st.lists, max_leaves=5)),
@@ -245,7 +246,7 @@ def test_anything_written_comes_back(tmp_path_factory, rows, params):
         assert row["value"] is None if math.isnan(value) else row["value"] == value
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.dictionaries(st.text(max_size=4), SCALAR, min_size=1, max_size=4))
 def test_the_file_name_depends_on_the_key_alone(tmp_path_factory, key):
     folder = tmp_path_factory.mktemp("records")

@@ -11,6 +11,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import basic_clean, whitespace_clean
@@ -132,7 +133,6 @@ def test_canonical_is_a_fixed_point_of_folding(text):
     )
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=127)))
 def test_ascii_has_one_canonical_form_however_it_is_computed(text):
     read = basic_clean(text)
@@ -146,7 +146,6 @@ def test_ascii_has_one_canonical_form_however_it_is_computed(text):
     ]
 
 
-@settings(deadline=None)
 @given(
     st.lists(names, max_size=6),
     st.lists(st.one_of(st.none(), texts), max_size=10),
@@ -172,18 +171,6 @@ def test_screen_equals_the_oracle(concepts, captions, batch):
         proven = words and not is_unspaced(row.phrase)
         assert row.subset == ("ip" if row.captions else "oop" if proven else "undecided")
         assert row.compositional == (row.subset == "oop" and row.pieces == row.pieces_seen)
-
-
-@settings(deadline=None)
-@given(
-    st.lists(names, min_size=1, max_size=5),
-    st.lists(texts, max_size=6),
-    st.lists(texts, max_size=6),
-)
-def test_more_captions_only_turn_oop_into_ip(concepts, small, more):
-    before, after = quiet_screen(concepts, small), quiet_screen(concepts, small + more)
-    assert (after["captions"] >= before["captions"]).all()
-    assert not ((before["subset"] == "ip") & (after["subset"] == "oop")).any()
 
 
 @pytest.mark.parametrize(
@@ -247,7 +234,7 @@ def test_scripts_without_spaces_warn():
 
 
 def test_every_kind_of_column_gives_the_same_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(survey, "BATCH", 7)
+    monkeypatch.setattr(survey, "BATCH", 70)
     captions = [f"{a} {b}" for a in WORDS for b in GLUE] + [None, ""]
     concepts = ["ant", "fire", "straße", "x2"]
     expected = screen(concepts, captions)
@@ -362,7 +349,7 @@ def as_read(text):
     return folded_lines([whitespace_clean(basic_clean(text))])[0].split()
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=examples(400))
 @given(st.lists(st.one_of(soup, texts), max_size=8))
 def test_all_texts_are_read_as_the_tokenizer_reads_them(many):
     cleaned, _ = all_cleaned(
@@ -413,7 +400,6 @@ def test_a_name_is_found_where_the_tokenizer_reads_it(name, caption):
     assert table["captions"].tolist() == [2, 0] and table["subset"].tolist() == ["ip", "oop"]
 
 
-@settings(deadline=None)
 @given(st.lists(soup, max_size=5), st.lists(st.sampled_from(["fox", "ant", "é", "café", "x"])))
 def test_soup_is_screened_as_the_oracle_says(many, some):
     table = quiet_screen(some, many)
@@ -478,7 +464,6 @@ def test_no_password_with_quotes_is_left_in_a_url(secret):
         assert not any(part in shown for part in re.split("\\W", secret) if part != "q")
 
 
-@settings(deadline=None)
 @given(SECRETS, st.sampled_from(["http", "https", "s3", "HTTPS", "sftp"]))
 def test_no_password_is_left_in_a_url(secret, scheme):
     shown = words.redacted(f"[Errno 5] at {scheme}://me:{secret}@host/a.parquet, or so")
@@ -486,7 +471,6 @@ def test_no_password_is_left_in_a_url(secret, scheme):
     assert "host/a.parquet" in shown or "@" in secret or "/" in secret or "?" in secret
 
 
-@settings(deadline=None)
 @given(SECRETS)
 def test_no_query_is_left_in_a_url(secret):
     for text in (

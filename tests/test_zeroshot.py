@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import build_tiny
+from conftest import bpe_tokenizer, build_tiny
 from sklearn.exceptions import NotFittedError
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,7 +37,7 @@ def test_eighty_templates_cost_at_most_five_times_one(monkeypatch):
     """In operations, beside open_clip's builder; `bench_prompts` measures the time."""
     encoder = DualEncoder(
         build_tiny(context_length=77, width=64),
-        open_clip.SimpleTokenizer(),
+        bpe_tokenizer(77),
         preprocess={"size": 32},
     )
     names, templates = open_clip.IMAGENET_CLASSNAMES[::50], open_clip.OPENAI_IMAGENET_TEMPLATES

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import load_script
+from conftest import examples, load_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -223,7 +223,7 @@ def test_joint_iteration_equals_plain_loops():
 
 
 @given(st.integers(1, 30), st.integers(1, 6), st.integers(0, 4), st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 def test_the_objective_never_falls(n, c, a, seed):
     draw = torch.Generator().manual_seed(seed)
     images, prototypes, known = (

@@ -7,6 +7,7 @@ whole model from the JSON configuration in `data/mini/encoder/<scale>/`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -198,6 +199,12 @@ def always_kept(tokenizer: SimpleTokenizer) -> list[int]:
     return [*range(BYTE_SYMBOLS), tokenizer.sot_token_id, tokenizer.eot_token_id]
 
 
+@cache
+def _all_pieces() -> SimpleTokenizer:
+    """open_clip's own tokenizer, made once a process: its table takes a quarter of a second."""
+    return SimpleTokenizer()
+
+
 class PieceTokenizer:
     """open_clip's BPE tokenizer over a subset of its pieces, with compact ids.
 
@@ -213,7 +220,7 @@ class PieceTokenizer:
     """
 
     def __init__(self, pieces: Iterable[int], context_length: int = CONTEXT_LENGTH):
-        self._bpe = SimpleTokenizer(context_length=context_length)
+        self._bpe = _all_pieces()
         self.pieces = tuple(int(piece) for piece in pieces)
         self.context_length = context_length
         if any(a >= b for a, b in pairwise(self.pieces)):
