@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import unicodedata
 
 import numpy as np
@@ -45,10 +46,10 @@ def write_checksums(folder):
     pd.DataFrame(rows, columns=["file", "sha256"]).to_csv(folder / "checksums.csv", index=False)
 
 
-@pytest.fixture
-def mini(tmp_path, monkeypatch):
-    """A folder with the miniature's schema: two domains, six odd names each, ten draws."""
-    root = tmp_path / "data"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Data of the miniature's schema: two domains, six odd names each, ten draws."""
+    root = tmp_path_factory.mktemp("written")
     folder = root / "mini"
     folder.mkdir(parents=True)
     (root / "prompts").mkdir()
@@ -101,8 +102,15 @@ def mini(tmp_path, monkeypatch):
     for i, shard in enumerate((images[:half], images[half:])):
         frame(shard, "image_id", "webp").to_parquet(folder / f"images-{i}.parquet")
     write_checksums(folder)
+    return root
+
+
+@pytest.fixture
+def mini(written, tmp_path, monkeypatch):
+    """A copy of its folder, to damage."""
+    root = shutil.copytree(written, tmp_path / "data")
     monkeypatch.setenv("LBUTILS_DATA", str(root))
-    return folder
+    return root / "mini"
 
 
 def edit(folder, name, change):
@@ -177,10 +185,11 @@ def test_mini_few_shot_draws_are_the_committed_ones(mini):
         oop.few_shot(1, seed=10)
 
 
-@pytest.mark.parametrize("shots", [0, -1, 1.5, True, "4"])
-def test_few_shot_refuses_other_than_positive_integers(mini, shots):
-    with pytest.raises(ValueError, match="positive integer"):
-        load_benchmark()["Animals"].oop.few_shot(shots)
+def test_few_shot_refuses_other_than_positive_integers(mini):
+    oop = load_benchmark()["Animals"].oop
+    for shots in (0, -1, 1.5, True, "4"):
+        with pytest.raises(ValueError, match="positive integer"):
+            oop.few_shot(shots)
 
 
 def test_transparent_images_stand_on_white(mini):

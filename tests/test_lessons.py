@@ -2,14 +2,15 @@
 
 import json
 import re
+from functools import cache
 
 import nbformat
 import pytest
 import yaml
 
 from lbutils.__main__ import main
-from lbutils.run import find_notebooks, lessons, parameters, profiles
-from lbutils.run.notebooks import check_parameters
+from lbutils.data.benchmark import load_benchmark
+from lbutils.run import find_notebooks, lessons, notebooks, parameters, profiles
 
 NOTEBOOKS = find_notebooks()
 LESSONS = {path: lessons.read_lesson(path) for path in NOTEBOOKS}
@@ -54,16 +55,27 @@ def test_the_plan_names_those_notebooks_and_fills_ninety_minutes():
     assert [number for _, number in rows] == ["01", "02", "03", "04", "07"]
 
 
+@cache
+def loaded(name, scale, domains):
+    return load_benchmark(name, scale=scale, domains=domains and list(domains))
+
+
 @pytest.mark.usefixtures("full_runs")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_profile_sets_what_its_notebooks_have(name):
+def test_a_profile_sets_what_its_notebooks_have(name, monkeypatch):
+    # Whether there is such a benchmark need not be asked for each notebook anew.
+    monkeypatch.setattr(
+        notebooks,
+        "load_benchmark",
+        lambda name, scale, domains: loaded(name, scale, domains and tuple(domains)),
+    )
     known = {path.stem[:2] for path in NOTEBOOKS}
     assert set(profiles.profiles()[name]["notebooks"]) <= known
     for notebook in NOTEBOOKS:
         given = profiles.of_profile(name, notebook.stem)
         defaults = parameters.of_notebook(notebook)
         assert not given or parameters.differing(given, defaults) == given
-        check_parameters([notebook], given)
+        notebooks.check_parameters([notebook], given)
 
 
 def test_a_profile_that_is_not_there_is_refused():

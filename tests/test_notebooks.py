@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -36,7 +37,9 @@ PATHS = re.compile(r"(?<![\w.:/<])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|p
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
+@cache
 def read(path):
+    """A notebook, to read from only."""
     return nbformat.read(path, as_version=4)
 
 
@@ -114,10 +117,11 @@ def test_parameters_are_checked_first_and_go_into_the_record(path):
     source = "\n".join(cell.source for cell in cells)
     assert source.count("write_record(") == source.count("settings=run.changed") == 1
     # Else a cell that runs again takes what was derived for what was set.
+    declared = parameters.of_notebook(path)
     for cell in cells[at + 1 :]:
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                assert node.id not in parameters.of_notebook(path), (cell.id, node.id)
+                assert node.id not in declared, (cell.id, node.id)
 
 
 @each
@@ -268,7 +272,7 @@ def test_what_notebook_08_has_no_figures_for_is_not_run():
 
 @pytest.mark.slow
 def test_nbval_fails_when_a_stored_output_is_corrupted(tmp_path):
-    notebook = read(NOTEBOOKS[0])
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
     # The first checked cell, and what it needs.
     last = next(i for i, cell in enumerate(notebook.cells) if CHECKED in tags(cell))
     notebook.cells = notebook.cells[: last + 1]

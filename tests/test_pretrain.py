@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,13 +91,21 @@ def write_miniature(folder: Path) -> Path:
     return mini_folder
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written")
+    write_miniature(folder / "data")
+    return folder
+
+
 @pytest.fixture
-def miniature(tmp_path, monkeypatch):
+def miniature(written, tmp_path, monkeypatch):
+    """A copy to write to, where `pretrain` looks for data."""
     monkeypatch.setenv("LBUTILS_DATA", str(tmp_path / "data"))
-    return write_miniature(tmp_path / "data")
+    return shutil.copytree(written / "data", tmp_path / "data") / "mini"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def torch_settings():
     """Give the process its own settings back: main() changes the threads and denormals."""
     threads = torch.get_num_threads()
@@ -125,14 +134,32 @@ def killed_run(pretrain, tmp_path, monkeypatch, name: str, step: int) -> None:
         run(pretrain, tmp_path, name)
 
 
+@pytest.fixture(scope="module")
+def runs(pretrain, written):
+    """Folder of a run that is whole, and of two that died within a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LBUTILS_DATA", str(written / "data"))
+        run(pretrain, written, "whole")
+        for step in (3, 5):
+            killed_run(pretrain, written, patch, f"killed-{step}", step)
+    return written
+
+
+def take(runs, name, tmp_path, new="run"):
+    """Copy a run, to go on with it under another name."""
+    for end in ("", "-work"):
+        if (runs / f"{name}{end}").exists():
+            shutil.copytree(runs / f"{name}{end}", tmp_path / f"{new}{end}")
+
+
 @pytest.mark.parametrize("step", [3, 5])
-def test_resumed_run_equals_uninterrupted_one(pretrain, miniature, tmp_path, monkeypatch, step):
-    whole = run(pretrain, tmp_path, "whole")
-    killed_run(pretrain, tmp_path, monkeypatch, "killed", step)
-    resumed = run(pretrain, tmp_path, "killed")
+def test_resumed_run_equals_uninterrupted_one(pretrain, miniature, runs, tmp_path, step):
+    take(runs, f"killed-{step}", tmp_path)
+    whole, resumed = runs / "whole", run(pretrain, tmp_path, "run")
     name = "open_clip_model.safetensors"
     assert (whole / name).read_bytes() == (resumed / name).read_bytes()
-    states = [load_file(next((tmp_path / f).glob("*.safetensors"))) for f in WORKS]
+    works = (runs / "whole-work", tmp_path / "run-work")
+    states = [load_file(next(work.glob("*.safetensors"))) for work in works]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     logs = [pd.read_csv(out / "log.csv", dtype=str) for out in (whole, resumed)]
@@ -141,30 +168,27 @@ def test_resumed_run_equals_uninterrupted_one(pretrain, miniature, tmp_path, mon
     assert list(logs[0]["step"]) == ["2", "3", "4", "6"]
 
 
-WORKS = ("whole-work", "killed-work")
-
-
-def test_a_finished_run_only_exports_again(pretrain, miniature, tmp_path):
-    out = run(pretrain, tmp_path, "run")
-    before = (out / "open_clip_model.safetensors").read_bytes()
-    (out / "open_clip_model.safetensors").unlink()
+def test_a_finished_run_only_exports_again(pretrain, miniature, runs, tmp_path, monkeypatch):
+    take(runs, "whole", tmp_path)
+    file = tmp_path / "run" / "open_clip_model.safetensors"
+    before = file.read_bytes()
+    file.unlink()
+    monkeypatch.delattr(pretrain, "train_step")
     run(pretrain, tmp_path, "run")
-    assert (out / "open_clip_model.safetensors").read_bytes() == before
+    assert file.read_bytes() == before
 
 
-def test_what_a_killed_run_left_is_removed(pretrain, miniature, tmp_path, monkeypatch):
-    run(pretrain, tmp_path, "whole")
-    killed_run(pretrain, tmp_path, monkeypatch, "killed", 5)
-    work, out = tmp_path / "killed-work", tmp_path / "killed"
+def test_what_a_killed_run_left_is_removed(pretrain, miniature, runs, tmp_path):
+    take(runs, "killed-5", tmp_path)
+    work, out = tmp_path / "run-work", tmp_path / "run"
     out.mkdir()
     dead = f"{_util._host()}-{dead_process()}-01234567.tmp"
     (work / "state-0000002.safetensors").touch()
     (work / f".checkpoint.json.{dead}").touch()
     (out / f".open_clip_model.safetensors.{dead}").touch()
     _util.remove_orphans.cache_clear()
-    run(pretrain, tmp_path, "killed")
-    for folder in ("", "-work"):
-        whole, killed = (tmp_path / f"{name}{folder}" for name in ("whole", "killed"))
+    run(pretrain, tmp_path, "run")
+    for whole, killed in ((runs / "whole", out), (runs / "whole-work", work)):
         assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
 
 
@@ -184,15 +208,15 @@ def corrupt(path: Path) -> None:
         (lambda work: (work / "checkpoint.json").write_text('{"step": 4}'), "checkpoint.json"),
     ],
 )
-def test_a_corrupt_checkpoint_is_named(pretrain, miniature, tmp_path, monkeypatch, damage, named):
-    killed_run(pretrain, tmp_path, monkeypatch, "run", 5)
+def test_a_corrupt_checkpoint_is_named(pretrain, miniature, runs, tmp_path, damage, named):
+    take(runs, "killed-5", tmp_path)
     damage(tmp_path / "run-work")
     with pytest.raises(ValueError, match=f"{named}.*(corrupt|missing).*delete"):
         run(pretrain, tmp_path, "run")
 
 
-def test_a_checkpoint_of_another_run_is_refused(pretrain, miniature, tmp_path, monkeypatch):
-    killed_run(pretrain, tmp_path, monkeypatch, "run", 3)
+def test_a_checkpoint_of_another_run_is_refused(pretrain, miniature, runs, tmp_path):
+    take(runs, "killed-3", tmp_path)
     with pytest.raises(ValueError, match=r"other options \(lr\)"):
         run(pretrain, tmp_path, "run", "--lr=0.1")
     pairs = pd.read_parquet(miniature / "pairs.parquet")
@@ -349,8 +373,8 @@ def test_impossible_sizes_are_refused(pretrain, sizes, capsys):
     assert "--sizes" in capsys.readouterr().err
 
 
-def test_the_exported_encoder_is_open_clips(pretrain, miniature, tmp_path):
-    out = run(pretrain, tmp_path, "run")
+def test_the_exported_encoder_is_open_clips(runs):
+    out = runs / "whole"
     model = open_clip.create_model(f"local-dir:{out}")
     assert model.visual.preprocess_cfg["mean"] == mini.preprocess_config()["mean"]
     record = json.loads((out / "training.json").read_text())

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,8 +32,13 @@ def benches():
     return {scale: load_benchmark("mini", scale=scale) for scale in SCALES}
 
 
-def test_admissions_agree_with_the_screening(benches):
-    found = admissions(benches).set_index(["domain", "name"])
+@pytest.fixture(scope="module")
+def admitted(benches):
+    return admissions(benches)
+
+
+def test_admissions_agree_with_the_screening(admitted):
+    found = admitted.set_index(["domain", "name"])
     concepts = pd.read_csv(data_dir() / "mini" / "concepts.csv")
     screening = pd.read_csv(data_dir() / "mini" / "screening.csv")
     told = concepts.merge(screening).set_index(["domain", "name"]).loc[found.index]
@@ -76,7 +82,7 @@ def test_without_captions_there_are_no_counts(benches):
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 def test_class_accuracies_equal_brute_force(seed):
     rng = np.random.default_rng(seed)
     count = int(rng.integers(2, 8))
@@ -132,10 +138,9 @@ class Planted:
         return len(ip_names) + self.classes
 
 
-def test_a_table_of_classes_has_every_draw_and_class(benches):
+def test_a_table_of_classes_has_every_draw_and_class(benches, admitted):
     encoder = load_encoder("mini")
     world = {name: benches["small"][name] for name in ("Insects", "Creatures")}
-    concepts = admissions(benches)
     made = []
 
     def planted(encoder, ip_names, shots, seed, **task):
@@ -147,7 +152,7 @@ def test_a_table_of_classes_has_every_draw_and_class(benches):
         return method
 
     found = class_table(
-        encoder, world, {"planted": planted}, concepts, shots=2, draws=[0, 3], progress=False
+        encoder, world, {"planted": planted}, admitted, shots=2, draws=[0, 3], progress=False
     )
     assert made == [(name, 2, draw) for name in world for draw in (0, 3)]
     for name, domain in world.items():
@@ -159,11 +164,11 @@ def test_a_table_of_classes_has_every_draw_and_class(benches):
         assert (own["method"] == "planted").all() and set(own["since"]) <= {*SCALES, NEVER}
 
 
-def test_zero_shot_in_the_table_is_that_of_the_encoder(benches):
+def test_zero_shot_in_the_table_is_that_of_the_encoder(benches, admitted):
     encoder = load_encoder("mini", "medium")
     insects = benches["small"]["Insects"]
     methods = {"zero-shot": RIVALS["zero-shot"]}
-    found = class_table(encoder, {"Insects": insects}, methods, admissions(benches), progress=False)
+    found = class_table(encoder, {"Insects": insects}, methods, admitted, progress=False)
     for subset in (insects.ip, insects.oop):
         texts = text_classifier(encoder, subset.names, "mini", insects.hint)
         taken = (image_features(encoder, subset.test) @ texts.T).argmax(dim=1).numpy()
@@ -172,9 +177,9 @@ def test_zero_shot_in_the_table_is_that_of_the_encoder(benches):
             assert value == pytest.approx(100 * np.mean(taken[subset.test.labels == k] == k))
 
 
-def test_nothing_to_measure_is_said(benches):
+def test_nothing_to_measure_is_said(admitted):
     with pytest.raises(ValueError, match="nothing to measure"):
-        class_table(load_encoder("mini"), {}, {}, admissions(benches))
+        class_table(load_encoder("mini"), {}, {}, admitted)
 
 
 class Fixed:
@@ -216,11 +221,11 @@ def test_the_committed_doses_are_those_of_the_lots(dose, benches):
         assert row.captions == sum(f" {canonical(row.name)} " in c for c in captions)
 
 
-def test_lots_are_even_and_gave_what_they_say(benches):
+def test_lots_are_even_and_gave_what_they_say(admitted):
     found = doses()
-    admitted = admissions(benches).query("since in ['medium', 'large']")
+    later = admitted.query("since in ['medium', 'large']")
     assert set(zip(found["domain"], found["name"], strict=True)) == set(
-        zip(admitted["domain"], admitted["name"], strict=True)
+        zip(later["domain"], later["name"], strict=True)
     )
     for _, own in found.groupby("domain"):
         assert own["arm"].value_counts().reindex(ARMS, fill_value=0).agg(np.ptp) <= 1

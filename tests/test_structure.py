@@ -156,6 +156,7 @@ def test_the_guide_names_every_file():
             assert f"`{path.stem}`" in rows[path.parent.name], f"{dotted(path)} is not in the guide"
 
 
+@pytest.mark.slow
 def test_tables_and_figures_do_without_torch():
     names = [dotted(path) for path in MODULES if within(dotted(path), WITHOUT_TORCH)]
     assert len(names) > len(WITHOUT_TORCH)

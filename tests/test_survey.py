@@ -285,11 +285,11 @@ def by_sklearn(scored, times=None):
 
 def test_the_area_under_the_curve_is_scikit_learns_also_where_classes_are_resampled():
     one, other = scored(0, 300, 4), scored(1, 200, 6)
-    found = metrics.confidence_auroc({"a": one, "b": other}, resamples=400, seed=3)
+    found = metrics.confidence_auroc({"a": one, "b": other}, resamples=100, seed=3)
     assert found.mean == pytest.approx((by_sklearn(one) + by_sklearn(other)) / 2)
     rng, draws = np.random.default_rng(3), []
     for given, classes in ((one, 4), (other, 6)):
-        times = rng.multinomial(classes, np.full(classes, 1 / classes), size=400)
+        times = rng.multinomial(classes, np.full(classes, 1 / classes), size=100)
         draws.append([by_sklearn(given, row) for row in times])
     wanted = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
     np.testing.assert_allclose([found.low, found.high], wanted)

@@ -190,7 +190,7 @@ def test_run_end_to_end(repository, capsys):
     stale = records.write_record(
         out / "records", "02_fails", {}, claims=[{"id": "clustering", "verdict": "reproduced"}]
     )
-    assert sweeps.main(["full", "-p", "rate=0.25"]) == 1
+    assert sweeps.main(["full", "-p", "rate=0.25", "--workers", "1"]) == 1
     printed = capsys.readouterr().out
     assert not stale.exists()
 
