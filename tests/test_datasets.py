@@ -348,8 +348,10 @@ def clash(root):
 
 def other_classes(root):
     own_folder(root / "mine")
-    draw(root / "mine/train/cat/1.png", 0)
-    suite.read_dataset(str(root / "mine"), root)
+    (root / "mine/train/red_fox").rename(root / "mine/train/cat")
+    data = suite.read_dataset(str(root / "mine"), root)
+    assert len(data.test) == 6
+    suite._draw(data, suite.Setting("mini", "mine", "mini", "names", 1, 0), range(2))
 
 
 def beyond(root):
@@ -400,7 +402,7 @@ def prompts(root, content):
     [
         (wrong_layout, r"EuroSAT has 10 classes, here are 9 \('AnnualCrop'.*another layout"),
         (clash, "classes 'Red fox' and 'red fox' have one name, 'red fox'"),
-        (other_classes, "the class 'cat' is in one of train and test only"),
+        (other_classes, "to learn from: 'cat' is a class of one of train and test only"),
         (beyond, r"image test/0.tar/s0000001.webp has the label 2, and there are 2 class names"),
         (unlabelled, "1.tar: s9 has no label"),
         (two_images, "1.tar .* s9 has two images"),

@@ -311,7 +311,7 @@ _LAYOUTS = (
 def folder_dataset(root: Path) -> Dataset:
     """A folder of one's own as a data set: class folders, or archives of webdataset's kind.
 
-    Raises ValueError if it is neither, or train and test have not the same classes.
+    Raises ValueError if it is neither.
     """
     name = root.resolve().name
     given: dict[str, Any] = {
@@ -325,25 +325,15 @@ def folder_dataset(root: Path) -> Dataset:
         own = Webdataset(root)
         templates = json.dumps(own.templates) if own.templates else "openai80"
         return Dataset(**given, loader="webdataset", test={}, train={}, templates=templates)
-    folders = {name for name in _folders(root) if name[:1] != "."}
+    folders = {path.name for path in root.iterdir() if path.is_dir() and path.name[:1] != "."}
     if "test" in folders and folders <= {"train", "val", "test"}:
         test: dict[str, Any] = {"folder": "test"}
         train = {"folder": "train"} if "train" in folders else None
-        # Labels are places among a folder's own classes.
-        if train and (alone := _folders(root / "train") ^ _folders(root / "test")):
-            raise ValueError(
-                f"{root}: the class {short(min(alone))} is in one of train and test only, so their "
-                "labels differ: give both the same classes"
-            )
     else:
         test, train = {"folder": ""}, None
     if not any(path.suffix.lower() in SUFFIXES for path in (root / test["folder"]).glob("*/*")):
         raise ValueError(f"{root} has no class with an image: {_LAYOUTS}")
     return Dataset(**given, loader="ImageFolder", test=test, train=train, templates="openai80")
-
-
-def _folders(place: Path) -> set[str]:
-    return {path.name for path in place.iterdir() if path.is_dir()}
 
 
 # --- names in pre-training, and benchmarks --------------------------------------------------

@@ -41,8 +41,6 @@ GRAVE = ("missing file", "unreadable file", "no folder", "label and name")
 def compare_counts(bench: Benchmark) -> pd.DataFrame:
     """Classes and images of each subset beside the paper's (Figure 2), and their totals.
 
-    `bench` (Benchmark): LAION-Beyond, whole or some of its domains, at any scale.
-
     Returns
     -------
     DataFrame
@@ -97,16 +95,10 @@ def relabel(bench: Benchmark, named: Iterable[str], scale: str) -> Benchmark:
     The paper says how many of each domain, not which; screening the corpus for them does
     (`lbutils.captions.screening`), and `compare_counts` tells whether the numbers come out.
 
-    Raises ValueError if a name is no OOP class, or the scale is not larger.
+    `named` (iterable of str): OOP class names, of all domains, that occur in the captions of
+    `scale`.
 
-    Parameters
-    ----------
-    bench : Benchmark
-        At a smaller scale.
-    named : iterable of str
-        OOP class names that occur in the captions of `scale`; of all domains.
-    scale : str
-        The larger scale.
+    Raises ValueError if a name is no OOP class, or the scale is not larger.
     """
     scales = next((known for known in SCALES.values() if bench.scale in known), ())
     larger = scales[scales.index(bench.scale) + 1 :] if scales else ()
@@ -154,13 +146,6 @@ def export(bench: Benchmark, folder: str | os.PathLike[str]) -> Path:
 
     Raises FileExistsError if there is something in the folder. Raises ValueError if a class name
     cannot name a folder, or a class has no image and would be lost.
-
-    Parameters
-    ----------
-    bench : Benchmark
-        Such as ``load_benchmark("mini")``.
-    folder : path
-        Where it goes; new or empty.
     """
     root = Path(folder).expanduser()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):

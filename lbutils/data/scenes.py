@@ -49,11 +49,8 @@ def scenes(
         Whose images fill the other cells, such as those of other domains.
     counts : sequence of int
         Drawings of each class in a scene, no drawing twice; four at most in all.
-    number : int
-        Scenes.
-    side : int
-        Pixels of a cell; images are resized to it.
-    seed : int
+    number, side, seed : int
+        Scenes; pixels of a cell, to which images are resized; what is drawn.
 
     Raises
     ------

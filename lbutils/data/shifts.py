@@ -103,22 +103,13 @@ class Shifted:
 def shifted(split: Split, shift: str) -> Split:
     """The split with every image shown otherwise.
 
-    Parameters
-    ----------
-    split : Split
-    shift : str
-        One of `SHIFTS`: ``"grey"``; ``"outline"`` (edges, black on white); ``"silhouette"``
-        (black where the image is not transparent, so that a photograph is black throughout); and
-        as in ImageNet-C ``"noise"`` (Gaussian, 0.15 of the range), ``"blur"`` (Gaussian, a 32nd of
-        the shorter side), ``"contrast"`` (0.3 of it), ``"jpeg"`` (quality 10).
+    `shift` (str): one of `SHIFTS`: ``"grey"``; ``"outline"`` (edges, black on white);
+    ``"silhouette"`` (black where the image is not transparent, so that a photograph is black
+    throughout); and as in ImageNet-C ``"noise"`` (Gaussian, 0.15 of the range), ``"blur"``
+    (Gaussian, a 32nd of the shorter side), ``"contrast"`` (0.3 of it), ``"jpeg"`` (quality 10).
 
-    Raises
-    ------
-    ValueError
-        If there is no such shift.
+    Raises ValueError if there is no such shift.
 
-    Notes
-    -----
     Source: Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common
     corruptions and perturbations", ICLR; one strength each, between their third and fifth.
     """

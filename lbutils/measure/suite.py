@@ -28,11 +28,11 @@ import torchvision
 from filelock import FileLock
 from PIL import Image
 
-from lbutils._util import suggest, write_text
+from lbutils._util import short, suggest, write_text
 from lbutils.data import datasets as tables
 from lbutils.data.benchmark import Split, Subset
 from lbutils.data.datasets import Dataset, Labelled, Verdicts, Webdataset
-from lbutils.data.images import Files
+from lbutils.data.images import Files, ImageSource
 from lbutils.data.laion_beyond import export
 from lbutils.learn.namelearner import NameLearner
 from lbutils.measure.metrics import bootstrap, per_class_accuracy
@@ -56,7 +56,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Pictures(ImageSource):
     """Images that a loader of torchvision holds as pixels; an id is ``<split>/<number>``."""
 
     parts: Mapping[str, Any] = field(repr=False)
@@ -69,10 +69,6 @@ class Pictures:
         written = io.BytesIO()
         picture.save(written, "PNG", compress_level=1)
         return written.getvalue()
-
-    def stamp(self, image_id: str) -> str:
-        """SHA-256 of the image as PNG."""
-        return hashlib.sha256(self.read(image_id)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +110,24 @@ def read_dataset(name: str, root: Path, download: bool = False) -> Loaded:
     lacking = ""
     if dataset.train is not None:
         try:
-            kinds["train"] = _open(dataset, root, dataset.train, download)
+            train = _open(dataset, root, dataset.train, download)
+            # Labels are places among the classes that a split has.
+            if alone := set(_classes(train) or ()) ^ set(_classes(kinds["test"]) or ()):
+                raise ValueError(f"{short(min(alone))} is a class of one of train and test only")
+            kinds["train"] = train
         except ValueError as error:  # who only tests needs none
             lacking = str(error)
     test = kinds["test"]
-    own_names = getattr(test, "classes", getattr(test, "categories", None))
+    own_names = _classes(test)
     as_files = len(test) > 0 and isinstance(test[0][0], Path)
     source = Files(root) if as_files else Pictures(kinds)
     parts = {split: _labelled(part, split, root) for split, part in kinds.items()}
     return _loaded(dataset, own_names, parts, source, lacking)
+
+
+def _classes(part: Any) -> Sequence[str] | None:
+    """What the files of a split call its classes, where they do."""
+    return getattr(part, "classes", getattr(part, "categories", None))
 
 
 def _labelled(part: Any, split: str, root: Path) -> Labelled:
