@@ -126,6 +126,8 @@ def test_students_see_no_solution_and_no_answer_and_teachers_see_all(made):
         tagged = [c.source for c in nbformat.read(notebook, 4).cells
                   if "solution" in c.metadata.get("tags", [])]  # fmt: skip
         assert not set(tagged) & set(cells(student)) and set(tagged) <= set(cells(solved))
+        shown = [any("*Seen*" in text for text in cells(c, "markdown")) for c in (student, solved)]
+        assert shown == [False, True]
         for one in told.get("exercises", ()):
             assert one["starter"].rstrip() in cells(student)
             assert one["solution"].rstrip() not in cells(student)

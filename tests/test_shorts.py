@@ -38,10 +38,12 @@ def test_a_box_answers_on_the_first_screen(path):
     assert heading.startswith("# ") and mark == shorts.BEGIN
     assert opening.startswith("**In short.** *") and len(opening.split()) < 75
     box = source[: source.index(shorts.END)]
-    rows = [line for line in box.splitlines() if line.startswith("|")][2:]
+    lines = [line for line in box.splitlines() if line.startswith("|")]
+    heads, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
     assert 1 <= len(rows) <= 4
-    for row in rows:
-        assert row.split(" | ")[-1].removesuffix(" |") in (*records.VERDICTS, "")
+    for name, *column in zip(heads, *rows, strict=True):
+        assert any(column), f"nothing stands under {name}"
+        assert name != "verdict" or set(column) <= {*records.VERDICTS, ""}
     assert re.search(r"!\[[^\]]{20,}\]\(attachment:in-short.png\)", box)
 
 

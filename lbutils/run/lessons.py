@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from lbutils.run.profiles import of_profile
 
 # Of nbgrader's metadata, whose schema has this version.
 _SCHEMA = 3
+# A paragraph on what came out of the cell above it.
+_SEEN = re.compile(r"^\*Seen\*:.*?(?:\n\n|\Z)", re.DOTALL | re.MULTILINE)
 _KEYS = {
     "lesson": {"objectives", "prerequisites", "predict", "discussion", "exercises"},
     "exercise": {"name", "text", "setup", "starter", "solution", "check"},
@@ -140,6 +143,8 @@ def copy_for_lesson(
     if not solved:  # what came out is not told before it is asked
         made.cells[0].source = shorts.without(made.cells[0].source)
         made.cells[0].pop("attachments", None)
+        for cell in (cell for cell in made.cells if cell.cell_type == "markdown"):
+            cell.source = _SEEN.sub("", cell.source)
     cells = []
     for cell in made.cells:
         tags = cell.metadata.get("tags", [])

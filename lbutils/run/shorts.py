@@ -15,6 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,10 @@ def box(notebook: Path, told: Mapping[str, Any]) -> str:
         If a claim has another verdict than the answer speaks of: it must be said anew.
     """
     rows = [_row(notebook, row) for row in told["rows"]]
-    heads = ("", "ours [95 %]", "published", "verdict")
-    table = [heads, ("---",) * len(heads), *rows]
+    ours = "ours [95 %]" if any("[" in row[1] for row in rows) else "ours"
+    heads = ("", ours, "published", "verdict")
+    filled = [any(column) for column in zip(*rows, strict=True)]  # an empty column says nothing
+    table = [tuple(compress(row, filled)) for row in (heads, ("---",) * len(heads), *rows)]
     # On a narrow page an interval stays on its line.
     table = [(what, _GAPS.sub("\u00a0", ours), *rest) for what, ours, *rest in table]
     lines = [f"**In short.** *{told['question']}* {told['answer']}", ""]
