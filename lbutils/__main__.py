@@ -15,12 +15,12 @@ from lbutils._util import is_installed
 # What a command does, and the module that does it; loaded only when it is called.
 COMMANDS = {
     "check": ("whether the installed packages work together (the default)", ""),
-    "run": ("run notebooks with few draws, or a grid over one", "run.notebooks"),
-    "full": ("run notebooks as their committed outputs show them", "run.notebooks"),
-    "keep": ("commit what a full run found: the table of claims, the boxes", "run.shorts"),
-    "status": ("the runs of a grid: which, which cell, since when", "run.notebooks"),
-    "start": ("copies of the notebooks to work in", "run.lessons"),
-    "lesson": ("copies of the notebooks for students and teachers, and a plan", "run.lessons"),
+    "run": ("run notebooks with few draws, or a grid over one", "run.commands"),
+    "full": ("run notebooks as their committed outputs show them", "run.commands"),
+    "keep": ("commit what a full run found: the table of claims, the boxes", "run.commands"),
+    "status": ("the runs of a grid: which, which cell, since when", "run.commands"),
+    "start": ("copies of the notebooks to work in", "run.commands"),
+    "lesson": ("copies of the notebooks for students and teachers, and a plan", "run.commands"),
     "screen": ("do these names occur in these captions?", "captions.screening"),
     "download": ("domains of LAION-Beyond from the hub, checked", "data.laion_beyond"),
     "check-folder": ("a folder against the paper's counts, every image", "data.laion_beyond"),

@@ -13,7 +13,6 @@ import re
 import shutil
 import sys
 import time
-import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import psutil
 
 PACKAGE = Path(__file__).resolve().parent
 _LONGEST_NAME = 255  # bytes, of a file's name on Linux and macOS
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 # Of Windows, whatever follows a dot.
 _DEVICES = re.compile(
     "(con|prn|aux|nul|conin[$]|conout[$]|(com|lpt)[0-9¹²³])[ ]*([.].*)?", re.IGNORECASE | re.DOTALL
@@ -143,7 +143,7 @@ def file_name(value: Any, what: str = "name", owner: Any = "", portable: bool = 
         raise ValueError(f"{has} leaves the folder: {shown}")
     if "/" in value or (portable and ("\\" in value or re.match("[A-Za-z]:", value))):
         raise ValueError(f"{has} is a path, not a name: {shown}")
-    if value in ("", ".") or not is_text(value) or _controls(value):
+    if value in ("", ".") or not is_text(value) or _CONTROLS.search(value):
         raise ValueError(f"{has} cannot name a file: {shown}")
     if len(value.encode()) > _LONGEST_NAME:
         raise ValueError(f"{has} has more than {_LONGEST_NAME} bytes: {shown}")
@@ -153,10 +153,6 @@ def file_name(value: Any, what: str = "name", owner: Any = "", portable: bool = 
             '<>:"|?*, a dot or space at an end, or the name of a device'
         )
     return value
-
-
-def _controls(value: str) -> bool:
-    return any(unicodedata.category(sign) == "Cc" for sign in value)
 
 
 def _trimmed(value: str) -> bool:

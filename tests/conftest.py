@@ -9,13 +9,17 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 from hypothesis import settings
+from nbformat.v4 import new_code_cell, new_notebook
 
 from lbutils.run import profiles
 
@@ -178,6 +182,19 @@ def make_encoder(tmp_path_factory: Any) -> Any:
 @pytest.fixture(scope="session")
 def tiny_encoder(make_encoder: Any) -> Any:
     return make_encoder()
+
+
+def save_notebook(path: Path, parameters: str, *sources: str, before: Sequence[Any] = ()) -> Path:
+    """A notebook: the cells `before`, one with the parameters, then one of code for each source."""
+    cells = [
+        *before,
+        new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        *map(new_code_cell, sources),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
 
 
 def dead_process() -> int:

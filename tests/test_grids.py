@@ -7,18 +7,29 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 import yaml
+from conftest import save_notebook
 
-from lbutils import figures
 from lbutils.measure import published, records
-from lbutils.run import grid, notebooks, parameters, pools
+from lbutils.run import (
+    commands,
+    execution,
+    grid,
+    keys,
+    notebooks,
+    parameters,
+    pools,
+    sweeps,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = """
@@ -49,15 +60,7 @@ Path(out, "records", "k.json").write_text(json.dumps(record))
 
 
 def notebook(folder, work=WORK, parameters=PARAMETERS):
-    cells = [
-        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(work),
-    ]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "tiny.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
-    return path
+    return save_notebook(folder / "tiny.ipynb", parameters, work)
 
 
 def written(folder, axes, **fixed):
@@ -179,8 +182,8 @@ def test_points_are_the_product_in_order():
 def test_grids_that_do_not_fit_the_notebook(tmp_path, capsys, axes, message):
     path = written(tmp_path, axes)
     with pytest.raises(ValueError, match=message):
-        notebooks.grid_file(path, out=tmp_path / "out")
-    assert notebooks.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+        sweeps.grid_file(path, out=tmp_path / "out")
+    assert commands.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -196,26 +199,26 @@ def test_wrong_command_lines(tmp_path, capsys):
         ([path, "--limit", "1"], "2 runs are more than 1"),
         ([path, "--dask", "nowhere"], "no Dask scheduler answers at nowhere"),
     ):
-        assert notebooks.main(["run", *map(str, arguments), *out]) == 2
+        assert commands.main(["run", *map(str, arguments), *out]) == 2
         assert message in capsys.readouterr().err
     notebook(tmp_path, parameters="seed = 0")
-    assert notebooks.main(["run", str(path), *out]) == 2
+    assert commands.main(["run", str(path), *out]) == 2
     assert "no parameter out" in capsys.readouterr().err
     assert not started(tmp_path) and not (tmp_path / "out").exists()
 
 
 def test_the_key_of_a_run(tmp_path, monkeypatch):
     monkeypatch.delenv("LBUTILS_PROFILE", raising=False)  # `make test` sets it
-    path = notebook(tmp_path)
-    name = notebooks._run_name(path, {"seed": 1}, "code")
-    assert name == notebooks._run_name(path, {"rate": 0.5, "seed": 1}, "code")
+    path, points = notebook(tmp_path), [{"seed": 1}, {"rate": 0.5, "seed": 1}, {"seed": 2}]
+    name, same, other = keys.run_names(path, points, "code")
+    assert name == same
     others = {
-        notebooks._run_name(path, {"seed": 2}, "code"),
-        notebooks._run_name(path, {"seed": 1}, "other code"),
-        notebooks._run_name(notebook(tmp_path / "b", WORK + "\n1"), {"seed": 1}, "code"),
+        other,
+        *keys.run_names(path, points[:1], "other code"),
+        *keys.run_names(notebook(tmp_path / "b", WORK + "\n1"), points[:1], "code"),
     }
     monkeypatch.setenv("LBUTILS_PROFILE", "test")
-    others.add(notebooks._run_name(path, {"seed": 1}, "code"))
+    others.update(keys.run_names(path, points[:1], "code"))
     assert len(others | {name}) == 5
 
 
@@ -262,6 +265,24 @@ def test_a_worker_that_dies_costs_its_job_alone():
     assert set(found.values()) == {None}
 
 
+def test_a_worker_is_started_once_and_again_if_it_died_between_two_jobs(monkeypatch):
+    """Such as one that waited for a run of another sweep, and was killed for its memory."""
+    made = []
+
+    class Dying(pools._Here):
+        def __init__(self):
+            made.append(self)
+
+        def submit(self, *job):
+            if self is made[0] and job[1] == 2:
+                raise BrokenProcessPool
+            return super().submit(*job)
+
+    monkeypatch.setattr(pools, "_Here", Dying)
+    assert dict(pools.spread(str, [(1,), (2,), (3,)])) == {0: "1", 1: "2", 2: "3"}
+    assert len(made) == 2
+
+
 @pytest.mark.slow
 def test_kill_in_the_middle_and_go_on(tmp_path):
     gate, out = tmp_path / "gate", tmp_path / "out"
@@ -288,7 +309,7 @@ def test_kill_in_the_middle_and_go_on(tmp_path):
     assert set(pd.read_csv(left)["set_seed"] if left.exists() else ()) <= done
 
     gate.touch()
-    table = notebooks.grid_file(path, out=out, workers=1, progress=False)
+    table = sweeps.grid_file(path, out=out, workers=1, progress=False)
     expected = ["skipped" if seed in done else "finished" for seed in (1, 2, 3)]
     assert table["status"].tolist() == expected
     again = started(tmp_path)[3:]
@@ -301,7 +322,7 @@ def test_kill_in_the_middle_and_go_on(tmp_path):
     before = {name: (out / name).read_bytes() for name in ("results.csv", "summary.csv")}
     # The same from a sweep that found all of it done, and from one that nothing disturbed.
     for other in (out, tmp_path / "undisturbed"):
-        notebooks.grid_file(path, out=other, progress=False)
+        sweeps.grid_file(path, out=other, progress=False)
         assert before == {name: (other / name).read_bytes() for name in before}
     assert (out / "summary.png").stat().st_size > 1000
     assert pd.read_csv(out / "runs.csv")["status"].tolist() == ["finished"] * 3
@@ -331,15 +352,15 @@ def test_failures_are_kept_and_retried_on_request(tmp_path, capsys):
     path, out = written(tmp_path, {"seed": [1]}), tmp_path / "out"
     (tmp_path / "broken").touch()
     command = ["run", str(path), "--out", str(out)]
-    assert notebooks.main(command) == 1
+    assert commands.main(command) == 1
     printed = capsys.readouterr().out
     assert "failed: KeyError: 'broken on purpose'" in printed and "--retry" in printed
     (folder,) = (path.parent for path in out.glob("*/run.json"))
     trace = (folder / "traceback.txt").read_text()
     assert 'raise KeyError("broken on purpose")' in trace and "\x1b" not in trace
     (tmp_path / "broken").unlink()
-    assert notebooks.main(command) == 1 and len(started(tmp_path)) == 1
-    assert notebooks.main([*command, "--retry"]) == 0 and len(started(tmp_path)) == 2
+    assert commands.main(command) == 1 and len(started(tmp_path)) == 1
+    assert commands.main([*command, "--retry"]) == 0 and len(started(tmp_path)) == 2
     assert not (folder / "traceback.txt").exists()
     assert records.collect(out)["value"].tolist() == [0.5]
 
@@ -349,9 +370,9 @@ def test_no_password_gets_into_what_a_sweep_leaves(tmp_path, capsys):
     secret = "https://me:s3cret@host/a.parquet?sig=s3cret"
     path, out = written(tmp_path, {"seed": [1]}, domains=[secret]), tmp_path / "out"
     (tmp_path / "broken").touch()
-    assert notebooks.main(["run", str(path), "--out", str(out)]) == 1
-    assert notebooks.main(["run", str(path), "--out", str(out), "--dry-run"]) == 0
-    assert notebooks.main(["status", str(out)]) == 0
+    assert commands.main(["run", str(path), "--out", str(out)]) == 1
+    assert commands.main(["run", str(path), "--out", str(out), "--dry-run"]) == 0
+    assert commands.main(["status", str(out)]) == 0
     changed = parameters.differing({"captions": secret}, {})
     shown = [*capsys.readouterr(), str(parameters.place(changed)), parameters.described(changed)]
     left = [path.read_text(errors="replace") for path in out.rglob("*") if path.is_file()]
@@ -359,20 +380,46 @@ def test_no_password_gets_into_what_a_sweep_leaves(tmp_path, capsys):
     assert not [text for text in (*shown, *left) if "s3cret" in text]
 
 
+def test_no_password_stays_where_a_notebook_could_not_be_started(tmp_path, monkeypatch):
+    secret = "https://host/a.parquet?sig=s3cret"
+
+    def fail(source, executed, given, **_):
+        Path(executed).write_text(json.dumps({"parameters": given}))
+        raise OSError("no such kernel")
+
+    monkeypatch.setattr(papermill, "execute_notebook", fail)
+    with pytest.raises(OSError, match="no such kernel"):
+        execution.execute(notebook(tmp_path), {"larger": [["2b", secret]]}, tmp_path / "run")
+    left = (tmp_path / "run" / "notebooks" / "tiny.ipynb").read_text()
+    assert "host/a.parquet" in left and "s3cret" not in left
+
+
+def test_a_run_that_ends_while_its_status_is_asked_has_not_stopped(tmp_path, monkeypatch):
+    (tmp_path / "run" / "notebooks").mkdir(parents=True)
+    locked = pools.locked
+
+    def ended(folder):
+        sweeps._leave_state(folder, Path("tiny.ipynb"), {}, None, None, 1.0)
+        return locked(folder)
+
+    monkeypatch.setattr(pools, "locked", ended)
+    assert sweeps.status(tmp_path)["status"].tolist() == ["finished"]
+
+
 def test_what_is_no_notebooks_fault_is_kept_too(tmp_path, monkeypatch):
     path, out = written(tmp_path, {"seed": [1, 2]}), tmp_path / "out"
 
-    def full(notebook, point, folder, **_):
+    def full(notebook, point, folder, timeout):
         if point["seed"] == 1:
             raise OSError(28, "No space left on device")
-        return notebooks.Outcome(notebook, "", folder, None, 1.0, None)
+        return execution.Outcome(notebook, folder, 1.0)
 
-    monkeypatch.setattr(notebooks, "_execute", full)
-    table = notebooks.grid_file(path, out=out, progress=False)
+    monkeypatch.setattr(execution, "execute", full)
+    table = sweeps.grid_file(path, out=out, progress=False)
     assert table["status"].tolist() == ["failed", "finished"]
     assert table["error"][0] == "OSError: [Errno 28] No space left on device"
     # One without records is finished all the same, and there is nothing to draw.
-    assert notebooks.grid_file(path, out=out, progress=False)["status"][1] == "skipped"
+    assert sweeps.grid_file(path, out=out, progress=False)["status"][1] == "skipped"
     assert len(pd.read_csv(out / "results.csv")) == 0 and not (out / "summary.png").exists()
 
 
@@ -382,16 +429,16 @@ def test_over_dask(tmp_path):
     options = {"processes": False, "dashboard_address": None, "protocol": "tcp://"}
     with distributed.LocalCluster(1, threads_per_worker=2, **options) as cluster:
         address = cluster.scheduler_address
-        table = notebooks.grid_file(path, out=out, dask=address, progress=False)
+        table = sweeps.grid_file(path, out=out, dask=address, progress=False)
         assert table["status"].tolist() == ["finished"] * 2
-        again = notebooks.grid_file(path, out=out, dask=address, progress=False)
+        again = sweeps.grid_file(path, out=out, dask=address, progress=False)
         assert again["status"].tolist() == ["skipped"] * 2
     assert pd.read_csv(out / "results.csv")["value"].tolist() == [0.5, 1.0]
 
 
 def test_a_worker_of_another_version(tmp_path):
     with pytest.raises(RuntimeError, match="install the same"):
-        notebooks._grid_run(notebook(tmp_path), {}, tmp_path / "run", False, "0.0.9+abc", None)
+        sweeps._grid_run(notebook(tmp_path), {}, tmp_path / "run", False, "0.0.9+abc", None)
     assert not (tmp_path / "run").exists()
 
 
@@ -406,31 +453,21 @@ def test_summary_over_runs():
     rows += [measured("r1", 1, "a", 14.0, domain="Pets"), measured("r1", 1, "a", 12, domain="Mean")]
     rows += [measured("r2", 2, "a", 0.5, "loss")]
     table = pd.DataFrame(rows)
-    found = notebooks.summary(table)
+    found = sweeps.summary(table)
     # A swept seed goes before the one of the records, and means before nothing.
     assert list(found) == ["method", "set_seed", "value", "low", "high", "rows", "metric"]
     wide = found.pivot(index="method", columns="set_seed", values="value")
     np.testing.assert_allclose(wide.loc[["a", "b"], [1, 2]], [[12, 20], [11, 21]])
     assert found.loc[0, ["low", "high", "rows"]].tolist() == [10, 14, 2]
-    assert set(notebooks.summary(table, "loss")["metric"]) == {"loss"}
-    assert list(notebooks.summary(table, x="domain", by="seed"))[:2] == ["set_seed", "domain"]
+    assert set(sweeps.summary(table, "loss")["metric"]) == {"loss"}
+    assert list(sweeps.summary(table, x="domain", by="seed"))[:2] == ["set_seed", "domain"]
     for options, message in (
         ({"metric": "accurcy"}, "unknown metric.*Did you mean 'accuracy'"),
         ({"x": "sed"}, "unknown column 'sed'.*Did you mean 'seed'"),
         ({"x": "seed", "by": "seed"}, "name another"),
     ):
         with pytest.raises(ValueError, match=message):
-            notebooks.summary(table, **options)
-
-
-def test_figure_of_a_sweep():
-    rows = [measured(f"r{s}", s, m, 10 * s + n) for s in (1, 4) for n, m in enumerate("ab")]
-    axis = figures.sweep_lines(notebooks.summary(pd.DataFrame(rows))).axes[0]
-    drawn = {box.get_label(): box.lines[0].get_xydata() for box in axis.containers}
-    np.testing.assert_allclose(drawn["b"], [[1, 11], [4, 41]])
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("seed", "accuracy")
-    axis = figures.sweep_lines(notebooks.summary(pd.DataFrame(rows), x="run")).axes[0]
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["r1", "r4"]
+            sweeps.summary(table, **options)
 
 
 def test_the_papers_grid(monkeypatch):
@@ -438,7 +475,7 @@ def test_the_papers_grid(monkeypatch):
     (path,) = notebooks.find_notebooks([found.notebook])
     opened = []
     monkeypatch.setattr(notebooks, "load_benchmark", lambda name, **kw: opened.append((name, kw)))
-    points = notebooks._checked_points(path, found.axes, dict(found.fixed), grid.LIMIT)
+    points = sweeps._checked_points(path, found.axes, dict(found.fixed), grid.LIMIT)
     assert path.stem == "04_few_shot_name_learning" and len(points) == 9 * 5 * 3
     # The domains and shots of the published figure are the ones that are swept.
     theirs = published.table("figure5_few_shot").query("shots > 0 and domain != 'average'")
@@ -452,13 +489,13 @@ def test_the_papers_grid(monkeypatch):
 @pytest.mark.usefixtures("full_runs")
 def test_a_grid_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
     """None that a run of notebooks has, whatever the grid's file is called."""
-    monkeypatch.setattr(notebooks, "results_dir", lambda: tmp_path)
+    monkeypatch.setattr(sweeps, "results_dir", lambda: tmp_path)
     monkeypatch.setattr(parameters, "results_dir", lambda: tmp_path)
     path = written(tmp_path, {"seed": [1]}).rename(tmp_path / "mini.yaml")
-    table = notebooks.grid_file(path, dry_run=True)
+    table = sweeps.grid_file(path, dry_run=True)
     assert Path(table["folder"][0]).parent == tmp_path / "sweeps" / "mini"
     assert parameters.place({}) == tmp_path / "mini"
-    assert notebooks.main(["run", str(path), "--dry-run"]) == 0
+    assert commands.main(["run", str(path), "--dry-run"]) == 0
     (tmp_path / "mini").mkdir()
     (tmp_path / "mini" / "claims.csv").touch()
     (tmp_path / "swept").mkdir()
@@ -468,7 +505,7 @@ def test_a_grid_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
         (path, "mini", "is the folder of a run of notebooks"),
         (tmp_path / "tiny.ipynb", "swept", "is the folder of a grid"),
     ):
-        assert notebooks.main(["run", str(asked), "--out", str(tmp_path / out)]) == 2
+        assert commands.main(["run", str(asked), "--out", str(tmp_path / out)]) == 2
         assert told in capsys.readouterr().err
     assert not started(tmp_path)
 
@@ -479,7 +516,7 @@ def test_the_small_grid_on_the_miniature(tmp_path):
     assert len(grid.points(found.axes, found.fixed)) == 2
     axes = {name: values[:1] for name, values in found.axes.items()}
     made = [
-        notebooks.grid(found.notebook, axes, tmp_path, fixed=found.fixed, progress=False)
+        sweeps.grid(found.notebook, axes, tmp_path, fixed=found.fixed, progress=False)
         for _ in range(2)
     ]
     assert [table["status"][0] for table in made] == ["finished", "skipped"]
@@ -505,33 +542,28 @@ def package(tmp_path, monkeypatch):
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    monkeypatch.setattr(notebooks, "PACKAGE", root)
+    monkeypatch.setattr(keys, "PACKAGE", root)
     return root, notebook(tmp_path, "from lbutils import thing")
-
-
-def code(path):
-    notebooks._meaning.cache_clear()
-    return notebooks._code(path)
 
 
 def test_a_comment_makes_no_other_run(package, monkeypatch):
     root, path = package
-    before = code(path)
+    before = keys.code_of(path)
     a, b = root / "room" / "a.py", root / "room" / "b.py"
     a.write_text('"""Words."""\n# more\n' + a.read_text().replace(":\n", ':\n    """What."""\n'))
     (root / "room" / "unused.py").write_text("x = 2\n")
-    assert code(path) == before
+    assert keys.code_of(path) == before
     # By way of two faces.
     b.write_text("def other():\n    return 2\n")
-    changed = code(path)
+    changed = keys.code_of(path)
     assert changed != before
     monkeypatch.setattr(records, "installed", lambda name: f"another {name}")
-    assert code(path) not in (before, changed)
+    assert keys.code_of(path) not in (before, changed)
 
 
 def test_the_code_of_a_real_notebook_is_what_it_imports():
     (third,) = notebooks.find_notebooks(["03"])
-    found = {path.relative_to(ROOT / "lbutils").as_posix() for path in notebooks._imported(third)}
+    found = {path.relative_to(ROOT / "lbutils").as_posix() for path in keys._imported(third)}
     assert {"models/classifier.py", "figures/__init__.py", "_util.py", "data/folder.py"} <= found
     assert "run/pools.py" not in found and "captions/screening.py" not in found
 
@@ -541,21 +573,21 @@ def test_a_run_that_takes_too_long_has_failed(tmp_path, capsys):
     path = written(tmp_path, {"seed": [1, 2]})
     notebook(tmp_path, WORK + "\nif seed == 2:\n    time.sleep(300)")
     begun, out = time.monotonic(), str(tmp_path / "out")
-    assert notebooks.main(["run", str(path), "--out", out, "--timeout", "40"]) == 1
+    assert commands.main(["run", str(path), "--out", out, "--timeout", "40"]) == 1
     assert time.monotonic() - begun < 280
     printed = capsys.readouterr().out
     assert "failed: TimeoutError: not done after 40 s\n  at seed=2\n" in printed
     assert "1 finished, 0 skipped, 1 failed" in printed
     page = (tmp_path / "out" / "index.html").read_text()
     assert "TimeoutError" in page and "tiny.ipynb" in page and "traceback.txt" in page
-    assert notebooks.main(["status", out]) == 0
+    assert commands.main(["status", out]) == 0
     printed = capsys.readouterr().out
     assert "seed" in printed and "1 finished" in printed and "1 failed" in printed
 
 
 def test_what_would_run_is_said_and_nothing_is_written(tmp_path, capsys):
     path, out = written(tmp_path, {"seed": [1, 2]}), tmp_path / "out"
-    assert notebooks.main(["run", str(path), "--out", str(out), "--dry-run"]) == 0
+    assert commands.main(["run", str(path), "--out", str(out), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "to run   seed=1\n" in printed and "2 to run of 2" in printed
     assert not out.exists() and not started(tmp_path)
@@ -566,29 +598,37 @@ def test_what_would_run_is_said_and_nothing_is_written(tmp_path, capsys):
     [["--dask", "x"], ["--retry"], ["--limit", "3"]],
 )
 def test_options_that_say_nothing_without_a_grid(capsys, option):
-    assert notebooks.main(["run", "03", *option]) == 2
+    assert commands.main(["run", "03", *option]) == 2
     assert f"{option[0]} is for grids" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("full_runs")
 def test_no_worker_is_too_few(capsys):
-    assert notebooks.main(["run", "03", "--workers", "0"]) == 2
-    assert "--workers takes 1 or more, not 0" in capsys.readouterr().err
+    assert commands.main(["run", "03", "--workers", "0"]) == 2
+    assert "workers must be 1 or more, not 0" in capsys.readouterr().err
+
+
+def test_two_sweeps_look_at_the_disk_at_once(tmp_path):
+    """What the one writes to see whether it can is not what the other takes away."""
+    place = tmp_path / "out"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(sweeps._check_writable, [place] * 400))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_takes_nothing_is_told_before_anything_runs(tmp_path, monkeypatch, capsys):
     path = written(tmp_path, {"seed": [1]})
     (tmp_path / "file").write_text("")
-    assert notebooks.main(["run", str(path), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert commands.main(["run", str(path), "--out", str(tmp_path / "file" / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not started(tmp_path)
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(notebooks, "write_text", full)
-    monkeypatch.setattr(notebooks, "_execute", full)
+    monkeypatch.setattr(sweeps, "write_text", full)
+    monkeypatch.setattr(execution, "execute", full)
     tiny = tmp_path / "tiny.ipynb"
-    found = notebooks._grid_run(tiny, {}, tmp_path / "run", False, notebooks._code(tiny), None)
+    found = sweeps._grid_run(tiny, {}, tmp_path / "run", False, keys.code_of(tiny), None)
     assert found["status"] == "failed" and "No space left" in found["error"]
 
 
@@ -603,7 +643,7 @@ def test_ctrl_c_says_one_line_and_keeps_what_is_done(tmp_path):
     )  # fmt: skip
     try:
         until(lambda: len(started(tmp_path)) == 2)
-        told = notebooks.status(out)
+        told = sweeps.status(out)
         gate.touch()
         until(lambda: (out / "results.csv").exists())
         gate.unlink()

@@ -28,7 +28,7 @@ from test_pretrain import TINY, write_miniature
 from lbutils.captions import screening
 from lbutils.data import hub as downloads
 from lbutils.models import features
-from lbutils.run import notebooks
+from lbutils.run import commands
 
 pytestmark = pytest.mark.slow
 PRETRAIN = load_script("pretrain")
@@ -66,7 +66,7 @@ def pretraining(given, folder):
 
 
 def sweeps(given, folder):
-    assert notebooks.main(["run", str(given / "tiny.yaml"), "--out", str(folder)]) == 0
+    assert commands.main(["run", str(given / "tiny.yaml"), "--out", str(folder)]) == 0
 
 
 def downloading(given, folder):

@@ -176,11 +176,13 @@ def test_copies_for_nbgrader(tmp_path):
     ("change", "message"),
     [
         ({"objectifs": []}, "objectifs.*objectives"),
+        ({"predict": None}, "lesson: no predict"),
         ({"discussion": [{"question": "?"}]}, "question: no answer"),
     ],
 )
 def test_a_lesson_with_other_keys_is_refused(tmp_path, monkeypatch, change, message):
     told = yaml.safe_load((lessons.lessons_dir() / "08.yaml").read_text(encoding="utf-8")) | change
+    told = {key: value for key, value in told.items() if value is not None}
     (tmp_path / "08.yaml").write_text(json.dumps(told))
     monkeypatch.setattr(lessons, "lessons_dir", lambda: tmp_path)
     (notebook,) = find_notebooks(["08"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from conftest import save_notebook
 
 from lbutils.figures import style
 from lbutils.run import parameters, profiles
@@ -234,15 +235,10 @@ def test_lists_on_the_command_line(text, value):
 @pytest.mark.slow
 def test_under_papermill_alone(tmp_path):
     """Without this package's own runner, which checks before it starts anything."""
-    cells = [
-        nbformat.v4.new_code_cell("from lbutils.run.parameters import check"),
-        nbformat.v4.new_code_cell(CELL, metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(f"run = check({STEM!r}, globals())\nprint(run.place.name)"),
-        nbformat.v4.new_code_cell("print('went on')"),
-    ]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    path, ran = tmp_path / "n.ipynb", tmp_path / "ran.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    before = [nbformat.v4.new_code_cell("from lbutils.run.parameters import check")]
+    after = [f"run = check({STEM!r}, globals())\nprint(run.place.name)", "print('went on')"]
+    path = save_notebook(tmp_path / "n.ipynb", CELL, *after, before=before)
+    ran = tmp_path / "ran.ipynb"
     options = {"kernel_name": "python3", "progress_bar": False}
     with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'resample'"):
         papermill.execute_notebook(str(path), str(ran), {"resample": 2}, **options)

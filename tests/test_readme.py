@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lbutils.measure import published, records
-from lbutils.run import shorts, together
+from lbutils.run import page, shorts
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
@@ -86,9 +86,7 @@ def test_what_is_not_told_apart_is_not_called_level():
             assert cell["cell_type"] != "code" or "level with" not in "".join(cell["source"]), path
 
 
-@pytest.mark.parametrize(
-    "row", list(together.full_figures().itertuples()), ids=lambda row: row.Index
-)
+@pytest.mark.parametrize("row", list(page.full_figures().itertuples()), ids=lambda row: row.Index)
 def test_the_committed_claims_stand_in_their_notebooks(row):
     numbers = [f"{value:.1f}" for value in (row.ours, row.low, row.high)]
     assert stands(numbers, row.notebook[:2]), numbers
@@ -122,7 +120,7 @@ def test_a_wrong_figure_is_seen(wrong):
 def test_times_of_notebooks_are_those_that_were_measured():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert shorts.timed(text) == text, "run: lbutils keep"
-    took = together.full_times().query("profile == 'quick'")
+    took = page.full_times().query("profile == 'quick'")
     for row in took.itertuples():
         (line,) = [line for line in text.splitlines() if f"](notebooks/{row.notebook}." in line]
         assert line.endswith(f" | {row.cpu:.0f} s | {row.memory / 1000:.1f} GB |")

@@ -6,8 +6,9 @@ import re
 import pandas as pd
 import pytest
 
+from lbutils.__main__ import main
 from lbutils.measure import records
-from lbutils.run import find_notebooks, lessons, parameters, shorts, together
+from lbutils.run import find_notebooks, lessons, page, parameters, shorts
 
 BOXED = shorts.boxed()
 each = pytest.mark.parametrize("path", BOXED, ids=[path.stem for path in BOXED])
@@ -66,11 +67,28 @@ def test_figures_that_are_no_claims_stand_in_the_outputs(path):
 def test_an_answer_to_another_verdict_is_refused(monkeypatch):
     (path,) = find_notebooks(["03"])
     told = shorts.shorts()["03"]
-    table = together.full_figures()
+    table = page.full_figures()
     table.loc["zero_shot_fails", "verdict"] = "contradicted"
-    monkeypatch.setattr(together, "full_figures", lambda: table)
+    monkeypatch.setattr(page, "full_figures", lambda: table)
     with pytest.raises(ValueError, match="zero_shot_fails is contradicted.*say it anew"):
         shorts.box(path, told)
+
+
+def test_a_figure_of_a_cell_that_is_not_there_is_refused():
+    (path,) = find_notebooks(["03"])
+    told = shorts.shorts()["03"]
+    told["figure"]["cell"] += "x"
+    with pytest.raises(ValueError, match="shorts.yaml: unknown cell .* Did you mean"):
+        shorts.box(path, told)
+
+
+@pytest.mark.usefixtures("full_runs")
+def test_the_full_run_is_kept_unless_another_folder_is_named(tmp_path, monkeypatch, capsys):
+    kept = []
+    monkeypatch.setattr(shorts, "keep", lambda folder: kept.append(folder) or ["ip_cost"])
+    assert main(["keep"]) == main(["keep", str(tmp_path)]) == 0
+    assert kept == [parameters.place({}), tmp_path]
+    assert capsys.readouterr().out.count("1 claims kept: ip_cost") == 2
 
 
 def test_what_a_full_run_found_is_kept(tmp_path, monkeypatch):
@@ -80,11 +98,11 @@ def test_what_a_full_run_found_is_kept(tmp_path, monkeypatch):
     (source,) = find_notebooks(["03"])
     copy = notebooks / source.name
     copy.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    table = together.full_figures()
+    table = page.full_figures()
     table.to_csv(data / "results" / "claims.csv", float_format="%.1f")
-    before = together.full_times()
+    before = page.full_times()
     before.to_csv(data / "results" / "times.csv", index=False)
-    for module in (shorts, together):
+    for module in (shorts, page):
         monkeypatch.setattr(module, "data_dir", lambda: data)
     monkeypatch.setattr(shorts, "find_notebooks", lambda names=(): [copy])
     claim = {"id": "zero_shot_fails", "ours": 51.04, "low": -0.04, "high": 60.0}
@@ -101,13 +119,13 @@ def test_what_a_full_run_found_is_kept(tmp_path, monkeypatch):
     )
     (tmp_path / "README.md").write_text(f"| [a](notebooks/{source.name}) | b | c |\n# d\n")
     assert shorts.keep(folder) == ["zero_shot_fails"]
-    after = together.full_times().set_index(["profile", "notebook"])
+    after = page.full_times().set_index(["profile", "notebook"])
     assert after.loc[[("quick", source.stem), ("full", source.stem)], "cpu"].tolist() == [8, 8]
     rest = before[before["notebook"] != source.stem].set_index(["profile", "notebook"])
     assert after.loc[rest.index, "cpu"].tolist() == rest["cpu"].tolist()
     readme = (tmp_path / "README.md").read_text()
     assert readme == f"| [a](notebooks/{source.name}) | b | 8 s | 1.2 GB |\n# d\n"
-    now = together.full_figures()
+    now = page.full_figures()
     assert now.loc["zero_shot_fails", ["ours", "low", "high"]].tolist() == [51.0, 0.0, 60.0]
     assert now.drop(index="zero_shot_fails").equals(table.drop(index="zero_shot_fails"))
     assert "51.0\u00a0[0.0,\u00a060.0] | 34.7 | reproduced" in "".join(title(copy)["source"])

@@ -1,14 +1,15 @@
-import json
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+from conftest import save_notebook
 
 from lbutils import _util
 from lbutils.measure import published, records
-from lbutils.run import notebooks as sweeps
-from lbutils.run import parameters
+from lbutils.run import commands, parameters, sweeps
+from lbutils.run import notebooks as runs
+from lbutils.run.page import claims_table, format_claims
 
 pytestmark = pytest.mark.usefixtures("full_runs")
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -46,16 +47,8 @@ Path(out, "records", KIND + "-0.json").write_text(json.dumps(record))
 
 
 def make(folder, name, *sources, parameters=PARAMETERS, title="A title with <tags>"):
-    cells = [
-        nbformat.v4.new_markdown_cell(f"# {title}\n\nText."),
-        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-        *(nbformat.v4.new_code_cell(source) for source in sources),
-    ]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
-    return path
+    before = [nbformat.v4.new_markdown_cell(f"# {title}\n\nText.")]
+    return save_notebook(folder / f"{name}.ipynb", parameters, *sources, before=before)
 
 
 @pytest.fixture
@@ -74,15 +67,27 @@ def repository(notebooks, monkeypatch):
     return notebooks.parent
 
 
-def test_find_notebooks(notebooks):
-    everything = sweeps.find_notebooks(folder=notebooks)
+def test_find_notebooks(repository):
+    folder = repository / "notebooks"
+    # What somebody made beside them is none of them.
+    for other in ("3d_plot", "02_fails-Copy1"):
+        (folder / f"{other}.ipynb").write_bytes((folder / "02_fails.ipynb").read_bytes())
+    everything = runs.find_notebooks()
     assert [path.stem for path in everything] == ["01_works", "02_fails"]
-    for name in ("2", "02", "02_fails", "02_fails.ipynb", str(notebooks / "02_fails.ipynb")):
-        assert sweeps.find_notebooks([name], notebooks) == everything[1:]
-    with pytest.raises(ValueError, match="unknown notebook '02_fail'.*Did you mean '02_fails'"):
-        sweeps.find_notebooks(["02_fail"], notebooks)
-    with pytest.raises(FileNotFoundError, match="no numbered notebook"):
-        sweeps.find_notebooks(folder=notebooks / "none")
+    for name in ("2", "02", "02_fails", "02_fails.ipynb", str(folder / "02_fails.ipynb")):
+        assert runs.find_notebooks([name]) == everything[1:]
+    for wrong in ("02_fail", "²", "elsewhere/02_fails.ipynb"):
+        with pytest.raises(ValueError, match=f"unknown notebook '{wrong}'"):
+            runs.find_notebooks([wrong])
+
+
+def test_a_copy_to_work_in_is_run_itself(repository, monkeypatch):
+    copy = make(repository / "mine", "02_fails", "edited = True")
+    monkeypatch.chdir(repository / "mine")
+    for name in (str(copy), "02_fails.ipynb"):
+        assert runs.find_notebooks([name]) == [copy]
+    with pytest.raises(ValueError, match="have one name: run one at a time"):
+        runs.find_notebooks(["2", str(copy)])
 
 
 def test_parameters_of_a_notebook(notebooks, tmp_path):
@@ -124,8 +129,6 @@ def test_parse_domains_and_nonsense():
     ("given", "message"),
     [
         ({"sede": 1}, "unknown parameter 'sede': choose from seed, rate, .*Did you mean 'seed'"),
-        ({"seed": "one"}, "seed takes int"),
-        ({"seed": 1.5}, "seed takes int"),
         ({"rate": True}, "rate takes float"),
         ({"encoder": "ViT-B-61"}, "unknown encoder.*Did you mean 'ViT-B-16'"),
         ({"encoder": "mimi"}, "Did you mean 'mini'"),
@@ -133,27 +136,27 @@ def test_parse_domains_and_nonsense():
 )
 def test_bad_parameters(notebooks, given, message):
     with pytest.raises(ValueError, match=message) as error:
-        sweeps.check_parameters(sweeps.find_notebooks(folder=notebooks), given)
+        runs.check_parameters(sorted(notebooks.glob("*.ipynb")), given)
     assert "\n" not in str(error.value)
 
 
 def test_good_parameters(notebooks):
-    paths = sweeps.find_notebooks(folder=notebooks)
+    paths = sorted(notebooks.glob("*.ipynb"))
     for given in (
         {"rate": 1},
         {"domains": ["Food"]},
         {"encoder": "ViT-B/16"},
         {"encoder": "hf-hub:x"},
     ):
-        sweeps.check_parameters(paths, given)
+        runs.check_parameters(paths, given)
 
 
 def test_the_benchmark_is_opened_before_anything_runs(tmp_path, monkeypatch):
     path = make(tmp_path, "01_b", parameters='benchmark = "mini"\nscale = None\ndomains = None')
     opened = []
-    monkeypatch.setattr(sweeps, "load_benchmark", lambda name, **kw: opened.append((name, kw)))
+    monkeypatch.setattr(runs, "load_benchmark", lambda name, **kw: opened.append((name, kw)))
     points = [{"scale": "large"}, {"scale": "large"}, {"scale": "small"}]
-    sweeps.check_parameters([path], *points)
+    runs.check_parameters([path], *points)
     assert opened == [
         ("mini", {"scale": "large", "domains": None}),
         ("mini", {"scale": "small", "domains": None}),
@@ -170,7 +173,7 @@ def test_the_benchmark_is_opened_before_anything_runs(tmp_path, monkeypatch):
     ],
 )
 def test_wrong_command_lines_are_one_line(repository, capsys, arguments, message):
-    assert sweeps.main(arguments) == 2
+    assert commands.main(arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
     assert not (repository / "runs").exists()
@@ -180,7 +183,7 @@ def test_an_unknown_benchmark_is_one_line(tmp_path, monkeypatch, capsys):
     path = make(tmp_path / "notebooks", "01_b", parameters='benchmark = "mini"')
     path.with_name("profiles.yaml").write_text(PROFILES)
     monkeypatch.setattr(_util, "PACKAGE", tmp_path / "lbutils")
-    assert sweeps.main(["run", "--benchmark", "mimi"]) == 2
+    assert commands.main(["run", "--benchmark", "mimi"]) == 2
     assert "Did you mean 'mini'" in capsys.readouterr().err
 
 
@@ -190,7 +193,7 @@ def test_run_end_to_end(repository, capsys):
     stale = records.write_record(
         out / "records", "02_fails", {}, claims=[{"id": "clustering", "verdict": "reproduced"}]
     )
-    assert sweeps.main(["full", "-p", "rate=0.25", "--workers", "1"]) == 1
+    assert commands.main(["full", "-p", "rate=0.25", "--workers", "1"]) == 1
     printed = capsys.readouterr().out
     assert not stale.exists()
 
@@ -223,11 +226,11 @@ def test_run_end_to_end(repository, capsys):
 def test_claims_table_keeps_the_papers_order(tmp_path):
     claim = {"id": "beats_context", "verdict": "contradicted", "ours": -1.25, "unit": "points"}
     records.write_record(tmp_path / "records", "k", {}, claims=[claim], provenance={})
-    table = sweeps.claims_table(tmp_path)
+    table = claims_table(tmp_path)
     assert list(table["id"]) == [*published.CLAIMS, *published.LOTS]
     assert table["verdict"].tolist() == ["not run"] * 5 + ["contradicted"] + ["not run"] * 7
     assert table["published"].notna().tolist() == [True] * 6 + [False] * 7
-    text = sweeps.format_claims(table)
+    text = format_claims(table)
     assert len(text.splitlines()) == 15 and "-1.2 points" in text
 
 
@@ -235,7 +238,7 @@ def test_a_claim_that_the_paper_does_not_make(tmp_path):
     claim = {"id": "clusterings", "verdict": "reproduced"}
     path = records.write_record(tmp_path / "records", "k", {}, claims=[claim], provenance={})
     with pytest.raises(ValueError, match=f"{path.name}: unknown claim .*Did you mean 'clustering'"):
-        sweeps.claims_table(tmp_path)
+        claims_table(tmp_path)
 
 
 def test_grid_skips_what_is_there(notebooks, tmp_path):
@@ -259,27 +262,6 @@ def test_grid_skips_what_is_there(notebooks, tmp_path):
     assert edited["folder"][0] != first["folder"][0]
 
 
-@pytest.mark.slow
-def test_grid_in_processes_keeps_failures(tmp_path):
-    body = "KIND = '01_odd'\nassert seed != 1, 'seed is one'"
-    path = make(tmp_path, "01_odd", body, LIGHT)
-    out = tmp_path / "grid"
-    table = sweeps.grid(path, {"seed": [0, 1], "rate": [0.5]}, out, workers=2, progress=False)
-    assert table["status"].tolist() == ["finished", "failed"]
-    assert table["error"][1] == "AssertionError: seed is one"
-    state = json.loads((Path(table["folder"][1]) / "run.json").read_text())
-    assert state["parameters"] == {"seed": 1, "rate": 0.5}
-    assert records.collect(out)["seed"].tolist() == [0]
-
-
-def test_grid_refuses_before_anything_runs(notebooks, tmp_path):
-    path, out = notebooks / "01_works.ipynb", tmp_path / "grid"
-    for axes in ({"sed": [1]}, {"seed": "01"}, {"seed": []}, {"seed": [0, "x"]}):
-        with pytest.raises(ValueError, match="sed|list of values|takes int"):
-            sweeps.grid(path, axes, out)
-    assert not out.exists()
-
-
 def test_claims_of_other_settings_are_never_mixed(tmp_path):
     """One notebook on one domain, in the same folder, after a full run."""
     full = {"id": "clustering", "verdict": "contradicted", "ours": 7.5}
@@ -293,9 +275,9 @@ def test_claims_of_other_settings_are_never_mixed(tmp_path):
     records.write_record(
         tmp_path / "records", kind, key, settings=food, claims=[part], provenance={}
     )
-    found = sweeps.claims_table(tmp_path).set_index("id")
+    found = claims_table(tmp_path).set_index("id")
     assert found.loc["clustering", "ours"] == 7.5 and found.loc["clustering", "settings"] == "{}"
-    under = sweeps.claims_table(tmp_path, sweeps.settings_of(food)).set_index("id")
+    under = claims_table(tmp_path, runs.settings_of(food)).set_index("id")
     assert under.loc["clustering", "ours"] == 1.0 and "Food" in under.loc["clustering", "settings"]
     assert under["verdict"].value_counts().to_dict() == {"not run": 12, "reproduced": 1}
 
@@ -308,7 +290,7 @@ def test_the_index_says_what_is_there_and_what_is_damaged(tmp_path, capsys):
     (folder / "04_old.json").write_text('{"kind": "04"')
     wrong = {"id": "never_claimed", "verdict": "reproduced"}
     records.write_record(folder, "05", {}, claims=[wrong], provenance={})
-    sweeps.run([], {}, out=tmp_path)
+    runs.run([], {}, out=tmp_path)
     page = (tmp_path / "index.html").read_text()
     assert "All under these settings: defaults" in page
     assert page.count("other settings: no part of the claims above") == 1 and "seed = 1" in page
@@ -323,12 +305,12 @@ def test_every_encoder_of_the_table_is_taken(notebooks):
     table = pd.read_csv(DATA / "encoders.csv", keep_default_na=False)
     names = table["name"][table["obstacle"] == ""].tolist()
     assert len(names) > 70
-    paths = sweeps.find_notebooks(folder=notebooks)
-    sweeps.check_parameters(paths, *({"encoder": name} for name in names))
-    sweeps.check_parameters(paths, {"encoder": "transformers:somebody/model"})
+    paths = sorted(notebooks.glob("*.ipynb"))
+    runs.check_parameters(paths, *({"encoder": name} for name in names))
+    runs.check_parameters(paths, {"encoder": "transformers:somebody/model"})
     with pytest.raises(ValueError, match="Florence cannot be loaded: never released"):
-        sweeps.check_parameters(paths, {"encoder": "Florence"})
+        runs.check_parameters(paths, {"encoder": "Florence"})
     with pytest.raises(ValueError, match="Did you mean 'align-base'"):
-        sweeps.check_parameters(paths, {"encoder": "align-bas"})
+        runs.check_parameters(paths, {"encoder": "align-bas"})
     with pytest.raises(ValueError, match="unknown encoder 'ViT-B-16:laion400m_e23'"):
-        sweeps.check_parameters(paths, {"encoder": "ViT-B-16:laion400m_e23"})
+        runs.check_parameters(paths, {"encoder": "ViT-B-16:laion400m_e23"})

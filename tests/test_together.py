@@ -12,12 +12,21 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+from conftest import save_notebook
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from lbutils.figures import style
 from lbutils.measure import published, records
-from lbutils.run import find_notebooks, notebooks, page, parameters, profiles, together
+from lbutils.run import (
+    commands,
+    execution,
+    find_notebooks,
+    notebooks,
+    page,
+    parameters,
+    profiles,
+)
 
 pytestmark = pytest.mark.usefixtures("full_runs")
 PARAMETERS = 'out = ""\nshots = 4'
@@ -35,12 +44,10 @@ if shots == 13:
 @pytest.fixture
 def two(tmp_path, monkeypatch):
     """Two small notebooks, in place of the committed ones, and profiles that change one."""
-    metadata = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
+    own = []
     for number in ("01_first", "02_second"):
-        cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(WORK)]
-        nbformat.write(new_notebook(cells=cells, metadata=metadata), tmp_path / f"{number}.ipynb")
+        own.append(save_notebook(tmp_path / f"{number}.ipynb", PARAMETERS, WORK))
         monkeypatch.setitem(parameters.OWN, number, {"shots": 4})
-    own = [tmp_path / "01_first.ipynb", tmp_path / "02_second.ipynb"]
     monkeypatch.setattr(notebooks, "find_notebooks", lambda names=(): own)
     known = {
         "p": {"about": "one shot", "notebooks": {"02": {"shots": 1}}},
@@ -103,40 +110,45 @@ def test_commands_and_profiles(two, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(profiles, "profiles", lambda: quick)
 
     def place(*arguments):
-        assert notebooks.main([*arguments, "--dry-run"]) == 0
+        assert commands.main([*arguments, "--dry-run"]) == 0
         return re.search(r"results would go to (.*)", capsys.readouterr().out)[1]
 
     assert place("full") == str(tmp_path / "mini")
     assert place("run") == str(tmp_path / "mini--quick")
     assert place("run", "--profile", "p") == str(tmp_path / "mini--p")
+    # Another value than the default of one of them, and so no part of the full run.
+    monkeypatch.setattr(parameters, "of_notebook", lambda path: {
+        "shots": {"01_first": 4, "02_second": 8}[path.stem], "out": ""})  # fmt: skip
+    for shots in ("4", "8"):
+        assert place("full", "-p", f"shots={shots}").startswith(str(tmp_path / "mini--shots="))
     assert place("full", "-p", "shots=2") == place("run", "-p", "shots=2").removesuffix("--quick")
     monkeypatch.setenv("LBUTILS_PROFILE", "p")
     for command in ("run", "full"):
-        assert notebooks.main([command]) == 2 and "unset it" in capsys.readouterr().err
+        assert commands.main([command]) == 2 and "unset it" in capsys.readouterr().err
     monkeypatch.delenv("LBUTILS_PROFILE")
-    assert notebooks.main(["run", "--profile", "qick"]) == 2
+    assert commands.main(["run", "--profile", "qick"]) == 2
     assert "Did you mean 'quick'" in capsys.readouterr().err
-    assert notebooks.main(["full", "a.yaml"]) == 2 and "grid" in capsys.readouterr().err
-    assert notebooks.main(["run", "a.yaml", "--profile", "p"]) == 2
+    assert commands.main(["full", "a.yaml"]) == 2 and "grid" in capsys.readouterr().err
+    assert commands.main(["run", "a.yaml", "--profile", "p"]) == 2
 
 
 def test_a_quick_run_stands_beside_the_full_one():
-    full = together.full_figures()
+    full = page.full_figures()
     assert set(full.index) == {*published.CLAIMS, *published.LOTS}
     claims = pd.DataFrame({
         "id": full.index, "claim": full.index, "ours": 1.25, "low": 0.5, "high": 2.0,
         "unit": "points", "published": 3.0, "verdict": "not shown", "note": "",
     })  # fmt: skip
-    lines = notebooks.format_claims(notebooks.beside_full(claims)).splitlines()[2:]
+    lines = page.format_claims(page.beside_full(claims)).splitlines()[2:]
     for line, row in zip(lines, full.itertuples(), strict=True):
         assert "1.2 [0.5, 2.0] points" in line and line.endswith("not shown")
         assert f"{row.ours:.1f} [{row.low:.1f}, {row.high:.1f}] points" in line
 
 
 def test_times_are_of_notebooks_and_profiles_that_are_there():
-    table, stems = together.full_times(), {path.stem for path in find_notebooks()}
+    table, stems = page.full_times(), {path.stem for path in find_notebooks()}
     assert set(table["notebook"]) <= stems
-    assert set(table["profile"]) <= {together.FULL, *profiles.profiles()}
+    assert set(table["profile"]) <= {page.FULL, *profiles.profiles()}
     assert not table.duplicated(["notebook", "profile"]).any()
     assert (table[["seconds", "cpu", "memory", "cores"]] > 0).all(axis=None)
 
@@ -145,9 +157,9 @@ def test_how_far_a_notebook_is_shows_in_its_file(tmp_path):
     marks = ["completed", "completed", "running", "pending"]
     cells = [new_code_cell("", metadata={"papermill": {"status": mark}}) for mark in marks]
     nbformat.write(new_notebook(cells=cells), path := tmp_path / "01_x.ipynb")
-    assert together._share(path, 0.0) == 0.5
+    assert notebooks._share(path, 0.0) == 0.5
     path.write_text(json.dumps({"cells": [{"cell_type": "code"}]}))
-    assert together._share(path, 0.3) == together._share(tmp_path / "02_x.ipynb", 0.3) == 0.3
+    assert notebooks._share(path, 0.3) == notebooks._share(tmp_path / "02_x.ipynb", 0.3) == 0.3
 
 
 def test_jobs_go_the_longest_first_and_are_told_by_their_notebook(tmp_path):
@@ -156,7 +168,7 @@ def test_jobs_go_the_longest_first_and_are_told_by_their_notebook(tmp_path):
         jobs[tmp_path / f"{name}.ipynb"] = (name,)
     took = {"b": 90.0, "c": 5.0}
     found = dict(
-        together.spread(order.append, jobs, tmp_path, workers=1, seconds=took, progress=False)
+        notebooks._spread(order.append, jobs, tmp_path, workers=1, seconds=took, progress=False)
     )
     assert order == ["b", "a", "c"] and set(found) == set(jobs)
 
@@ -184,7 +196,7 @@ def test_a_figure_of_the_index_says_what_it_shows(tmp_path):
     (file,) = style.save(figure, tmp_path / "figures" / "01_bars", ["png"])
     bare = tmp_path / "figures" / "02_bare.png"
     Image.new("L", (2, 2)).save(bare)
-    html = page.index_page([], notebooks.claims_table(tmp_path), tmp_path, {}, {}, "defaults")
+    html = page.index_page([], page.claims_table(tmp_path), tmp_path, {}, {}, "defaults")
     assert f"alt='{'Bars &amp; points. ' + 'word ' * 39}word" in html
     assert "<span>01: Bars &amp; points. word" in html and "…</span>" in html
     assert "alt='02 bare'" in html and file.is_file()
@@ -198,24 +210,24 @@ def test_two_notebooks_at_a_time_where_there_is_room(monkeypatch, cores, free, e
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     memory = psutil.virtual_memory()._replace(available=free * 1e9)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    assert together.at_a_time() == expected
+    assert notebooks.at_a_time() == expected
 
 
 def test_what_processes_took_is_measured(monkeypatch):
-    monkeypatch.setattr(together, "_LOOK", 0.2)
-    with together.measured() as took:
+    monkeypatch.setattr(execution, "_LOOK", 0.2)
+    with execution.measured() as took:
         os.system("python3 -c \"import time; x = 'x' * 10**8; time.sleep(1.5)\"")
         time.sleep(0.1)
     assert took["memory"] > 100 and took["cpu"] > 0
 
 
 def test_processes_that_were_there_before_are_not_measured(monkeypatch):
-    monkeypatch.setattr(together, "_PAUSE", 0.1)
+    monkeypatch.setattr(execution, "_SOON", 0.1)
     hold = "x = b'x' * 2 * 10**8; print(flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", hold], **pipes) as other:
         other.stdout.readline()  # it holds its 200 MB by now
-        with together.measured() as took:
+        with execution.measured() as took:
             subprocess.run([sys.executable, "-c", "import time; time.sleep(0.5)"], check=True)
         other.communicate(b"\n")
     assert 0 < took["memory"] < 150
@@ -223,9 +235,9 @@ def test_processes_that_were_there_before_are_not_measured(monkeypatch):
 
 @pytest.mark.skipif(not psutil.LINUX, reason="others do not tell what processes share")
 def test_memory_that_processes_share_counts_once(monkeypatch):
-    monkeypatch.setattr(together, "_LOOK", 0.2)
+    monkeypatch.setattr(execution, "_LOOK", 0.2)
     fork = "import os, time; x = b'x' * 10**8; os.fork(); time.sleep(1.5)"
-    with together.measured() as took:
+    with execution.measured() as took:
         subprocess.run([sys.executable, "-c", fork], check=True)
         time.sleep(0.1)
     assert 100 < took["memory"] < 180
@@ -246,9 +258,10 @@ def test_the_bar_says_how_far_notebooks_are_while_they_run(tmp_path, monkeypatch
         time.sleep(0.3)
 
     told = Terminal()
-    monkeypatch.setattr(together, "_PAUSE", 0.05)
+    monkeypatch.setattr(notebooks, "_PAUSE", 0.05)
     monkeypatch.setattr(sys, "stderr", told)
     path = tmp_path / "notebooks" / "01_x.ipynb"
-    list(together.spread(work, {path: (path,)}, tmp_path, workers=1, seconds={}))
+    list(notebooks._spread(work, {path: (path,)}, tmp_path, workers=1, seconds={}))
     after = told.getvalue().partition(" 50 %")[2]
     assert " left" in after and "  0 %" not in after
+    assert after.rpartition("notebooks:")[2].startswith(" 100 %")

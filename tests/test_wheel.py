@@ -17,7 +17,7 @@ from lbutils.data import folder
 from lbutils.data.images import sha256
 from lbutils.measure import records
 from lbutils.models.features import cache_dir
-from lbutils.run import find_notebooks, notebooks, place
+from lbutils.run import commands, execution, find_notebooks, place
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "lbutils", "data", "notebooks")
@@ -120,7 +120,7 @@ def installed(tmp_path, monkeypatch):
     (package / "_data").symlink_to(ROOT / "data")
     here.mkdir()
     monkeypatch.setattr(_util, "PACKAGE", package)
-    monkeypatch.setattr(notebooks, "PACKAGE", package)
+    monkeypatch.setattr(execution, "PACKAGE", package)
     monkeypatch.delenv("LBUTILS_DATA", raising=False)
     monkeypatch.chdir(here)
     return package
@@ -134,7 +134,7 @@ def test_a_run_writes_nothing_into_the_package(installed):
     notebook.cells, notebook.metadata["language_info"] = [parameters, writing], {"name": "python"}
     nbformat.write(notebook, installed / "_notebooks" / "01_writes.ipynb")
     before = visible(installed / "_notebooks")
-    assert notebooks.main(["full"]) == 0
+    assert commands.main(["full"]) == 0
     assert visible(installed / "_notebooks") == before
     out = Path.cwd() / "runs" / "mini"
     assert {"left", "index.html", "notebooks/01_writes.ipynb"} <= visible(out)

@@ -114,7 +114,7 @@ def risk_curves(table: pd.DataFrame) -> Figure:
 def sweep_lines(table: pd.DataFrame) -> Figure:
     """One metric over a swept parameter, a line a method, with its range over runs as bars.
 
-    `table` (DataFrame): as `lbutils.run.notebooks.summary` returns it: first what the lines are,
+    `table` (DataFrame): as `lbutils.run.summary` returns it: first what the lines are,
     then what is swept, then ``value``, ``low`` and ``high``, and ``metric``. Numbers are spaced as
     they are, anything else evenly.
     """

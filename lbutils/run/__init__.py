@@ -12,7 +12,8 @@ __all__, __getattr__, __dir__ = lazy(
     {
         "grid": ["Grid", "read_grid"],
         "parameters": ["check", "place"],
-        "notebooks": ["find_notebooks", "grid_file", "results", "summary"],
+        "notebooks": ["find_notebooks"],
         "page": ["claims_table"],
+        "sweeps": ["grid_file", "results", "summary"],
     },
 )

@@ -30,6 +30,8 @@ import yaml
 from lbutils._util import suggest
 
 LIMIT = 1000
+# What a sweep says of a run beside its parameters.
+TOLD = ("status", "seconds", "error", "folder")
 _KEYS = ("notebook", "set", "grid", "figure")
 _FIGURE = ("metric", "x", "by")
 _BYTES = 1_000_000
@@ -37,19 +39,7 @@ _BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid as its file has it.
-
-    Attributes
-    ----------
-    notebook : str
-        As `lbutils.run.notebooks.find_notebooks` takes it.
-    axes : dict
-        Values by parameter; a key ``"a, b"`` moves two together.
-    fixed : dict
-        Parameters that are the same in every run.
-    figure : dict
-        ``metric``, ``x`` and ``by`` of the figure, as far as they are said.
-    """
+    """A grid as its file has it: ``axes`` are its ``grid``, ``fixed`` is its ``set``."""
 
     notebook: str
     axes: Mapping[str, Sequence[Any]]
@@ -85,9 +75,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_grid(path: str | os.PathLike[str]) -> Grid:
-    """The grid that a YAML file describes.
-
-    `path` (path): see this module's docstring for the format.
+    """The grid that a YAML file describes, in the format above.
 
     Raises ValueError in one line, with the file's name: not YAML, not a mapping, a key twice or
     unknown, a value that is not plain, a notebook outside the file's folder. Raises
@@ -143,10 +131,7 @@ def _notebook(name: Any, place: Path) -> str:
 
 
 def check_axes(axes: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Refuse axes that are no lists of plain values, and parameters that are set twice.
-
-    Raises ValueError with the name of the axis.
-    """
+    """Raise ValueError if an axis is no list of plain values, or a parameter is set twice."""
     seen = set()
     for name, value in fixed.items():
         seen.add(name)

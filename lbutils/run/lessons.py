@@ -7,11 +7,8 @@
 
 from __future__ import annotations
 
-import argparse
-import copy
 import re
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,30 +40,31 @@ def lessons_dir() -> Path:
 def read_lesson(notebook: Path) -> dict[str, Any]:
     """What is said of a notebook to those who teach with it.
 
-    `notebook` (path): the lesson is the file of `lessons_dir` that has the notebook's number.
+    The lesson is the file of `lessons_dir` that has the notebook's number. A dict comes back:
+    ``objectives`` (list of str), ``prerequisites`` (str), ``predict`` (a question to answer before
+    anything is run, and its answer), ``discussion`` (a list of the same) and ``exercises``: each
+    has a ``name``, a ``text``, and the code of its ``setup``, ``starter``, ``solution`` and
+    ``check``. It is empty if there is no lesson.
 
     Raises ValueError if the file has other keys, or lacks one.
-
-    Returns
-    -------
-    dict
-        ``objectives`` (list of str), ``prerequisites`` (str), ``predict`` (a question to answer
-        before anything is run, and its answer), ``discussion`` (a list of the same) and
-        ``exercises``: each has a ``name``, a ``text``, and the code of its ``setup``, ``starter``,
-        ``solution`` and ``check``. Empty if there is no lesson.
     """
     place = lessons_dir() / f"{notebook.stem.split('_')[0]}.yaml"
     if not place.is_file():
         return {}
     found = yaml.safe_load(place.read_text(encoding="utf-8"))
-    parts = [("lesson", {"discussion": [], "exercises": [], **found})]
-    parts += [("question", one) for one in (found["predict"], *parts[0][1]["discussion"])]
-    parts += [("exercise", one) for one in parts[0][1]["exercises"]]
-    for kind, part in parts:
+    told: dict[str, Any] = {"discussion": [], "exercises": [], **found}
+
+    def check(kind: str, part: Mapping[str, Any]) -> None:
         for key in set(part) ^ _KEYS[kind]:
             problem = suggest(key, _KEYS[kind], "key") if key in part else f"no {key}"
             raise ValueError(f"{place.name}, {kind}: {problem}")
-    return parts[0][1]
+
+    check("lesson", told)
+    for one in (told["predict"], *told["discussion"]):
+        check("question", one)
+    for one in told["exercises"]:
+        check("exercise", one)
+    return told
 
 
 def start(folder: Path, names: Sequence[str] = ()) -> tuple[list[Path], list[Path]]:
@@ -74,12 +72,7 @@ def start(folder: Path, names: Sequence[str] = ()) -> tuple[list[Path], list[Pat
 
     A file that is there is kept as it is, as somebody may have worked in it.
 
-    Parameters
-    ----------
-    folder : path
-        Made if missing.
-    names : sequence of str
-        As `find_notebooks` takes them; all by default.
+    `names` (sequence of str): as `find_notebooks` takes them.
     """
     places = [(notebook, folder / notebook.name) for notebook in find_notebooks(names)]
     kept = [place for _, place in places if place.exists()]
@@ -96,18 +89,11 @@ def lesson(folder: Path, names: Sequence[str] = (), nbgrader: bool = False) -> l
     Student copies have no solutions and no outputs, and for each exercise a cell to begin with
     and one that checks it. Both kinds run with the profile ``lesson``.
 
-    Raises FileExistsError if something lies in `folder`.
+    `names` (sequence of str): as `find_notebooks` takes them. `nbgrader` (bool): write nbgrader's
+    ``source/lesson`` in place of student copies: the same notebooks, with solutions between its
+    marks and its metadata, from which ``nbgrader generate_assignment lesson`` makes the students'.
 
-    Parameters
-    ----------
-    folder : path
-        New or empty.
-    names : sequence of str
-        As `find_notebooks` takes them; all by default.
-    nbgrader : bool
-        Write nbgrader's ``source/lesson`` in place of student copies: the same notebooks, with
-        solutions between its marks and its metadata, from which ``nbgrader generate_assignment
-        lesson`` makes the students'.
+    Raises FileExistsError if something lies in `folder`.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: name a new folder")
@@ -139,7 +125,7 @@ def copy_for_lesson(
     and add solutions and answers. `nbgrader` (bool): give cells of exercises the metadata of
     nbgrader; where not `solved`, with the solution between the marks that nbgrader takes out.
     """
-    made = copy.deepcopy(nbformat.read(notebook, 4))
+    made = nbformat.read(notebook, 4)
     if not solved:  # what came out is not told before it is asked
         made.cells[0].source = shorts.without(made.cells[0].source)
         made.cells[0].pop("attachments", None)
@@ -229,30 +215,3 @@ def _about(told: Mapping[Path, Mapping[str, Any]]) -> str:
             needs = f"Needs: {own['prerequisites']}"
             parts.append(f"\n## {notebook.stem.replace('_', ' ')}\n\n{listed}\n\n{needs}\n")
     return "".join(parts)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status of the commands `start` and `lesson`: 0, or 2 if the input is wrong."""
-    parser = argparse.ArgumentParser("lbutils", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    about = {"start": "copies to work in", "lesson": "copies for students and teachers, and a plan"}
-    for name, text in about.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("folder", type=Path, help="where they go")
-        command.add_argument("notebooks", nargs="*", help="number or name; default: all")
-    command.add_argument("--nbgrader", action="store_true", help="for nbgrader, with its metadata")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "start":
-            made, kept = start(options.folder, options.notebooks)
-            print(f"{len(made)} notebooks copied to {options.folder}")
-            for place in kept:
-                print(f"kept as it is: {place}")
-            print(f"open them with: python -m jupyterlab {options.folder}")
-        else:
-            written = lesson(options.folder, options.notebooks, options.nbgrader)
-            print(f"{len(written)} files in {options.folder}; begin with {written[-1]}")
-    except (ValueError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0

@@ -1,4 +1,8 @@
-"""The paper's claims with the verdicts of a run, and pages that lead to everything that it left."""
+"""What runs found and took beside the paper's claims and the full run, and pages over it.
+
+The figures of the full run are committed in ``data/results``: ``claims.csv`` has what was found,
+``times.csv`` what it took.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,45 @@ from jinja2 import Environment
 from PIL import Image
 
 from lbutils._util import PACKAGE, suggest
+from lbutils.data.folder import data_dir
 from lbutils.measure import published, records
-from lbutils.run import parameters, together
+from lbutils.run import parameters
+from lbutils.run.grid import TOLD
 
 NOT_RUN = "not run"
+FULL = "full"  # the profile that is none, in ``times.csv``
 _HREF = re.compile(r'href="([^"#:]+)(#[^"]*)?"')  # of what is no page of the web
 # Signs beside the words, so that a verdict does not hang on colour.
 _SIGNS = {"reproduced": "✓", "not shown": "?", "contradicted": "✗", NOT_RUN: "–"}
+
+
+def full_figures() -> pd.DataFrame:
+    """What the full run found: ``notebook``, ``ours``, ``low``, ``high``, ``verdict`` by claim."""
+    return pd.read_csv(data_dir() / "results" / "claims.csv", index_col="id")
+
+
+def full_times() -> pd.DataFrame:
+    """What notebooks took, a row for each and each profile that was measured.
+
+    Columns ``notebook``, ``profile``, ``seconds``, ``cpu`` (processor seconds), ``memory`` (MB,
+    as `execution.measured` has both), ``cores`` of the machine and ``date``.
+    """
+    return pd.read_csv(data_dir() / "results" / "times.csv")
+
+
+def expected(profile: str | None) -> dict[str, float]:
+    """Processor seconds of notebooks under a profile (None: the defaults), by their stems."""
+    table = full_times()
+    table = table[table["profile"] == (profile or FULL)]
+    return dict(zip(table["notebook"], table["cpu"].astype(float), strict=True))
+
+
+def times_table(took: Sequence[Mapping[str, Any]], profile: str | None) -> pd.DataFrame:
+    """What notebooks took here, as `full_times` has it."""
+    date = pd.Timestamp.now(tz="UTC").date().isoformat()
+    about = {"profile": profile or FULL, "cores": os.cpu_count(), "date": date}
+    columns = ["notebook", "profile", "seconds", "cpu", "memory", "cores", "date"]
+    return pd.DataFrame([{**about, **own} for own in took], columns=columns).round(0)
 
 
 def claims_table(
@@ -33,18 +69,14 @@ def claims_table(
 ) -> pd.DataFrame:
     """One row per claim of the paper, in its order, with the verdict found in `folder`.
 
+    `settings` (mapping, optional): what differs from the defaults, by kind of record (a notebook's
+    stem). A verdict counts only if its record has these settings; unless said, those of the
+    defaults. What was found under others is another question's answer. `troubles` (list of str,
+    optional): takes what would be an error, which is then passed over.
+
     Returns a DataFrame: the columns of `records.CLAIM`, and ``settings`` (JSON; ``{}`` are the
     defaults). A claim that no record speaks to has the verdict "not run" and the published figure
     alone. Raises ValueError if a record has a claim that the paper does not make, or is corrupt.
-
-    Parameters
-    ----------
-    settings : mapping, optional
-        What differs from the defaults, by kind of record (a notebook's stem). A verdict counts
-        only if its record has these settings; unless said, those of the defaults. What was found
-        under others is another question's answer.
-    troubles : list of str, optional
-        Takes what would be an error, which is then passed over.
     """
     found = records.collect_claims(folder, troubles)
     wanted = {kind: records.settings_text(own) for kind, own in (settings or {}).items()}
@@ -72,9 +104,9 @@ def claims_table(
 
 def beside_full(table: pd.DataFrame) -> pd.DataFrame:
     """The claims table with a column ``full``: what the full run found, as it is committed."""
-    known = together.full_figures().reindex(table["id"])
+    known = full_figures().reindex(table["id"])
     rows = known.assign(unit=table["unit"].to_numpy()).itertuples()
-    return table.assign(full=[_with_unit(row.ours, row.unit, row.low, row.high) for row in rows])
+    return table.assign(full=[with_unit(row.ours, row.unit, row.low, row.high) for row in rows])
 
 
 def _in_words(table: pd.DataFrame) -> tuple[list[str], list[dict[str, str]]]:
@@ -84,16 +116,16 @@ def _in_words(table: pd.DataFrame) -> tuple[list[str], list[dict[str, str]]]:
         full = {"full run": row.full} if "full" in table else {}
         shown = {
             "claim": row.claim,
-            "ours [95 %]": _with_unit(row.ours, row.unit, row.low, row.high),
+            "ours [95 %]": with_unit(row.ours, row.unit, row.low, row.high),
             **full,
-            "published": _with_unit(row.published, row.unit),
+            "published": with_unit(row.published, row.unit),
             "verdict": row.verdict,
         }
         rows.append({**shown, "note": "" if pd.isna(row.note) else str(row.note)})
     return list(rows[0])[:-1], rows
 
 
-def _with_unit(value: Any, unit: Any, low: Any = None, high: Any = None) -> str:
+def with_unit(value: Any, unit: Any, low: Any = None, high: Any = None) -> str:
     """A figure with its interval and unit: ``6.4 [5.1, 7.2] points``."""
     if pd.isna(value):
         return "-"
@@ -200,7 +232,7 @@ def relinked(html: str, home: Path, out: Path) -> str:
 
 def grid_page(table: pd.DataFrame, out: Path) -> str:
     """The HTML of a page in `out` over a grid's table: its runs with what they left, the figure."""
-    names = [c for c in table if c not in ("status", "seconds", "error", "folder")]
+    names = [c for c in table if c not in TOLD]
     rows = table.to_dict("records")
     for row in rows:
         place = Path(row["folder"])

@@ -168,12 +168,10 @@ _NAMED = ("mini", "laion-beyond")  # benchmarks that are no folder
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a notebook is.
+    """What one run of a notebook, by its stem, is.
 
     Attributes
     ----------
-    notebook : str
-        Its stem.
     params : dict
         Every parameter but ``out``, as it may be recorded.
     changed : dict
@@ -203,18 +201,13 @@ class Run:
 def check(notebook: str, namespace: MutableMapping[str, Any]) -> Run:
     """What this run of a notebook is, after its parameters were found to be right.
 
+    `notebook` (str): the stem of a committed one. `namespace` (mapping): its ``globals()``. Under
+    IPython they hold the source of the cells that ran, in which parameters are seen that the
+    notebook does not have: papermill sets those all the same. Of those that have their default, the
+    profile of the environment (`lbutils.run.profiles`) sets the ones that it names.
+
     Raises ValueError if a parameter is unknown, absent or of the wrong kind; with the nearest
     match.
-
-    Parameters
-    ----------
-    notebook : str
-        The stem of a committed notebook.
-    namespace : mapping
-        Its ``globals()``. Under IPython they hold the source of the cells that ran, in which
-        parameters are seen that the notebook does not have: papermill sets those all the same.
-        Of those that have their default, the profile of the environment
-        (`lbutils.run.profiles`) sets the ones that it names.
     """
     if notebook not in OWN:
         raise ValueError(suggest(notebook, OWN, "notebook"))
@@ -227,7 +220,8 @@ def check(notebook: str, namespace: MutableMapping[str, Any]) -> Run:
         if name not in namespace:
             raise ValueError(f"the parameters cell sets no {name}: write {name} = {default!r}")
         check_value(name, namespace[name], default)
-    for name, value in profiles.of_environment(notebook).items():
+    profile = os.environ.get(profiles.VARIABLE)
+    for name, value in profiles.of_profile(profile, notebook).items():
         if name not in defaults:
             raise ValueError(suggest(name, defaults, "parameter"))
         check_value(name, value, defaults[name])
@@ -265,10 +259,7 @@ def _assignments(source: str) -> set[str]:
 
 
 def check_value(name: str, value: Any, default: Any) -> None:
-    """Refuse a value that a parameter of this default does not take.
-
-    Raises ValueError with what it takes.
-    """
+    """Raise ValueError, with what it takes, if a parameter of this default takes no such value."""
     kind = kind_of(name, default)
     if fits(value, kind) or (value is None and default is None):
         return
@@ -321,6 +312,16 @@ def differing(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
     changed = {n: v for n, v in full.items() if n not in defaults or not _same(v, defaults[n])}
     changed |= {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     return {name: discreet(changed[name]) for name in sorted(changed)}
+
+
+def differing_in(
+    paths: Iterable[str | os.PathLike[str]], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What differs from the default in any of these notebooks, as `differing` has it, sorted."""
+    changed = differing({}, {})
+    for own in map(of_notebook, paths):
+        changed |= differing({name: given[name] for name in given if name in own}, own)
+    return dict(sorted(changed.items()))
 
 
 def discreet(value: Any) -> Any:
@@ -432,6 +433,14 @@ def of_notebook(path: str | os.PathLike[str]) -> dict[str, Any]:
                 line = f"{Path(path).name}, parameters cell, line {statement.lineno}"
                 raise ValueError(f"{line}: parameters must be literals") from error
             defaults.update({t.id: default for t in targets if isinstance(t, ast.Name)})
+    return defaults
+
+
+def of_notebooks(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
+    """Names and defaults of the parameters of several notebooks; of two defaults the first."""
+    defaults: dict[str, Any] = {}
+    for path in paths:
+        defaults = {**of_notebook(path), **defaults}
     return defaults
 
 

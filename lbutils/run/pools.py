@@ -102,17 +102,12 @@ def spread(
 ) -> Iterator[tuple[int, Any]]:
     """Index and result of each job as it is done; an exception stands as its result.
 
+    `work` (callable): called with a job's arguments; if it returns `BUSY` it is tried again later.
+    `workers` (int): processes on this machine; with one, jobs run in this process. `dask` (str,
+    optional): address of a Dask scheduler, whose workers are used instead.
+
     Raises ValueError if `workers` is not positive, or no scheduler answers at the address. Raises
     ModuleNotFoundError if Dask is not installed.
-
-    Parameters
-    ----------
-    work : callable
-        Called with a job's arguments. If it returns `BUSY` it is tried again later.
-    workers : int
-        Processes on this machine; with one, jobs run in this process.
-    dask : str, optional
-        Address of a Dask scheduler, whose workers are used instead.
     """
     if workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")
@@ -187,8 +182,16 @@ def _dispatch(
                 busy.clear()
             while queue and free:
                 index, slot = queue.popleft(), free.popleft()
-                executor = executors.setdefault(slot, slots[slot]())
-                running[executor.submit(work, *jobs[index])] = index, slot
+                if slot not in executors:
+                    executors[slot] = slots[slot]()
+                try:
+                    future = executors[slot].submit(work, *jobs[index])
+                except BrokenExecutor:  # its process died between two jobs
+                    executors.pop(slot).shutdown(wait=False)
+                    queue.appendleft(index)
+                    free.appendleft(slot)
+                    continue
+                running[future] = index, slot
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 index, slot = running.pop(future)
                 result = future.exception() or future.result()

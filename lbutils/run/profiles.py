@@ -7,7 +7,6 @@ which notebook. `lbutils.run.parameters.check` takes the one that the environmen
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import yaml
@@ -24,6 +23,14 @@ def profiles() -> dict[str, dict[str, Any]]:
     return found
 
 
+def named(name: str) -> dict[str, Any]:
+    """One of `profiles`. Raises ValueError if there is none of this name."""
+    known = profiles()
+    if name not in known:
+        raise ValueError(suggest(name, known, "profile"))
+    return known[name]
+
+
 def of_profile(name: str | None, notebook: str) -> dict[str, Any]:
     """What a profile changes in a notebook, by its stem; nothing where it does not name it.
 
@@ -33,13 +40,5 @@ def of_profile(name: str | None, notebook: str) -> dict[str, Any]:
     """
     if not name:
         return {}
-    known = profiles()
-    if name not in known:
-        raise ValueError(suggest(name, known, "profile"))
-    given: dict[str, Any] = known[name]["notebooks"].get(notebook.split("_")[0], {})
+    given: dict[str, Any] = named(name)["notebooks"].get(notebook.split("_")[0], {})
     return given
-
-
-def of_environment(notebook: str) -> dict[str, Any]:
-    """What the profile of the environment changes in a notebook; nothing if it names none."""
-    return of_profile(os.environ.get(VARIABLE), notebook)

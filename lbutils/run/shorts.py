@@ -10,11 +10,9 @@ of any; README's table of notebooks has that of the quick run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lbutils._util import shipped, write_text
+from lbutils._util import shipped, suggest, write_text
 from lbutils.data.folder import data_dir
 from lbutils.measure import published, records
-from lbutils.run import parameters, together
+from lbutils.run import page, parameters
 from lbutils.run.notebooks import find_notebooks
-from lbutils.run.page import NOT_RUN, claims_table
 
 BEGIN = "<!-- in short: `lbutils keep` writes this -->"
 END = "<!-- end of in short -->"
@@ -77,23 +74,25 @@ def _row(notebook: Path, row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     if "claim" not in row:
         cells = (row["figure"], row["ours"], row["published"], row["verdict"])
         return tuple(map(str, cells))  # type: ignore[return-value]
-    found = together.full_figures().loc[row["claim"]]
+    found = page.full_figures().loc[row["claim"]]
     if found["verdict"] != row["verdict"]:
         raise ValueError(
             f"{notebook.name}: {row['claim']} is {found['verdict']}, and shorts.yaml has an "
             f"answer for {row['verdict']}: say it anew"
         )
     claim = published.claims().set_index("id").loc[row["claim"]]
-    ours, low, high = (f"{found[name]:.1f}" for name in _NUMBERS)
-    theirs = "" if pd.isna(claim["published"]) else f"{claim['published']:.1f}"
+    ours = page.with_unit(found["ours"], "", found["low"], found["high"])
+    theirs = "" if pd.isna(claim["published"]) else page.with_unit(claim["published"], "")
     what = f"{claim['claim']}: {row.get('figure', claim['measure'])} ({claim['unit']})"
-    return what, f"{ours} [{low}, {high}]", theirs, found["verdict"]
+    return what, ours, theirs, found["verdict"]
 
 
 def _figure(notebook: Path, told: Mapping[str, Any]) -> tuple[str, str]:
     """A figure in a notebook's outputs, as base64, and its alternative text."""
     cells = {cell["id"]: cell for cell in parameters.read_notebook(notebook)["cells"]}
-    outputs = cells[told["figure"]["cell"]]["outputs"]
+    if (cell := told["figure"]["cell"]) not in cells:
+        raise ValueError(f"{notebook.name}, shorts.yaml: {suggest(cell, cells, 'cell')}")
+    outputs = cells[cell]["outputs"]
     shown = [output for output in outputs if "image/png" in output.get("data", {})]
     output = shown[told["figure"].get("at", 0)]
     alt = output["metadata"].get("image/png", {}).get("alt", told["figure"].get("alt", ""))
@@ -103,20 +102,23 @@ def _figure(notebook: Path, told: Mapping[str, Any]) -> tuple[str, str]:
 
 def _cost(stem: str) -> list[str]:
     """A line on what the notebook takes, as far as it was measured."""
-    table, parts = together.full_times(), []
+    table, parts = page.full_times(), []
     for row in table[table["notebook"] == stem].itertuples():
-        what = "in full" if row.profile == together.FULL else f"in the {row.profile} run"
-        parts.append(f"{what} {row.cpu:.0f} s of a processor and {row.memory / 1000:.1f} GB")
+        what = "in full" if row.profile == page.FULL else f"in the {row.profile} run"
+        parts.append("{} {} of a processor and {}".format(what, *_took(row)))
     return ["", f"*Takes {'; '.join(parts)}.*"] if parts else []
+
+
+def _took(row: Any) -> tuple[str, str]:
+    return f"{row.cpu:.0f} s", f"{row.memory / 1000:.1f} GB"
 
 
 def timed(readme: str) -> str:
     """README's text with seconds of a processor and memory of each notebook in the quick run."""
-    took = together.full_times().query("profile == 'quick'").set_index("notebook")
+    took = page.full_times().query("profile == 'quick'").set_index("notebook")
 
     def told(match: re.Match[str]) -> str:
-        row = took.loc[match[2]] if match[2] in took.index else None
-        cells = ("", "") if row is None else (f"{row.cpu:.0f} s", f"{row.memory / 1000:.1f} GB")
+        cells = _took(took.loc[match[2]]) if match[2] in took.index else ("", "")
         return f"{match[1]} {cells[0]} | {cells[1]} |"
 
     return _ROW.sub(told, readme)
@@ -124,7 +126,8 @@ def timed(readme: str) -> str:
 
 def boxed() -> list[Path]:
     """The notebooks that have a box."""
-    return [path for path in find_notebooks() if path.stem.split("_")[0] in shorts()]
+    known = shorts()
+    return [path for path in find_notebooks() if path.stem.split("_")[0] in known]
 
 
 def without(source: str) -> str:
@@ -150,10 +153,10 @@ def keep(folder: Path) -> list[str]:
     So is what notebooks took there. The boxes of all notebooks, and the times in README, are
     written anew.
     """
-    found = claims_table(folder).set_index("id")
-    found = found[found["verdict"] != NOT_RUN]
+    found = page.claims_table(folder).set_index("id")
+    found = found[found["verdict"] != page.NOT_RUN]
     kinds = records.collect_claims(folder).query("settings == '{}'").set_index("id")["kind"]
-    table = together.full_figures()
+    table = page.full_figures()
     for key, row in found.iterrows():
         numbers = [round(float(row[name]), 1) + 0.0 for name in _NUMBERS]
         table.loc[key] = [kinds[key], *numbers, row["verdict"]]
@@ -172,23 +175,7 @@ def _keep_times(file: Path) -> None:
     """Commit what notebooks took, in place of what they took before under the same profile."""
     if file.is_file():
         own = ["profile", "notebook"]
-        table = pd.concat([together.full_times(), pd.read_csv(file)])
+        table = pd.concat([page.full_times(), pd.read_csv(file)])
         table = table.drop_duplicates(own, keep="last").sort_values(own)
         text = table.to_csv(index=False, float_format="%.0f", lineterminator="\n")
         write_text(data_dir() / "results" / "times.csv", text)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status of the command `keep`: 0, or 2 if the input is wrong."""
-    parser = argparse.ArgumentParser("lbutils", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("keep", help="commit what a full run found")
-    command.add_argument("folder", nargs="?", type=Path, help="of the run; default: runs/mini")
-    options = parser.parse_args(arguments)
-    try:
-        kept = keep(options.folder or parameters.place({}))
-    except (ValueError, OSError, KeyError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 2
-    print(f"{len(kept)} claims kept: {', '.join(kept) or 'none'}; the boxes are as they should be")
-    return 0

@@ -13,7 +13,7 @@ import nbclient
 import nbformat
 import numpy as np
 
-from lbutils.run import notebooks
+from lbutils.run import sweeps
 
 RUNS = int(os.environ.get("LBUTILS_BENCH_RUNS", "5"))
 PARAMETERS = 'seed = 0\nout = ""'
@@ -45,15 +45,15 @@ def test_overhead_of_a_run(tmp_path, capsys):
         nbclient.NotebookClient(nbformat.read(path, as_version=4), **options).execute()
         alone.append(time.perf_counter() - begin)
         begin = time.perf_counter()
-        table = notebooks.grid(path, {"seed": [turn]}, tmp_path / "out", progress=False)
+        table = sweeps.grid(path, {"seed": [turn]}, tmp_path / "out", progress=False)
         swept.append(time.perf_counter() - begin)
         assert table["status"].tolist() == ["finished"]
     many = list(range(100, 100 + RUNS))
     begin = time.perf_counter()
-    notebooks.grid(path, {"seed": many}, tmp_path / "out", progress=False)
+    sweeps.grid(path, {"seed": many}, tmp_path / "out", progress=False)
     each = (time.perf_counter() - begin) / RUNS
     begin = time.perf_counter()
-    notebooks.grid(path, {"seed": many}, tmp_path / "out", progress=False)
+    sweeps.grid(path, {"seed": many}, tmp_path / "out", progress=False)
     skipped = (time.perf_counter() - begin) / RUNS
     own, whole = np.median(alone[1:]), np.median(swept[1:])
     with capsys.disabled():
