@@ -27,7 +27,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # By module: the tests that are to find its faults.
 WATCHED = {
-    "lbutils/data/benchmark.py": ["benchmark", "layout"],
+    "lbutils/data/benchmark.py": ["benchmark", "layout", "laion_beyond"],
     "lbutils/figures/bars.py": ["figures"],
     "lbutils/figures/lines.py": ["figures"],
     "lbutils/figures/maps.py": ["figures"],
@@ -42,7 +42,8 @@ WATCHED = {
 LOOKS = set(
     "lw linewidth linewidths elinewidth ms mew s size fontsize labelsize pad padding labelpad "
     "alpha zorder width height pad_inches linespacing rotation handlelength columnspacing margin "
-    "xytext weight saturation gap dpi round textcoords shrinkA shrinkB ncols framealpha".split()
+    "xytext weight saturation gap dpi round textcoords shrinkA shrinkB ncols framealpha "
+    "clip_on repr".split()
 )
 SWAPS: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,

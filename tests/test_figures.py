@@ -1,5 +1,6 @@
 """Figures by what they draw: the data of their artists against the table that was given."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,9 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import font_manager
+from matplotlib.collections import Collection, LineCollection, PathCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
-from matplotlib.text import Text
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation, Text
 from PIL import Image
 
 from lbutils import figures
@@ -17,6 +22,7 @@ from lbutils.figures import fonts, lines, style
 from lbutils.rivals import RIVALS
 
 ROOT = Path(__file__).resolve().parents[1]
+KEPT = Path(__file__).with_name("figures.json")
 DOMAINS = ["Animals", "Insects_Spiders", "Mean"]
 PLANE = np.random.default_rng(0).normal(size=(400, 2))
 pytestmark = pytest.mark.filterwarnings("error")
@@ -124,6 +130,7 @@ TILES = frame([("named", "met", 44, 40, 48), ("named", "not met", 43, 39, 47),
                ("unnamed", "met", 12, 10, 14), ("unnamed", "not met", 11, 9, 13)],
               "row column value low high")
 EFFECTS = frame([("of captions", 32, 28, 36), ("of images", 1, -2, 4)], "label value low high")
+LEVEL = frame([("IP", 62, 55, 68), ("as it is, $n", 12, 9, 15)], "line value low high")
 ROSE = frame([("1", 6, -12, 24), ("all", 31, 20, 43)], "x value low high")
 ARMS = frame([("zero-shot", "both", 50, 45, 55), ("zero-shot", "image", 12, 10, 15),
               ("clusters", "image", 60, 55, 66), ("clusters", "both", 61, 56, 67)],
@@ -140,7 +147,7 @@ DRAWN = {
     "margin_curves": lambda f: f(MARGINS),
     "methods_over_shots": lambda f: f(SHOTS, ["FSNL"], MANY),
     "names_in_space": lambda f: f(MOVES),
-    "protocol_overview": lambda f: f(PROTOCOL, BIASED),
+    "protocol_overview": lambda f: f(PROTOCOL, BIASED, highlight=["CoOp", "$a_"]),
     "reliability_diagrams": lambda f: f(BINS),
     "rise_over_dose": lambda f: f(ROSE, (9.0, 5.0, 13.0), "names learned from 4 images"),
     "risk_curves": lambda f: f(RISKS),
@@ -151,6 +158,22 @@ DRAWN = {
     "sweep_lines": lambda f: f(SWEPT),
     "tsne_scatter": lambda f: f(POINTS),
     "two_by_two": lambda f: f(TILES, EFFECTS),
+}
+MORE = {  # the same figures, of tables with less or more in them
+    "example_grid, of both subsets": lambda f: f(
+        PICTURES.assign(subset=["ip", "oop"] * 3, row="a"), columns=2
+    ),
+    "gap_intervals, of two groups": lambda f: f(
+        pd.concat([GAPS, GAPS.assign(group="b", value=GAPS["value"] + 1)]), "points"
+    ),
+    "lines_in_panels, with levels": lambda f: f(SIZED, "corpus", "accuracy (%)", LEVEL),
+    "methods_over_shots, of few": lambda f: f(SHOTS, ["FSNL"]),
+    "protocol_overview, in grey": lambda f: f(PROTOCOL, BIASED.query("method == 'FSNL'")),
+    "reliability_diagrams, without errors": lambda f: f(BINS.drop(columns="ece"), columns=1),
+    "subset_bars, of one subset": lambda f: f(BARS.query("subset == 'oop'")),
+    "sweep_lines, in any order": lambda f: f(SWEPT.iloc[::-1]),
+    "tsne_scatter, of one panel": lambda f: f(POINTS.query("panel == 'among'")),
+    "two_by_two, with a margin": lambda f: f(TILES, EFFECTS, 2.0),
 }
 
 
@@ -329,8 +352,7 @@ def test_lines_in_panels_with_intervals_and_chance():
 
 
 def test_levels_stand_with_their_bands_in_every_panel():
-    levels = frame([("IP", 62, 55, 68), ("as it is, $n", 12, 9, 15)], "line value low high")
-    figure = figures.lines_in_panels(SIZED, "corpus", "accuracy (%)", levels)
+    figure = figures.lines_in_panels(SIZED, "corpus", "accuracy (%)", LEVEL)
     for axis in figure.axes:
         bands = [(band.get_y(), band.get_y() + band.get_height()) for band in axis.patches]
         assert bands == [(55, 68), (9, 15)]
@@ -661,3 +683,66 @@ def test_letters_come_from_a_font_that_has_them(monkeypatch):
     assert fonts.fallbacks == ["STIXNonUnicode"]
     drawn = [t for t in figure.findobj(Text) if letter in t.get_text()]
     assert drawn and all("STIXNonUnicode" in t.get_fontfamily() for t in drawn)
+
+
+def rounded(values):
+    """Numbers as they stand in `KEPT`; to round otherwise is no change."""
+    return [None if np.isnan(v) else float(f"{v:.3g}") for v in np.asarray(values, float).ravel()]
+
+
+def drawn(artist):
+    """What an artist shows, without how wide, how large and where on paper."""
+    if isinstance(artist, Line2D):
+        look = [artist.get_color(), artist.get_marker(), artist.get_markerfacecolor()]
+        return [*map(str, look), artist.get_linestyle(), *rounded(artist.get_xydata())]
+    if isinstance(artist, LineCollection):
+        return ["strokes", *rounded(np.concatenate([*artist.get_segments(), np.empty((0, 2))]))]
+    if isinstance(artist, Collection):
+        paths = [
+            path.vertices for path in artist.get_paths() if not isinstance(artist, PathCollection)
+        ]
+        faces = sorted({to_hex(face) for face in artist.get_facecolor()})
+        return ["area", *faces, *rounded(np.concatenate([artist.get_offsets(), *paths]))]
+    if isinstance(artist, Text):
+        at = artist.xy if isinstance(artist, Annotation) else artist.get_position()
+        return [artist.get_text(), to_hex(artist.get_color()), *rounded(at)]
+    if isinstance(artist, AxesImage):
+        return [
+            "image",
+            artist.cmap.name,
+            *rounded([*artist.get_clim(), artist.get_array().mean()]),
+        ]
+    box = artist.get_bbox()
+    return ["box", to_hex(artist.get_facecolor()), artist.get_hatch(), *rounded([*box.p0, *box.p1])]
+
+
+def shown(figure):
+    """All that a figure shows, a list for each artist, axis and legend."""
+    kinds = Line2D, Collection, Text, AxesImage, Rectangle
+    found = [["alternative text", figure.alt], ["title", figure.get_suptitle()]]
+    for axis in figure.axes:
+        for side in (axis.xaxis, axis.yaxis):
+            ticks = [text.get_text() for text in side.get_ticklabels()]
+            label = side.get_label_text()
+            found.append(["axis", label, side.get_scale(), *rounded(side.get_view_interval())])
+            found.append(["ticks", *ticks, *rounded(side.get_ticklocs())])
+        parts = (part for part in axis.get_children() if isinstance(part, kinds))
+        found += [drawn(part) for part in parts if part is not axis.patch]
+    return [row for row in found if row[0]] + [["legend", text] for text in keys(figure)]
+
+
+@pytest.mark.parametrize("name", DRAWN | MORE)
+def test_a_figure_shows_what_it_showed_when_it_was_looked_at(name):
+    """`python tests/test_figures.py` keeps what figures show now: look at them before."""
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))[name]
+    assert (
+        json.loads(json.dumps(shown((DRAWN | MORE)[name](getattr(figures, name.split(", ")[0])))))
+        == kept
+    )
+
+
+if __name__ == "__main__":
+    now = {k: shown(draw(getattr(figures, k.split(", ")[0]))) for k, draw in (DRAWN | MORE).items()}
+    rows = {k: "[\n" + ",\n".join(json.dumps(row) for row in own) + "]" for k, own in now.items()}
+    text = ",\n".join(f"{json.dumps(k)}: {own}" for k, own in rows.items())
+    KEPT.write_text(f"{{{text}}}\n", encoding="utf-8")

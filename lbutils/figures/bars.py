@@ -143,7 +143,7 @@ def _stacked(
     left = np.zeros(len(wide))
     for part, values in wide.items():
         look = styles[str(part)].bar | {"edgecolor": "white", "linewidth": 0.8}
-        bars = axis.barh(places, values, 0.72, left=left, label=st.plain(part), **look)
+        bars = axis.barh(places, values, height=0.72, left=left, label=st.plain(part), **look)
         texts = [f"{value:,.0f}" if value >= least else "" for value in values]
         for text in axis.bar_label(bars, texts, label_type="center", fontsize=8):
             text.set_path_effects(st.HALO)
