@@ -243,6 +243,20 @@ def test_effects_of_variants_are_read_where_both_arms_agree():
     for variant in ("infonce", "sigmoid"):
         assert found.loc[(variant, "name"), "mean"] == pytest.approx(32, abs=1.5)
         assert found.loc[(variant, "image"), "mean"] == pytest.approx(0, abs=1.5)
+    table = crossed(30, 2)
+    more = pd.concat([table, table.query("variant == 'infonce' and seed == 0").assign(seed=9)])
+    assert measured.variant_effects(more).equals(measured.variant_effects(table))
+
+
+def test_effects_on_the_text_side_by_seed():
+    table = crossed(30, 3, noise=5.0).query("variant == 'infonce'")
+    found = measured.text_effects_by_seed(table)
+    assert found.index.tolist() == sorted(set(table["seed"]))
+    for seed, own in table.groupby("seed"):
+        mean = own.groupby(["image_arm", "text_arm"])["zero_shot_all"].mean()
+        captions = [mean[arm, "both"] - mean[arm, "image"] for arm in measured.ARMS]
+        tower = [mean["both", arm] - mean["neither", arm] for arm in ("image", "neither")]
+        assert found.loc[seed].tolist() == pytest.approx([np.mean(captions), np.mean(tower)])
 
 
 def test_tables_for_figures_hold_the_arms_and_cells_by_their_words():

@@ -114,5 +114,7 @@ def test_the_pre_registration_is_filled_in(dealt, swapped):
     assert f"{runs} text towers" in REGISTERED
     for row in experiment.variant_effects(swapped).itertuples():
         assert told(row) in REGISTERED, row
+    for effect in experiment.text_effects_by_seed(swapped).to_numpy().T:
+        assert "{:.1f}, {:.1f} and {:.1f}".format(*effect) in " ".join(REGISTERED.split())
     shares = experiment.kept_shares(experiment.results("filtered"))
     assert all(f"{share:.1f} %" in REGISTERED for share in shares)
