@@ -38,12 +38,13 @@ WATCHED = {
     "lbutils/models/names.py": ["names", "install"],
     "lbutils/unlabelled/zsnl.py": ["zsnl"],
 }
-# How things look is no fault: widths, sizes, places of words, and what lies above what.
+# How things look is no fault: widths, sizes, places of words, and what lies above what. Nor is it
+# one to zip without a look at lengths that are equal.
 LOOKS = set(
     "lw linewidth linewidths elinewidth ms mew s size fontsize labelsize pad padding labelpad "
     "alpha zorder width height pad_inches linespacing rotation handlelength columnspacing margin "
     "xytext weight saturation gap dpi round textcoords shrinkA shrinkB ncols framealpha "
-    "clip_on repr".split()
+    "clip_on repr length strict".split()
 )
 SWAPS: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
