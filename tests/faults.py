@@ -32,7 +32,7 @@ WATCHED = {
     "lbutils/figures/lines.py": ["figures"],
     "lbutils/figures/maps.py": ["figures"],
     "lbutils/learn/knowledge.py": ["knowledge", "zsnl", "prior"],
-    "lbutils/learn/mixture.py": ["zsnl", "mixtures"],
+    "lbutils/learn/mixture.py": ["zsnl", "mixtures", "prior"],
     "lbutils/measure/joint.py": ["protocol"],
     "lbutils/measure/metrics.py": ["evaluation", "protocol"],
     "lbutils/models/names.py": ["names", "install"],
