@@ -34,7 +34,7 @@ WATCHED = {
     "lbutils/learn/knowledge.py": ["knowledge", "zsnl", "prior"],
     "lbutils/learn/mixture.py": ["zsnl", "mixtures", "prior"],
     "lbutils/measure/joint.py": ["protocol"],
-    "lbutils/measure/metrics.py": ["evaluation", "protocol"],
+    "lbutils/measure/metrics.py": ["evaluation", "protocol", "survey"],
     "lbutils/models/names.py": ["names", "install"],
     "lbutils/unlabelled/zsnl.py": ["zsnl"],
 }

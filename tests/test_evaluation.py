@@ -351,6 +351,9 @@ def test_reliability_of_chosen_confidences():
     assert rows["accuracy"].tolist() == [0.0, 1.0, 0.5]
     np.testing.assert_allclose(rows["confidence"], [0.5, 0.55, 0.93])
     assert ev.reliability(np.zeros((0, 2)), [])["images"].sum() == 0
+    # Of many classes the surest answer may lie in the first bin; so does one of no class at all.
+    for many in (np.zeros((1, 40)), np.full((1, 40), -np.inf)):
+        assert ev.reliability(many, [3])["images"].tolist() == [1, *[0] * 14]
 
 
 def step_down(p):

@@ -309,6 +309,10 @@ def test_effective_robustness_is_what_lies_over_the_line():
     line = linregress(logit(clean[:, 0]), logit(others[:, 1, 0]))
     expected = expit(line.intercept + line.slope * logit(0.6))
     assert found.mean == pytest.approx(0.5 - expected) and found.low == pytest.approx(found.high)
+    # Three models make a line, and a method that is never right counts as half an image right.
+    least = metrics.effective_robustness(np.zeros((2, 40)), others[:3])
+    expected = expit(line.intercept + line.slope * logit(1 / 80))
+    assert least.mean == pytest.approx(1 / 80 - expected)
     # A model on the line has none, and the interval holds that where classes differ.
     noisy = others + 0.02 * rng.normal(size=others.shape)
     noisy = np.clip(noisy, 0, 1)
