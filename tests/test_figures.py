@@ -731,18 +731,20 @@ def shown(figure):
     return [row for row in found if row[0]] + [["legend", text] for text in keys(figure)]
 
 
+def shown_now(name):
+    """What the figure of a row of `DRAWN` or `MORE` shows."""
+    return shown((DRAWN | MORE)[name](getattr(figures, name.split(", ")[0])))
+
+
 @pytest.mark.parametrize("name", DRAWN | MORE)
 def test_a_figure_shows_what_it_showed_when_it_was_looked_at(name):
     """`python tests/test_figures.py` keeps what figures show now: look at them before."""
-    kept = json.loads(KEPT.read_text(encoding="utf-8"))[name]
-    assert (
-        json.loads(json.dumps(shown((DRAWN | MORE)[name](getattr(figures, name.split(", ")[0])))))
-        == kept
-    )
+    assert shown_now(name) == json.loads(KEPT.read_text(encoding="utf-8"))[name]
 
 
 if __name__ == "__main__":
-    now = {k: shown(draw(getattr(figures, k.split(", ")[0]))) for k, draw in (DRAWN | MORE).items()}
-    rows = {k: "[\n" + ",\n".join(json.dumps(row) for row in own) + "]" for k, own in now.items()}
-    text = ",\n".join(f"{json.dumps(k)}: {own}" for k, own in rows.items())
+    rows = {
+        name: "[\n" + ",\n".join(map(json.dumps, shown_now(name))) + "]" for name in DRAWN | MORE
+    }
+    text = ",\n".join(f"{json.dumps(name)}: {own}" for name, own in rows.items())
     KEPT.write_text(f"{{{text}}}\n", encoding="utf-8")

@@ -287,17 +287,21 @@ def text_cells(table: pd.DataFrame, variant: str = "infonce") -> pd.DataFrame:
     return wide[pairs]
 
 
+def _text_effects(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The two effects of claim 7 on each concept: of its captions, and of an image tower."""
+    cells = text_cells(table)
+    captions = cells.xs("both", axis=1, level=1) - cells.xs("image", axis=1, level=1)
+    towers = cells["both"] - cells["neither"]
+    return captions.mean(axis=1), towers[list(UNNAMED)].mean(axis=1)
+
+
 def text_verdict(table: pd.DataFrame) -> pd.DataFrame:
     """The pre-registered claim 7, what captions and what image towers do, with its verdict.
 
     Returns a DataFrame: two rows with the columns of `verdicts`, each with the verdict on its own
     part, and one on the claim as a whole, whose figures are NaN.
     """
-    cells = text_cells(table)
-    captions = cells.xs("both", axis=1, level=1) - cells.xs("image", axis=1, level=1)
-    towers = cells["both"] - cells["neither"]
-    name = interval(captions.mean(axis=1))
-    image = interval(towers[list(UNNAMED)].mean(axis=1))
+    name, image = map(interval, _text_effects(table))
     parts = above(name, BOUND), equivalent(image, MARGIN)
     key, tower = "lots_text_side", "effect of an image tower that met it, captions not naming it"
     rows = [
@@ -313,9 +317,8 @@ def text_effects_by_seed(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns a DataFrame: a row a seed, columns ``captions`` and ``image tower``.
     """
-    rows = {}
-    for seed, own in table[table["variant"] == "infonce"].groupby("seed"):
-        rows[seed] = text_verdict(own)["mean"].iloc[:2].to_list()
+    seeds = table[table["variant"] == "infonce"].groupby("seed")
+    rows = {seed: [own.mean() for own in _text_effects(part)] for seed, part in seeds}
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["captions", "image tower"])
     return found.rename_axis("seed")
 
