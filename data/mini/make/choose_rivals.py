@@ -15,10 +15,13 @@ method that is given a prior, which matters most where images are few, the mean 
 same at one shot.
 
 Every method has `LEAST` settings or more, its authors' own first (as far as the code of these
-methods has it), and steps up to several times the defaults. All settings are run on the first
-rotation, the best `FINALISTS` of them on the other two (successive halving, Jamieson and Talwalkar
-2016). The rule of choice: of the finalists less than `SLACK` points below the highest mean score
-over the rotations, the one of fewest steps; of these the one of the highest score.
+methods has it), and steps up to several times the defaults. Where a rival's or FSNL's choice lay at
+an end of what was searched, and more lies beyond that end, the search went on there. That of
+`names` did not: it had no less than others, and what it may have missed speaks against it. All
+settings are run on the first rotation, the best `FINALISTS` of them on the other two (successive
+halving, Jamieson and Talwalkar 2016). The rule of choice: of the finalists less than `SLACK` points
+below the highest mean score over the rotations, the one of fewest steps; of these the one of the
+highest score.
 
 Writes `selection_fewshot.csv`, row by row, a row a method, setting and encoder, and goes on with a
 table that was begun: after a change of code, delete it first. A method's choice is marked once all
@@ -76,6 +79,7 @@ METHODS = OURS | {k: v for k, v in RIVALS.items() if k not in FIXED and not v.co
 TEXT_STEPS = (60, 180, 400)
 # A strength for each third of a power of ten.
 STRENGTHS = tuple(float(f"{10 ** (k / 3):.3g}") for k in range(-9, 16))
+MORE_STEPS = (*TEXT_STEPS, 1000, 2000)
 CONTEXT = {
     "lr": (0.002, 0.005, 0.02, 0.05, 0.1), "steps": TEXT_STEPS, "ctx_init": (None, "template"),
 }  # fmt: skip
@@ -85,23 +89,28 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "temperature": (2.0, 1.0),
     },
     "FSNL": {
-        "lr": (0.01, 0.003, 0.03), "steps": (40, 120), "min_rows": (1, 3),
+        "lr": (0.01, 0.003, 0.03, 0.1), "steps": (40, 120), "min_rows": (1, 3),
         "init": ("clip", "random"),
     },
-    "CoOp": CONTEXT,
+    "CoOp": CONTEXT | {"steps": MORE_STEPS},
     "CoOp, class contexts": CONTEXT,
-    "KgCoOp": {"lr": (0.002, 0.01, 0.05), "steps": TEXT_STEPS, "weight": (8.0, 2.0, 0.5, 0.1)},
+    "KgCoOp": {
+        "lr": (0.002, 0.01, 0.05, 0.1), "steps": MORE_STEPS, "weight": (8.0, 2.0, 0.5, 0.1),
+    },
     "CoCoOp": {
-        "lr": (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2), "steps": (40, 80, 160, 640),
-        "batch_size": (1,),
+        "lr": (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5),
+        "steps": (40, 80, 160, 640, 2560), "batch_size": (1,),
     },
     "CLIP-Adapter": {
-        "ratio": (0.2, 0.4, 0.6, 0.8, 1.0), "lr": (0.001, 0.01), "steps": (100, 300, 1000),
+        "ratio": (0.2, 0.4, 0.6, 0.8, 1.0), "lr": (0.001, 0.01, 0.1), "steps": (100, 300, 1000),
     },
-    "TaskRes": {"alpha": (0.5, 1.0, 2.0), "lr": (0.002, 0.01, 0.05), "steps": (50, 200, 800)},
+    "TaskRes": {
+        "alpha": (0.1, 0.2, 0.5, 1.0, 2.0), "lr": (0.002, 0.01, 0.05), "steps": (50, 200, 800),
+    },
     "Tip-Adapter": {"alpha": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0), "beta": (5.5, 1.0, 3.0, 10.0)},
     "Tip-Adapter-F": {
-        "alpha": (1.0, 10.0, 100.0), "beta": (5.5, 1.0), "lr": (0.001, 0.01), "steps": (20, 100),
+        "alpha": (1.0, 10.0, 100.0, 1000.0), "beta": (5.5, 1.0, 0.2), "lr": (1e-4, 0.001, 0.01),
+        "steps": (20, 100),
     },
     "linear probe": {"C": STRENGTHS},
     "LP++": {
@@ -109,14 +118,15 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "accumulate": (True, False),
     },
     "CLAP": {
-        "constraint": (1.0, 0.0, 0.1, 10.0), "lr": (0.1, 0.01, 1.0), "steps": (100, 300),
+        "constraint": (1.0, 0.0, 0.1, 10.0), "lr": (0.1, 0.01, 0.001, 1.0), "steps": (100, 300),
     },
     "GDA": {"alpha": STRENGTHS},
     # Over the number of shots, as the authors have it.
     "ProLIP": {
-        "penalty": (1.0, 0.1, 0.01, 0.0), "lr": (1e-3, 1e-4, 1e-2, 3e-2), "steps": (100, 300, 1000),
+        "penalty": (1.0, 0.1, 0.01, 0.0), "lr": (1e-3, 1e-4, 1e-2, 3e-2),
+        "steps": (100, 300, 1000, 3000),
     },
-    "SiM": {"ridge": (1e-5, 1e-4, *STRENGTHS)},
+    "SiM": {"ridge": (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, *STRENGTHS)},
     "cross-modal probe": {
         "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3), "steps": (50, 200, 800),
     },
