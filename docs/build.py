@@ -35,7 +35,6 @@ BORROWED = {
     "published.md": "data/published/README.md",
 }
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
-LONG = 15  # lines of a code cell, from which on it is folded
 
 
 def relinked(text: str, home: str) -> str:
@@ -167,13 +166,10 @@ def teaching_page() -> str:
     return "".join(parts)
 
 
-def folded(notebook: Path) -> str:
-    """A notebook in which long cells of code, imports and the record are folded."""
+def relocated(notebook: Path) -> str:
+    """A notebook whose pictures in text are files, and whose links lead to pages of the site."""
     found = nbformat.read(notebook, 4)
     for cell in found.cells:
-        plumbing = cell.id in ("imports", "derive", "check", "record")
-        if cell.cell_type == "code" and (plumbing or len(cell.source.splitlines()) > LONG):
-            cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), "hide-input"})
         for name in cell.pop("attachments", {}):
             cell.source = cell.source.replace(f"attachment:{name}", f"{notebook.stem}-{name}")
         if cell.cell_type == "markdown":
@@ -182,7 +178,7 @@ def folded(notebook: Path) -> str:
 
 
 def attached(notebook: Path) -> dict[str, bytes]:
-    """Pictures in a notebook's text, by the names of the files that `folded` leads to."""
+    """Pictures in a notebook's text, by the names of the files that `relocated` leads to."""
     cells = nbformat.read(notebook, 4).cells
     return {
         f"{notebook.stem}-{name}": base64.b64decode(picture)
@@ -226,7 +222,7 @@ def lay_out(source: Path) -> None:
     for name, text in pages.items():
         (source / name).write_text(text, encoding="utf-8")
     for notebook in find_notebooks():
-        (source / "notebooks" / notebook.name).write_text(folded(notebook), encoding="utf-8")
+        (source / "notebooks" / notebook.name).write_text(relocated(notebook), encoding="utf-8")
         for name, picture in attached(notebook).items():
             (source / "notebooks" / name).write_bytes(picture)
     shutil.copy(ROOT / "docs" / "conf.py", source)

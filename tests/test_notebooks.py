@@ -90,6 +90,15 @@ def test_shape(path):
 
 
 @each
+def test_long_cells_and_plumbing_can_be_hidden(path):
+    """By the tag that the site folds; parameters are there to be seen."""
+    for cell in code_cells(read(path)):
+        long = len(cell.source.splitlines()) > 15
+        plumbing = cell.id in ("imports", "derive", "check", "record")
+        assert "hide-input" in tags(cell) or "parameters" in tags(cell) or not (long or plumbing)
+
+
+@each
 def test_parameters_are_the_common_ones_and_plain_literals(path):
     cells = [cell for cell in code_cells(read(path)) if "parameters" in tags(cell)]
     assert len(cells) == 1

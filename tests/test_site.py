@@ -95,14 +95,5 @@ def test_pictures_in_the_text_of_a_notebook_become_files():
     (notebook,) = find_notebooks(["03"])
     (name, picture), *_ = build.attached(notebook).items()
     assert picture.startswith(b"\x89PNG")
-    text = build.folded(notebook)
+    text = build.relocated(notebook)
     assert f"]({name})" in text and "attachment" not in text
-
-
-def test_long_cells_and_plumbing_are_folded_on_the_site():
-    for notebook in find_notebooks():
-        for cell in nbformat.reads(build.folded(notebook), 4).cells:
-            long = cell.cell_type == "code" and len(cell.source.splitlines()) > build.LONG
-            folded = "hide-input" in cell.metadata.get("tags", [])
-            assert folded or not (long or cell.id in ("imports", "record"))
-            assert not folded or cell.cell_type == "code"
