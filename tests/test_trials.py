@@ -100,17 +100,39 @@ def names(encoder, ip_names, shots, **task):
     return NameLearner(encoder, steps=3, negatives=ip_names, **task)
 
 
-def test_names_of_many_tasks_are_learned_together(tiny_encoder, shades, monkeypatch):
-    sizes = []
-    own = tasks.fit_many
-    monkeypatch.setattr(
-        tasks, "fit_many", lambda made, *given: sizes.append(len(made)) or own(made, *given)
-    )
-    found = run(tiny_encoder, shades, monkeypatch, {"names": names}, draws=range(4))
+def many_steps(method, **options):
+    def make(encoder, **task):
+        row = dataclasses.replace(RIVALS[method], chosen={"steps": 3, **options})
+        return row(encoder, **task)
+
+    return make
+
+
+TOGETHER = {
+    "names": names,
+    "CoOp": many_steps("CoOp", ctx_init="template", lr=0.05),
+    "CoOp, class contexts": many_steps("CoOp, class contexts"),
+    "KgCoOp": many_steps("KgCoOp", weight=0.5),
+    "CoCoOp": many_steps("CoCoOp", batch_size=2),
+}
+
+
+@pytest.mark.parametrize("method", TOGETHER)
+def test_many_tasks_are_learned_together_as_each_would_alone(
+    method, tiny_encoder, shades, monkeypatch
+):
+    sizes, own = [], tasks._MANY
+    counted = {
+        fit: lambda made, *given, many=many: sizes.append(len(made)) or many(made, *given)
+        for fit, many in own.items()
+    }
+    monkeypatch.setattr(tasks, "_MANY", counted)
+    make = TOGETHER[method]
+    found = run(tiny_encoder, shades, monkeypatch, {method: make}, draws=range(4))
     assert sum(sizes) == 2 * 4 and max(sizes) > 1
     for task in tasks.tasks(tiny_encoder, shades, [1, 2], range(4)):
-        alone = task.score(task.fit(names, tiny_encoder, "a {name}"))
-        together = found.scores["names", task.shots]["Shades"][task.draw]
+        alone = task.score(task.fit(make, tiny_encoder, "a {name}"))
+        together = found.scores[method, task.shots]["Shades"][task.draw]
         for one, other in zip(alone, together, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
@@ -120,7 +142,7 @@ def test_a_failing_fit_among_many_is_named(tiny_encoder, shades, monkeypatch):
         rate = 1e38 if seed == 1 else 0.01
         return NameLearner(encoder, optimizer="sgd", lr=rate, steps=6, seed=seed, **task)
 
-    with pytest.raises(RuntimeError, match="broken failed on Shades, 2 shots, draw 1: .*lower lr"):
+    with pytest.raises(RuntimeError, match="broken failed on Shades, 1 shots, draw 1: .*lower lr"):
         run(tiny_encoder, shades, monkeypatch, {"broken": broken}, draws=range(4))
 
 

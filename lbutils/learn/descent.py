@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,17 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, eps=1e-4),  # Tip-Adapter-F's epsilon
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
+
+
+class Descends(Protocol):
+    """A fit under way, with the arguments that it gives to `descend`."""
+
+    @property
+    def descent(self) -> dict[str, Any]:
+        """Those arguments."""
+
+
+T = TypeVar("T", bound=Descends)
 
 
 def schedule(epoch: int, epochs: int, lr: float, warmup_epochs: int = 0) -> float:
@@ -128,6 +139,21 @@ def rounds(n: int, generator: torch.Generator) -> Iterator[int]:
     """Numbers below `n` without end: all of them in a random order, drawn anew each round."""
     while True:
         yield from torch.randperm(n, generator=generator).tolist()
+
+
+def groups(fits: Sequence[T], size: Callable[[T], int], most: int = 512) -> Iterator[list[T]]:
+    """Fits whose ``descent`` is alike, in their order; of `size` `most` in all, or one fit."""
+    alike: dict[str, list[T]] = {}
+    for fit in fits:
+        alike.setdefault(str(fit.descent), []).append(fit)
+    for own in alike.values():
+        group: list[T] = []
+        for fit in own:
+            if group and sum(map(size, [*group, fit])) > most:
+                yield group
+                group = []
+            group.append(fit)
+        yield group
 
 
 @contextmanager

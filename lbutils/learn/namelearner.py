@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbutils.captions.text import as_names
-from lbutils.learn.descent import descend, frozen
+from lbutils.learn.descent import descend, frozen, groups
 from lbutils.learn.knowledge import Knowledge, among_images, check_choice
 from lbutils.learn.mixture import joint_iteration
 from lbutils.models.classifier import (
@@ -631,7 +631,7 @@ def fit_many(
     fits = []
     for own in given:  # no comprehension: a warning counts the frames above it
         fits.append(_begun(*own, forward))
-    for group in _groups(fits, most):
+    for group in groups(fits, lambda fit: len(fit.names.names), most):
         with frozen(group[0].learner.encoder.model):
             tables = [fit.names for fit in group]
             descend([table.rows for table in tables], _losses(group), **group[0].descent)
@@ -689,21 +689,6 @@ def _begun(
     descent = {"steps": steps, "per_epoch": per_epoch, **{k: getattr(learner, k) for k in same}}
     draws = learner._draws(names, features, labels, contexts, size)
     return _Fit(learner, names, known, draws, descent)
-
-
-def _groups(fits: Sequence[_Fit], most: int) -> Iterator[list[_Fit]]:
-    """Fits that descend alike, in their order, with at most so many names a group, or one fit."""
-    alike: dict[str, list[_Fit]] = {}
-    for fit in fits:
-        alike.setdefault(str(fit.descent), []).append(fit)
-    for own in alike.values():
-        group: list[_Fit] = []
-        for fit in own:
-            if group and sum(len(f.names.names) for f in [*group, fit]) > most:
-                yield group
-                group = []
-            group.append(fit)
-        yield group
 
 
 def _losses(group: Sequence[_Fit]) -> Iterator[Tensor]:

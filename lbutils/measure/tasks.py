@@ -19,13 +19,17 @@ from tqdm.auto import tqdm
 
 from lbutils._util import suggest
 from lbutils.data.benchmark import join
-from lbutils.learn.namelearner import NameLearner, fit_many
+from lbutils.learn import namelearner
+from lbutils.learn.namelearner import NameLearner
 from lbutils.measure.joint import JointScores, joint_scores
 from lbutils.models.classifier import training_features
 from lbutils.models.features import image_features
 from lbutils.models.prompts import Templates
+from lbutils.rivals import context
 from lbutils.rivals.adapters import BeforeProjection
+from lbutils.rivals.context import CoOp
 
+_MOST = 10  # tasks of a batch, which methods learn together if they can
 # factory(encoder, templates=, hint=, shots=, seed=, ip_names=) of a method that is not fitted
 Factory = Callable[..., Any]
 # {(method, shots): {domain: {draw: scores}}}
@@ -280,15 +284,9 @@ def smallest(benchmark: Mapping[str, Any], most: int | None = None) -> dict[str,
 
 
 def _batches(todo: Sequence[Task], workers: int) -> list[list[Task]]:
-    """Tasks of one domain each, in batches that every worker gets several of, long ones first."""
-    most = max(1, len(todo) // (4 * workers))
-    batches: list[list[Task]] = []
-    for task in todo:
-        last = batches[-1] if batches else []
-        if last and last[0].domain == task.domain and len(last) < most:
-            last.append(task)
-        else:
-            batches.append([task])
+    """Tasks in batches, of which every one of several workers gets some; long ones first."""
+    most = _MOST if workers == 1 else min(_MOST, max(1, len(todo) // (2 * workers)))
+    batches = [list(todo[i : i + most]) for i in range(0, len(todo), most)]
     # They take a time about proportional to their images.
     return sorted(batches, key=lambda batch: -sum(len(task.split) for task in batch))
 
@@ -331,14 +329,22 @@ def _run_tasks(
     return rows
 
 
+# By the `fit` that a method has, so that a subclass with one of its own is fitted by that.
+_MANY: dict[Any, Callable[..., list[Any]]] = {
+    NameLearner.fit: namelearner.fit_many,
+    CoOp.fit: context.fit_many,
+}
+
+
 def _together(
     batch: Sequence[Task], factory: Factory, encoder: Any, templates: Any, seed: int
-) -> list[NameLearner]:
-    """Learners of names, fitted to all tasks in one pass; none for other methods, or on failure."""
+) -> list[Any]:
+    """Methods fitted to all tasks in one pass; none of those that cannot be, or on failure."""
     # What fails is fitted again task by task, where the error says on which.
     with suppress(ValueError, RuntimeError):
         first = batch[0].made(factory, encoder, templates, seed)
-        if getattr(type(first), "fit", None) is not NameLearner.fit:
+        fit_many = _MANY.get(getattr(type(first), "fit", None))
+        if fit_many is None:
             return []
         rest = [task.made(factory, encoder, templates, seed) for task in batch[1:]]
         parts = [task.split for task in batch], [task.features for task in batch]

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lbutils.captions.text import as_names
-from lbutils.learn.descent import descend, frozen, rounds
+from lbutils.learn.descent import descend, frozen, groups, rounds
 from lbutils.models.classifier import (
     FeatureClassifier,
     check_others,
@@ -131,20 +131,26 @@ class ContextPrompts:
         self.text = text_forward(encoder)
 
     def sheet(self, names: Sequence[str], contexts: int = 1, own: bool = False) -> Sheet:
-        """C names laid out behind each of B contexts; the end of what is too long is cut off.
+        """C names laid out behind each of B contexts; arguments as in `codes`."""
+        return self.text.sheet(self.codes(names, len(names) if own else contexts, own))
 
-        With `own` there is a context for each name, which stands behind that one alone.
+    def codes(
+        self, names: Sequence[str], contexts: int, own: bool = False, at: int = 0
+    ) -> list[Codes]:
+        """Codes of C names behind each of B contexts, whose rows are numbered from `at` on.
+
+        The end of what is too long is cut off. With `own` there is a context for each name, which
+        stands before that one alone.
         """
-        contexts = len(names) if own else contexts
         room = self.frame.room - self.n_ctx
         names = as_names(names, "class names")
         ids = [name_pieces(self.tokenizer, name) for name in names]
         ends: list[Codes] = [[*[*own, *self.suffix][:room], *self.frame.tail] for own in ids]
         warn_of_twins(names, [tuple(end) for end in ends], self.frame.room)
-        rows = range(-1, -1 - contexts * self.n_ctx, -1)
+        rows = range(-1 - at, -1 - at - contexts * self.n_ctx, -1)
         firsts = [rows[i : i + self.n_ctx] for i in range(0, len(rows), self.n_ctx)]
         pairs = zip(firsts, ends, strict=True) if own else product(firsts, ends)
-        return self.text.sheet([[*self.frame.lead, *first, *end] for first, end in pairs])
+        return [[*self.frame.lead, *first, *end] for first, end in pairs]
 
     def __call__(self, sheet: Sheet, contexts: Tensor) -> Tensor:
         """Features ``(B, C, D)`` of unit length of a sheet's names behind contexts (B, n, W).
@@ -152,6 +158,13 @@ class ContextPrompts:
         ``(C, 1, D)`` where each name has a context of its own.
         """
         return self.text(sheet, contexts.flatten(0, 1)).unflatten(0, (len(contexts), -1))
+
+
+class Turn(NamedTuple):
+    """What a step asks for: contexts ``(B, n, W)``, and the loss of the texts behind them."""
+
+    contexts: Tensor
+    loss_of: Callable[[Tensor], Tensor]
 
 
 @dataclass(eq=False, repr=False)
@@ -196,24 +209,45 @@ class CoOp(TrainedClassifier):
         `features` ``(V, N, D)`` are of V views of the split's images; computed (and cached) if not
         given. Raises ValueError if there is one class only, or they do not pass `check_training`.
         """
+        return fit_many([self], [split], [features])[0]
+
+    def _begun(self, split: Any, features: Tensor | None) -> _Fit:
+        """A fit before its first step."""
         images, labels = self._training(split, features)
         generator = torch.Generator().manual_seed(self.seed)
-        own = self.class_specific
-        context = self._start(generator, len(self.names_) if own else 1).requires_grad_()
-        sheet = self._prompts.sheet(self.names_, own=own)
+        parameters = self._parameters(images.shape[-1], generator)
         images, labels = images.to(self.encoder.device), labels.to(self.encoder.device)
+        turns = self._turns(parameters, images, labels, generator)
+        return _Fit(self, images, parameters, turns, next(turns))
 
-        def loss_of(view: Tensor) -> Tensor:
-            texts = self._prompts(sheet, context).flatten(0, 1)
-            scaled = self.encoder.logit_scale * view @ texts.T
-            return F.cross_entropy(scaled, labels) + self._penalty(texts)
+    def _parameters(self, width: int, generator: torch.Generator) -> list[Tensor]:
+        """What is learned, where the image features have a `width`: contexts ``(B, n, W)``."""
+        contexts = len(self.names_) if self.class_specific else 1
+        return [self._start(generator, contexts).requires_grad_()]
 
-        with frozen(self.encoder.model):
-            self._descend([context], self._in_turn(images, loss_of, generator))
-        with torch.no_grad():
-            self.classifier_ = self._prompts(sheet, context).flatten(0, 1).cpu()
-        self.context_ = context.detach() if own else context.detach()[0]
-        return self
+    def _turns(
+        self,
+        parameters: list[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Iterator[Turn]:
+        """Contexts and losses of all steps, each on one view of the images."""
+        for turn in rounds(len(images), generator):
+
+            def loss_of(texts: Tensor, view: Tensor = images[turn]) -> Tensor:
+                scaled = self.encoder.logit_scale * view @ texts.T
+                return F.cross_entropy(scaled, labels) + self._penalty(texts)
+
+            yield Turn(parameters[0], loss_of)
+
+    @torch.no_grad()
+    def _end(self, fit: _Fit) -> None:
+        """Set what a fitted method has."""
+        context, own = fit.parameters[0].detach(), self.class_specific
+        sheet = self._prompts.sheet(self.names_, own=own)
+        self.classifier_ = self._prompts(sheet, context).flatten(0, 1).cpu()
+        self.context_, self.history_ = context if own else context[0], fit.history
 
     @torch.no_grad()
     def classifier_for(self, names: Sequence[str]) -> Tensor:
@@ -270,11 +304,9 @@ class KgCoOp(CoOp):
     def _penalty(self, texts: Tensor) -> Tensor | float:
         return self.weight * (1 - (texts * self._anchor.to(texts)).sum(dim=1).mean())
 
-    def fit(self, split: Any, features: Tensor | None = None) -> KgCoOp:
-        """Self, with the context learned; arguments as in `CoOp.fit`."""
+    def _begun(self, split: Any, features: Tensor | None) -> _Fit:
         self._anchor = text_features(self.encoder, split.names, self.templates, self.hint)
-        super().fit(split, features)
-        return self
+        return super()._begun(split, features)
 
 
 @dataclass(eq=False, repr=False)
@@ -319,32 +351,40 @@ class CoCoOp(CoOp):
         if self.class_specific:
             raise ValueError("class_specific=True is for CoOp: here each image shifts one context")
 
-    def fit(self, split: Any, features: Tensor | None = None) -> CoCoOp:
-        """Self, with context and network learned; arguments as in `CoOp.fit`."""
-        images, labels = self._training(split, features)
-        device = self.encoder.device
-        generator = torch.Generator().manual_seed(self.seed)
-        context = self._start(generator)[0].requires_grad_()
-        network = self._layers(images.shape[-1], context.shape[1], generator)
-        network = [part.to(device).requires_grad_() for part in network]
+    def _parameters(self, width: int, generator: torch.Generator) -> list[Tensor]:
+        """The context ``(n, W)``, and weight and bias of both layers."""
+        context = self._start(generator)[0]
+        layers = self._layers(width, context.shape[1], generator)
+        return [part.to(context.device).requires_grad_() for part in (context, *layers)]
+
+    def _turns(
+        self,
+        parameters: list[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Iterator[Turn]:
+        """Contexts of a batch of images, shifted by each, and its loss, for all steps."""
+        context, *network = parameters
         order, turns = rounds(len(labels), generator), rounds(len(images), generator)
         size = min(self.batch_size, len(labels))
-        sheet = self._prompts.sheet(self.names_, size)
+        while True:
+            rows = torch.tensor([next(order) for _ in range(size)]).to(labels.device)
+            batch = images[next(turns)].index_select(0, rows)
 
-        def losses() -> Iterator[Tensor]:
-            while True:
-                rows = torch.tensor([next(order) for _ in range(size)])
-                batch = images[next(turns), rows].to(device)
-                texts = self._prompts(sheet, context + _shift(network, batch)[:, None])
-                scaled = self.encoder.logit_scale * torch.einsum("bd,bcd->bc", batch, texts)
-                yield F.cross_entropy(scaled, labels[rows].to(device))
+            def loss_of(texts: Tensor, batch: Tensor = batch, rows: Tensor = rows) -> Tensor:
+                own = texts.unflatten(0, (len(batch), -1))
+                scaled = self.encoder.logit_scale * torch.einsum("bd,bcd->bc", batch, own)
+                return F.cross_entropy(scaled, labels[rows])
 
-        with frozen(self.encoder.model):
-            self._descend([context, *network], losses())
-        self.context_, self.network_ = context.detach(), [part.detach() for part in network]
-        self.shift_ = _shift(self.network_, images.flatten(0, 1).to(device)).mean(dim=0)
+            yield Turn(context + _shift(network, batch)[:, None], loss_of)
+
+    @torch.no_grad()
+    def _end(self, fit: _Fit) -> None:
+        self.context_, *self.network_ = (part.detach() for part in fit.parameters)
+        self.shift_ = _shift(self.network_, fit.images.flatten(0, 1)).mean(dim=0)
+        self.history_ = fit.history
         self.classifier_ = self.classifier_for(self.names_)
-        return self
 
     @torch.no_grad()
     def classifier_for(self, names: Sequence[str]) -> Tensor:
@@ -388,3 +428,80 @@ def _shift(network: Sequence[Tensor], images: Tensor) -> Tensor:
     """Vectors (B, W) that images (B, D) add to the context."""
     first, first_bias, second, second_bias = network
     return F.linear(F.linear(images, first, first_bias).relu(), second, second_bias)
+
+
+@dataclass(eq=False)
+class _Fit:
+    """A method's fit under way; `turn` is the step that comes next."""
+
+    model: CoOp
+    images: Tensor
+    parameters: list[Tensor]
+    turns: Iterator[Turn]
+    turn: Turn
+    history: list[float] = field(default_factory=list)
+
+    @property
+    def descent(self) -> dict[str, Any]:
+        """Arguments of `descend`."""
+        return {key: getattr(self.model, key) for key in ("steps", "lr", "optimizer")}
+
+    @property
+    def texts(self) -> int:
+        """Texts of a step."""
+        own = 1 if self.model.class_specific else len(self.turn.contexts)
+        return own * len(self.model.names_)
+
+
+def fit_many(
+    models: Sequence[CoOp], splits: Sequence[Any], features: Sequence[Tensor | None] | None = None
+) -> list[CoOp]:
+    """The methods, each fitted to its split as its own `fit` would, in one batch.
+
+    The texts of a step pass through the text tower together. Each method has a loss, and a state
+    of the optimiser, of its own; those that share `steps`, `lr` and `optimizer` descend together.
+
+    Parameters
+    ----------
+    models : sequence of CoOp, KgCoOp or CoCoOp
+        Of one encoder; all other settings may differ.
+    splits, features : sequence
+        Arguments of `CoOp.fit` for each; without `features` they are computed.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As `CoOp.fit` does; where a loss is not finite, it may be any method's.
+    """
+    models = list(models)
+    if len({id(model.encoder) for model in models}) > 1:
+        raise ValueError("methods of one batch must share their encoder: fit them apart")
+    given = zip(models, splits, features or [None] * len(models), strict=True)
+    fits = [model._begun(split, own) for model, split, own in given]
+    for group in groups(fits, lambda fit: fit.texts):
+        with frozen(group[0].model.encoder.model):
+            parameters = [part for fit in group for part in fit.parameters]
+            descend(parameters, _losses(group), **group[0].descent)
+        for fit in group:
+            fit.model._end(fit)
+    return models
+
+
+def _losses(group: Sequence[_Fit]) -> Iterator[Tensor]:
+    """Sum of the losses of a group's fits at each step; each keeps a history of its own."""
+    text = group[0].model._prompts.text
+    codes, at = [], 0
+    for fit in group:
+        model, contexts = fit.model, fit.turn.contexts
+        codes += model._prompts.codes(model.names_, len(contexts), model.class_specific, at)
+        at += contexts.shape[0] * contexts.shape[1]
+    sheet = text.sheet(codes)
+    while True:
+        rows = torch.cat([fit.turn.contexts.flatten(0, 1) for fit in group])
+        texts = text(sheet, rows).split([fit.texts for fit in group])
+        losses = [fit.turn.loss_of(own) for fit, own in zip(group, texts, strict=True)]
+        for fit, loss in zip(group, losses, strict=True):
+            fit.history.append(float(loss.detach()))
+        yield torch.stack(losses).sum()
+        for fit in group:
+            fit.turn = next(fit.turns)
