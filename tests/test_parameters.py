@@ -3,8 +3,10 @@
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from conftest import save_notebook
@@ -106,6 +108,31 @@ def test_a_figure_is_saved_by_the_notebooks_number_and_shown(tmp_path, monkeypat
     run.show(style.described(style.Drawing(), "a line"), "lines")
     assert (tmp_path / "figures" / "03_lines.png").is_file()
     assert [image._repr_mimebundle_()[1] for image in shown] == [{"image/png": {"alt": "a line"}}]
+
+
+def cells(html):
+    """Texts of all cells, by table and row."""
+    tables = ElementTree.fromstring(f"<p>{html}</p>").iter("table")
+    return [[[cell.text or "" for cell in row] for row in table.iter("tr")] for table in tables]
+
+
+def test_a_long_table_is_saved_whole_and_shown_in_part(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda told, raw: shown.append(told))
+    run = check(STEM, session(CELL, out=str(tmp_path)))
+    table = pd.DataFrame({"a <b>": range(12), "c": [1.5, None] * 6}, index=list("zyxwvutsrqpo"))
+    run.table(table, "all", columns=["c"])
+    run.table(table.head(3), "few")
+    run.table(table, "all", rows=0)
+    kept = pd.read_csv(tmp_path / "tables" / "03_all.csv", index_col=0)
+    pd.testing.assert_frame_equal(kept, table)
+    part, few, none = (told["text/html"] for told in shown)
+    (seen, whole), (only,) = cells(part), cells(none)
+    assert [row[0] for row in seen] == ["", *"zyxwvutsrq"] and seen[0] == ["", "c"]
+    assert whole[0] == ["", "a <b>", "c"] and len(whole) == 13 and only == whole
+    assert none.startswith("<details>") and "<details>" not in few and len(cells(few)[0]) == 4
+    assert "03_all.csv: 12 rows and 2 columns" in part and "NaN" not in part
+    assert shown[0]["text/plain"] == table.to_string()
 
 
 def test_a_default_that_is_written_out_is_none():

@@ -22,6 +22,7 @@ __all__, __getattr__, __dir__ = lazy(
         ],
         "lines": [
             "frequency_curve",
+            "MEASURE_TITLES",
             "lines_in_panels",
             "margin_curves",
             "methods_over_shots",

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from lbutils._util import results_dir, suggest
+from lbutils._util import results_dir, suggest, write_text
 from lbutils.captions.text import redacted
 from lbutils.run import profiles
 
@@ -196,6 +196,28 @@ class Run:
         number = self.notebook.split("_")[0]
         figures.save(figure, self.place / "figures" / f"{number}_{name}", ["png"])
         display(figures.preview(figure))
+
+    def table(
+        self, table: Any, name: str, rows: int = 10, columns: Sequence[str] | None = None
+    ) -> None:
+        """Display a table's first `rows`, the whole behind a fold; save it as CSV.
+
+        `table` (DataFrame): with the index that names its rows. `name` (str): of the file,
+        ``tables/NN_name.csv`` with the notebook's number, in `place`. `rows`, `columns`: what is
+        seen at once; without rows the fold alone.
+        """
+        from IPython.display import display
+
+        path = self.place / "tables" / f"{self.notebook.split('_')[0]}_{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, table.to_csv(lineterminator="\n"))
+        seen, whole = table.head(rows), table.to_html(na_rep="")
+        seen = seen if columns is None else seen[list(columns)]
+        told = seen.to_html(na_rep="") if rows else ""
+        if seen.shape != table.shape:
+            size = f"{table.shape[0]} rows and {table.shape[1]} columns"
+            told += f"<details><summary>{path.name}: {size}</summary>{whole}</details>"
+        display({"text/html": told, "text/plain": table.to_string()}, raw=True)
 
 
 def check(notebook: str, namespace: MutableMapping[str, Any]) -> Run:
