@@ -16,12 +16,12 @@ same at one shot.
 
 Every method has `LEAST` settings or more, its authors' own first (as far as the code of these
 methods has it), and steps up to several times the defaults. Where a rival's or FSNL's choice lay at
-an end of what was searched, and more lies beyond that end, the search went on there. That of
-`names` did not: it had no less than others, and what it may have missed speaks against it. All
-settings are run on the first rotation, the best `FINALISTS` of them on the other two (successive
-halving, Jamieson and Talwalkar 2016). The rule of choice: of the finalists less than `SLACK` points
-below the highest mean score over the rotations, the one of fewest steps; of these the one of the
-highest score.
+an end of what was searched, and more lies beyond that end, the search went on there, in steps up to
+some 40 seconds of processor time a fit, 40 times what `names` takes. That of `names` did not go on:
+what it may have missed speaks against it. All settings are run on the first rotation, the best
+`FINALISTS` of them on the other two (successive halving, Jamieson and Talwalkar 2016). The rule of
+choice: of the finalists less than `SLACK` points below the highest mean score over the rotations,
+the one of fewest steps; of these the one of the highest score.
 
 Writes `selection_fewshot.csv`, row by row, a row a method, setting and encoder, and goes on with a
 table that was begun: after a change of code, delete it first. A method's choice is marked once all
@@ -92,7 +92,7 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "lr": (0.01, 0.003, 0.03, 0.1), "steps": (40, 120), "min_rows": (1, 3),
         "init": ("clip", "random"),
     },
-    "CoOp": CONTEXT | {"steps": MORE_STEPS},
+    "CoOp": CONTEXT | {"lr": (*CONTEXT["lr"], 0.2), "steps": MORE_STEPS},
     "CoOp, class contexts": CONTEXT,
     "KgCoOp": {
         "lr": (0.002, 0.01, 0.05, 0.1), "steps": MORE_STEPS, "weight": (8.0, 2.0, 0.5, 0.1),
@@ -123,7 +123,7 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "GDA": {"alpha": STRENGTHS},
     # Over the number of shots, as the authors have it.
     "ProLIP": {
-        "penalty": (1.0, 0.1, 0.01, 0.0), "lr": (1e-3, 1e-4, 1e-2, 3e-2),
+        "penalty": (1.0, 0.1, 0.01, 0.0), "lr": (1e-3, 1e-4, 1e-2, 3e-2, 0.1),
         "steps": (100, 300, 1000, 3000),
     },
     "SiM": {"ridge": (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, *STRENGTHS)},
