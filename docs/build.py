@@ -207,7 +207,13 @@ def lay_out(source: Path) -> None:
     }
     trees = {
         "Read": [f"notebooks/{path.stem}" for path in find_notebooks()],
-        "Find": ["results", "map", *(["survey"] if "survey.md" in pages else []), "published"],
+        "Find": [
+            "results",
+            "findings",
+            "map",
+            *(["survey"] if "survey.md" in pages else []),
+            "published",
+        ],
         "Do": ["open", "use", "teaching", "sweeps", "reference", "rooms"],
         "Data": ["data", "miniature", "preregistration"],
     }

@@ -433,7 +433,7 @@ def test_the_committed_table_tells_every_kind_of_knowledge(choosing):
         assert set(names["knowledge"]) == {"none", choosing.chosen(table, "prototypes")[0]}
     names = table[table["method"] == "names"]
     assert choosing.chosen(table, "names") == ("language", NameLearner.prior_weight)
-    said = (data_dir().parent / "README.md").read_text(encoding="utf-8")
+    said = (data_dir().parent / "docs" / "findings.md").read_text(encoding="utf-8")
     (said,) = [own for own in said.split("\n\n") if "choose_prior.py --print" in own]
     said = said.replace("\n", " ")
     worth = {

@@ -1,4 +1,4 @@
-"""Every figure that README quotes stands in the stored outputs of the notebook that it names."""
+"""Every figure of README and `findings` stands in the stored outputs of the notebook it names."""
 
 import json
 import re
@@ -52,8 +52,10 @@ def figures(text):
 
 @cache
 def results():
+    """What README says came out, and the findings in full that it leads to."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return text[text.index("## What came out") : text.index("## Read\n")]
+    findings = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    return text[text.index("## What came out") : text.index("## Read\n")] + findings
 
 
 def rows(heading):

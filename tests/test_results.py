@@ -12,7 +12,7 @@ from lbutils.data.lots import ARMS, ROTATIONS, lots
 from lbutils.measure import lots as experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+FINDINGS = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
 REGISTERED = (ROOT / "data" / "mini" / "PREREGISTRATION.md").read_text(encoding="utf-8")
 
 
@@ -76,7 +76,7 @@ def test_what_the_filters_judge_has_met_is_said(arms):
         assert set(judge[arms[ROTATIONS[t]] == "both"]) == {"neither"}
         assert set(judge[arms[ROTATIONS[t]] == "image"]) == {"both"}
     assert "of these concepts it has met drawings and names" in REGISTERED
-    assert "that encoder met these concepts by name" in README
+    assert "that encoder met these concepts by name" in FINDINGS
 
 
 def test_a_second_drawing_is_worth_more_than_the_prior():
@@ -84,13 +84,13 @@ def test_a_second_drawing_is_worth_more_than_the_prior():
     own = own.assign(prior=own["knowledge"] != "none")
     wide = own.pivot_table("oop", ["rotation", "concept"], ["prior", "shots"])
     assert experiment.interval(wide[True, 1] - wide[False, 2])[2] < 0
-    assert "worth less than a drawing" in README
+    assert "worth less than a drawing" in FINDINGS
 
 
 def test_what_is_quoted_of_the_search_stands_in_its_table():
     table = pd.read_csv(ROOT / "data" / "mini" / "selection_fewshot.csv")
     chosen = table[table["chosen"]].groupby("method")["oop"].mean()
-    (said,) = [own for own in README.split("\n\n") if "selection_fewshot.csv`, three" in own]
+    (said,) = [own for own in FINDINGS.split("\n\n") if "selection_fewshot.csv`, three" in own]
     quoted = [chosen["names"], chosen["FSNL"], chosen["GDA"]]
     own = table[(table["method"] == "CoOp") & (table["encoder"] == "lots-0-seed-0")]
     steps = own["setting"].map(lambda setting: json.loads(setting).get("steps"))
