@@ -202,6 +202,16 @@ def test_a_figure_of_the_index_says_what_it_shows(tmp_path):
     assert "alt='02 bare'" in html and file.is_file()
 
 
+def test_the_index_leads_to_the_tables_that_notebooks_show_in_part(tmp_path):
+    def html():
+        return page.index_page([], page.claims_table(tmp_path), tmp_path, {}, {}, "defaults")
+
+    assert "tables/" not in html()
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "04_protocol.csv").touch()
+    assert "<a href='tables/04_protocol.csv'>04_protocol.csv</a>." in html()
+
+
 @pytest.mark.parametrize(
     ("cores", "free", "expected"),
     [(8, 16.0, 2), (1, 16.0, 1), (2, 3.1, 1), (2, 0.5, 1), (2, 4.1, 2)],

@@ -196,6 +196,7 @@ def index_page(
         outcomes=outcomes,
         figures=list(map(_shown, sorted((out / "figures").glob("*.png")))),
         records=found,
+        tables=sorted((out / "tables").glob("*.csv")),
         troubles=troubles,
         made=records.provenance_of(given.get("seed")),
     )
