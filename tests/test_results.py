@@ -99,6 +99,22 @@ def test_what_is_quoted_of_the_search_stands_in_its_table():
     assert re.findall(r"\d+\.\d", said) == [f"{value:.1f}" for value in (*quoted, *best)]
 
 
+def test_verdicts_are_the_same_where_domains_are_drawn_again(dealt, monkeypatch):
+    def over_domains(values):
+        own = values.groupby(level="domain")
+        sums, sizes = own.sum().to_numpy(), own.size().to_numpy()
+        drawn = np.random.default_rng(0).integers(len(sums), size=(10_000, len(sums)))
+        means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+        return values.mean(), *np.percentile(means, [2.5, 97.5])
+
+    before = experiment.verdicts(dealt)
+    monkeypatch.setattr(experiment, "interval", over_domains)
+    found = experiment.verdicts(dealt)
+    assert list(found["verdict"]) == list(before["verdict"])
+    (zero,) = found.query("id == 'lots_zero_shot'").itertuples()
+    assert f"on `zero_shot_all` has [{zero.low:.1f}, {zero.high:.1f}]" in REGISTERED
+
+
 def test_the_pre_registration_is_filled_in(dealt, swapped):
     """Every verdict with its figure, and the effects on every measure."""
     judged = pd.concat([experiment.verdicts(dealt), experiment.text_verdict(swapped)])
