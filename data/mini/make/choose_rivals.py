@@ -92,7 +92,7 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "lr": (0.01, 0.003, 0.03, 0.1), "steps": (40, 120), "min_rows": (1, 3),
         "init": ("clip", "random"),
     },
-    "CoOp": CONTEXT | {"lr": (*CONTEXT["lr"], 0.2), "steps": MORE_STEPS},
+    "CoOp": CONTEXT | {"lr": (*CONTEXT["lr"], 0.2, 0.0005), "steps": MORE_STEPS},
     "CoOp, class contexts": CONTEXT,
     "KgCoOp": {
         "lr": (0.002, 0.01, 0.05, 0.1), "steps": MORE_STEPS, "weight": (8.0, 2.0, 0.5, 0.1),
