@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from lbutils.models.classifier import text_classifier
 from lbutils.models.names import NameEmbeddings, Names
 from lbutils.models.prompts import fill, pieces
-from lbutils.models.text import CausalText, SubstitutedText, text_forward
+from lbutils.models.text import CausalText, Frame, SubstitutedText, text_forward
 
 NAMES = ["red panda", "axolotl", "a{x}b", "<b>ant</b>", "犬", "hammerhead shark of the sea"]
 # No punctuation at the slot: with "<b>ant</b>," the whole would merge the two (test_prompts.py).
@@ -123,6 +123,30 @@ def test_both_forwards_agree_away_from_the_start(tiny_encoder):
     assert torch.allclose(*gradients, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(found[0][0], found[0][2], atol=1e-2)
     assert all(torch.equal(features[0], features[3]) for _, features, _ in found)
+
+
+def test_rows_that_several_prompts_begin_with_stand_once_a_line(tiny_encoder):
+    exact, packed = SubstitutedText(tiny_encoder), CausalText(tiny_encoder)
+    frame, word = Frame.read(tiny_encoder.tokenizer), pieces(tiny_encoder.tokenizer, "b")
+    ends = [word, [*word, *word], [-7], [*word, -8], []]
+    starts = [[-1, -2, -3], [-4, -5], [*word, -6], []]
+    prompts = [
+        [*frame.lead, *start, *own, *frame.tail] for start in starts for own in ends if start or own
+    ]
+    found = []
+    for forward in (exact, packed):
+        rows = torch.randn(8, forward.width, generator=torch.Generator().manual_seed(0)) * 0.1
+        rows.requires_grad_()
+        sheet = forward.sheet(prompts)
+        features = forward(sheet, rows)
+        weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
+        (features * weights).sum().backward()
+        found.append((features, rows.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+    tokens = [code for prompt in prompts for code in prompt if code in (-1, -2, -3)]
+    laid = int((sheet.rows < 3).sum())
+    assert laid % 3 == 0 and laid < len(tokens)
 
 
 def test_sheets_stay_valid_when_longer_prefixes_come(tiny_encoder):

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,7 +131,8 @@ class Sheet:
     """Prompts of one call, laid out for a forward. Made by ``forward.sheet(codes)``.
 
     `CausalText` lays B prompts, less their prefixes, one behind the other in N lines of L tokens,
-    as documents are packed to train language models; no prompt sees another.
+    as documents are packed to train language models; no prompt sees another. Rows that several
+    prompts begin with stand once a line.
     """
 
     base: Tensor  # fixed part of the embeddings (N * L, W), or token ids (B, context)
@@ -278,17 +279,19 @@ class CausalText:
         self, tails: Sequence[Codes], starts: list[int], paths: Sequence[list[int]]
     ) -> Sheet:
         """Sheet of tails that begin at positions `starts`, behind cached tokens `paths`."""
-        lines = _lines([len(tail) for tail in tails])
-        length = _longest(lines, [len(tail) for tail in tails])
+        units = _units(tails, starts, paths)
+        lengths = [len(unit.codes) for unit in units]
+        lines = _lines(lengths, [unit.head for unit in units], len(tails))
+        length = _longest(lines, lengths)
         codes: Codes = []
         owner: list[int] = []
         position: list[int] = []
-        ends = [0] * len(tails)
+        ends = [0] * len(units)
         for line in lines:
             for i in line:
-                codes += tails[i]
-                owner += [i] * len(tails[i])
-                position += range(starts[i], starts[i] + len(tails[i]))
+                codes += units[i].codes
+                owner += [i] * lengths[i]
+                position += range(units[i].start, units[i].start + lengths[i])
                 ends[i] = len(codes) - 1
             # What is left of a line belongs to no prompt.
             rest = -len(codes) % length
@@ -296,8 +299,9 @@ class CausalText:
             owner += [-1] * rest
             position += [0] * rest
         size = len(lines), length
-        before, mask = _sight(lines, torch.tensor(owner).view(size), paths)
-        asked, found = _asked(lines, ends, length)
+        before, mask = _sight(lines, torch.tensor(owner).view(size), units)
+        prompts = [[i for i in line if i < len(tails)] for line in lines]
+        asked, found = _asked(prompts, ends[: len(tails)], length)
         line = torch.arange(len(lines))[:, None]
         sheet = self._embedded(torch.tensor(codes), torch.tensor(position))
         device, dtype = self.weight.device, self.weight.dtype
@@ -342,14 +346,47 @@ class CausalText:
             x = self._block(block, x, nothing, self.tower.attn_mask[:length, :length].to(x.dtype))
 
 
-def _lines(lengths: Sequence[int]) -> list[list[int]]:
-    """Numbers of the prompts in each line, so that lines of equal length are well filled."""
+class _Unit(NamedTuple):
+    """Codes that stand together in a line: of a prompt, or rows that several begin with."""
+
+    codes: Codes
+    start: int  # position of the first
+    path: Sequence[int]  # cached tokens before it
+    head: int = -1  # the unit that goes before, which must stand in the same line
+
+
+def _units(
+    tails: Sequence[Codes], starts: Sequence[int], paths: Sequence[Sequence[int]]
+) -> list[_Unit]:
+    """A unit for each prompt, in their order, then one for each beginning that some share."""
+    prompts = list(map(_Unit, tails, starts, paths))
+    keys = []
+    for codes, start, path, _ in prompts:
+        # The last token, which is pooled, is a prompt's own.
+        run = next((i for i, code in enumerate(codes) if code >= 0), len(codes) - 1)
+        keys.append((tuple(codes[:run]), start, tuple(path)))
+    shared = [key for key, times in Counter(keys).items() if key[0] and times > 1]
+    place = {key: len(prompts) + k for k, key in enumerate(shared)}
+    for i, key in enumerate(keys):
+        if key in place:
+            codes, start, path, _ = prompts[i]
+            run = len(key[0])
+            prompts[i] = _Unit(codes[run:], start + run, path, place[key])
+    return [*prompts, *(_Unit(list(key[0]), *key[1:]) for key in shared)]
+
+
+def _lines(lengths: Sequence[int], heads: Sequence[int], count: int) -> list[list[int]]:
+    """Numbers of the units in each line, so that lines of equal length are well filled.
+
+    The first `count` units are prompts; each stands behind its head, if it has one.
+    """
     # Short lines make for small matrices in attention, long ones for prompts side by side that
     # see nothing of each other.
-    total, longest = sum(lengths), max(lengths)
+    whole = [lengths[i] + (lengths[heads[i]] if heads[i] >= 0 else 0) for i in range(count)]
+    total, longest = sum(lengths), max(whole)
     about = max(32, 2 * longest)
     rooms = {-(-total // -(-total // room)) for room in (about, about * 5 // 4, about * 3 // 2)}
-    found = [_first_fit(lengths, max(longest, room)) for room in sorted(rooms)]
+    found = [_first_fit(lengths, heads, count, max(longest, room)) for room in sorted(rooms)]
     return min(found, key=lambda lines: len(lines) * _longest(lines, lengths))
 
 
@@ -357,35 +394,41 @@ def _longest(lines: list[list[int]], lengths: Sequence[int]) -> int:
     return max(sum(lengths[i] for i in line) for line in lines)
 
 
-def _first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Each prompt in the first line of `room` tokens that still holds it, the longest first."""
+def _first_fit(
+    lengths: Sequence[int], heads: Sequence[int], count: int, room: int
+) -> list[list[int]]:
+    """Each prompt in the first line of `room` tokens that holds it, those of a head together."""
     lines: list[list[int]] = []
     left: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        line = next((n for n, free in enumerate(left) if free >= lengths[i]), len(lines))
-        if line == len(lines):
+    for i in sorted(range(count), key=lambda i: (heads[i], -lengths[i])):
+        head, cost = heads[i], [lengths[i]] * len(lines)
+        if head >= 0:
+            cost = [lengths[i] + lengths[head] * (head not in line) for line in lines]
+        n = next((n for n, free in enumerate(left) if free >= cost[n]), len(lines))
+        if n == len(lines):
             lines.append([])
             left.append(room)
-        lines[line].append(i)
-        left[line] -= lengths[i]
+        new = [head, i] if head >= 0 and head not in lines[n] else [i]
+        lines[n] += new
+        left[n] -= sum(lengths[unit] for unit in new)
     return lines
 
 
-def _sight(
-    lines: list[list[int]], owner: Tensor, paths: Sequence[list[int]]
-) -> tuple[Tensor, Tensor]:
+def _sight(lines: list[list[int]], owner: Tensor, units: Sequence[_Unit]) -> tuple[Tensor, Tensor]:
     """Cached tokens ``(N, K)`` of each line, and what its tokens see ``(N, 1, L, K + L)``."""
-    kept = [list(dict.fromkeys(token for i in line for token in paths[i])) for line in lines]
+    kept = [list(dict.fromkeys(token for i in line for token in units[i].path)) for line in lines]
     reach = max(map(len, kept))
     pairs = []
     for line, tokens in zip(lines, kept, strict=True):
         column = {token: k for k, token in enumerate(tokens)}
-        pairs += [(i, column[token]) for i in line for token in paths[i]]
+        pairs += [(i, column[token]) for i in line for token in units[i].path]
     # The row for what belongs to no prompt, -1, is the last.
-    behind = torch.zeros(len(paths) + 1, reach, dtype=torch.bool)
+    behind = torch.zeros(len(units) + 1, reach, dtype=torch.bool)
     behind[tuple(torch.tensor(pairs).view(-1, 2).T)] = True
-    own = (owner[:, :, None] == owner[:, None, :]).tril()
-    seen = torch.cat([behind[owner], own], dim=-1)[:, None]
+    # No unit has the number -2, which stands for no head.
+    head = torch.tensor([*(unit.head if unit.head >= 0 else -2 for unit in units), -2])[owner]
+    own = (owner[:, :, None] == owner[:, None, :]) | (head[:, :, None] == owner[:, None, :])
+    seen = torch.cat([behind[owner], own.tril()], dim=-1)[:, None]
     before = torch.tensor([tokens + [0] * (reach - len(tokens)) for tokens in kept])
     return before, torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
 
