@@ -511,6 +511,26 @@ def test_every_method_that_has_something_to_choose_was_searched(choosing):
     assert set(CHOSEN) == set(choosing.METHODS)
 
 
+def test_choices_lie_within_what_was_searched_where_findings_does_not_say_otherwise(choosing):
+    beyond = {
+        "CoOp": {"steps"},
+        "CoCoOp": {"steps"},
+        "KgCoOp": {"lr", "steps"},
+        "ProLIP": {"steps"},
+    }
+    least = {"penalty": 0.0, "min_rows": 1}  # nothing lies below
+    for method in CHOSEN.keys() - {"names"}:
+        searched = list(choosing.settings(method))
+        found = set()
+        for option, value in CHOSEN[method].items():
+            values = {own[option] for own in searched if option in own}
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and len(values) > 1:
+                low = value == min(values) and option != "steps" and least.get(option) != value
+                if low or (value == max(values) and (option, value) != ("ratio", 1.0)):
+                    found.add(option)
+        assert found == beyond.get(method, set()), method
+
+
 @pytest.mark.parametrize("method", CHOSEN)
 def test_what_was_chosen_on_classes_never_met_is_what_is_used(method, tiny_encoder):
     options = CHOSEN[method]

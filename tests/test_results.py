@@ -87,16 +87,39 @@ def test_a_second_drawing_is_worth_more_than_the_prior():
     assert "worth less than a drawing" in FINDINGS
 
 
+BEFORE = {
+    "CoOp": {"lr": 0.05, "steps": 400, "ctx_init": "template"},
+    "CoCoOp": {"lr": 0.2, "steps": 640, "batch_size": 1},
+    "KgCoOp": {"lr": 0.05, "steps": 400, "weight": 0.5},
+    "ProLIP": {"penalty": 0.0, "lr": 0.001, "steps": 1000},
+}
+
+
 def test_what_is_quoted_of_the_search_stands_in_its_table():
+    """And what the four methods had where the search ended before it went on."""
     table = pd.read_csv(ROOT / "data" / "mini" / "selection_fewshot.csv")
     chosen = table[table["chosen"]].groupby("method")["oop"].mean()
-    (said,) = [own for own in FINDINGS.split("\n\n") if "selection_fewshot.csv`, three" in own]
-    quoted = [chosen["names"], chosen["FSNL"], chosen["GDA"]]
-    own = table[(table["method"] == "CoOp") & (table["encoder"] == "lots-0-seed-0")]
-    steps = own["setting"].map(lambda setting: json.loads(setting).get("steps"))
-    best = own.groupby(steps)["oop"].max()
-    assert best.is_monotonic_increasing
-    assert re.findall(r"\d+\.\d", said) == [f"{value:.1f}" for value in (*quoted, *best)]
+    texts = FINDINGS.split("\n\n")
+    (said,) = [own for own in texts if "selection_fewshot.csv`, three" in own]
+    quoted = [chosen[method] for method in ("names", "FSNL", "CoOp", "GDA")]
+    assert re.findall(r"\d+\.\d", said) == [f"{value:.1f}" for value in quoted]
+    (said,) = [own for own in texts if "the search went on," in own]
+    quoted = []
+    for method, setting in BEFORE.items():
+        own = table[(table["method"] == method) & (table["setting"] == json.dumps(setting))]
+        assert len(own) == len(ROTATIONS)
+        quoted += [own["oop"].mean(), chosen[method]]
+    first = table[table["encoder"] == "lots-0-seed-0"].copy()
+    first["steps"] = first["setting"].map(lambda setting: json.loads(setting).get("steps"))
+    best = first.groupby(["method", "steps"])["oop"].max()
+    assert best["CoOp"][2000] == best["CoOp"][1000]
+    took = table[table["chosen"]].groupby("method")["seconds"].mean()
+    assert (took[[*BEFORE]] / took["names"]).between(8, 60).all()
+    quoted += [*best["CoOp"], *best["CoCoOp"][[640, 2560]]]
+    assert re.findall(r"\d+\.\d", said) == [f"{value:.1f}" for value in quoted]
+    kg = json.loads(table[table["chosen"] & (table["method"] == "KgCoOp")]["setting"].iloc[0])
+    own = table[table["method"] == "KgCoOp"]["setting"].map(lambda setting: json.loads(setting))
+    assert kg["lr"] == max(one["lr"] for one in own)
 
 
 def test_verdicts_are_the_same_where_domains_are_drawn_again(dealt, monkeypatch):

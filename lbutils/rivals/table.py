@@ -79,7 +79,7 @@ RIVALS: dict[str, Rival] = {
     "CoOp": Rival(
         CoOp,
         "Zhou et al., IJCV 2022",
-        chosen={"lr": 0.05, "steps": 400, "ctx_init": "template"},
+        chosen={"lr": 0.002, "steps": 2000, "ctx_init": None},
         authors={"suffix": ".", "optimizer": "sgd", "lr": 0.002},
     ),
     "CoOp, class contexts": Rival(
@@ -92,13 +92,13 @@ RIVALS: dict[str, Rival] = {
     "CoCoOp": Rival(
         CoCoOp,
         "Zhou et al., CVPR 2022",
-        chosen={"lr": 0.2, "steps": 640, "batch_size": 1},
+        chosen={"lr": 0.01, "steps": 2560, "batch_size": 1},
         authors={"optimizer": "sgd", "lr": 0.002, "batch_size": 1},
     ),
     "KgCoOp": Rival(
         KgCoOp,
         "Yao et al., CVPR 2023",
-        chosen={"lr": 0.05, "steps": 400, "weight": 0.5},
+        chosen={"lr": 0.1, "steps": 2000, "weight": 0.5},
         authors={"optimizer": "sgd", "lr": 0.002},
     ),
     "CLIP-Adapter": Rival(
@@ -166,7 +166,7 @@ RIVALS: dict[str, Rival] = {
     "ProLIP": Rival(
         ProLIP,
         "Fahes et al., arXiv:2410.05270",
-        chosen={"penalty": 0.0, "lr": 0.001, "steps": 1000},
+        chosen={"penalty": 0.0, "lr": 0.03, "steps": 3000},
         authors={"steps": 300},
     ),
     "prototypes": Rival(Prototypes, "Snell et al., NeurIPS 2017"),
