@@ -418,17 +418,19 @@ def _sight(lines: list[list[int]], owner: Tensor, units: Sequence[_Unit]) -> tup
     """Cached tokens ``(N, K)`` of each line, and what its tokens see ``(N, 1, L, K + L)``."""
     kept = [list(dict.fromkeys(token for i in line for token in units[i].path)) for line in lines]
     reach = max(map(len, kept))
-    pairs = []
-    for line, tokens in zip(lines, kept, strict=True):
+    # A unit that several prompts begin with stands in several lines, each with columns of its own.
+    places = []
+    for n, (line, tokens) in enumerate(zip(lines, kept, strict=True)):
         column = {token: k for k, token in enumerate(tokens)}
-        pairs += [(i, column[token]) for i in line for token in units[i].path]
+        places += [(n, i, column[token]) for i in line for token in units[i].path]
     # The row for what belongs to no prompt, -1, is the last.
-    behind = torch.zeros(len(units) + 1, reach, dtype=torch.bool)
-    behind[tuple(torch.tensor(pairs).view(-1, 2).T)] = True
+    behind = torch.zeros(len(lines), len(units) + 1, reach, dtype=torch.bool)
+    behind[tuple(torch.tensor(places).view(-1, 3).T)] = True
     # No unit has the number -2, which stands for no head.
     head = torch.tensor([*(unit.head if unit.head >= 0 else -2 for unit in units), -2])[owner]
     own = (owner[:, :, None] == owner[:, None, :]) | (head[:, :, None] == owner[:, None, :])
-    seen = torch.cat([behind[owner], own.tril()], dim=-1)[:, None]
+    cached = behind[torch.arange(len(lines))[:, None], owner]
+    seen = torch.cat([cached, own.tril()], dim=-1)[:, None]
     before = torch.tensor([tokens + [0] * (reach - len(tokens)) for tokens in kept])
     return before, torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
 
