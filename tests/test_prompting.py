@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from lbutils.models import classifier, text
 from lbutils.models.classifier import check_training, text_classifier, text_features
+from lbutils.rivals import context
 from lbutils.rivals.context import CoCoOp, ContextPrompts, CoOp, KgCoOp
 
 NAMES = ["red panda", "something else entirely", "犬"]
@@ -251,3 +252,45 @@ def test_text_features_are_kept_until_the_encoder_moves(make_encoder, monkeypatc
     moved = text_features(encoder, NAMES, "{name}")
     assert torch.allclose(moved, text_classifier(encoder, NAMES, "{name}"))
     assert not torch.allclose(moved, again)
+
+
+def test_a_mixed_batch_is_fitted_as_each_method_alone(tiny_encoder, captioned_images, image_views):
+    """Contexts of other lengths, one each or one a name; fewer names, whose rows are others."""
+    few = dataclasses.replace(
+        captioned_images,
+        labels=captioned_images.labels[:6],
+        names=captioned_images.names[:2],
+        captions=captioned_images.captions[:6],
+    )
+    kinds = [
+        lambda: CoOp(tiny_encoder, n_ctx=2, steps=4, lr=0.05),
+        lambda: CoOp(tiny_encoder, n_ctx=3, class_specific=True, steps=4, lr=0.05, seed=3),
+        lambda: KgCoOp(tiny_encoder, steps=4, lr=0.05, weight=2.0),
+        lambda: CoCoOp(tiny_encoder, steps=4, lr=0.05, batch_size=2, seed=1),
+        lambda: CoOp(tiny_encoder, n_ctx=1, steps=3, lr=0.05),
+    ]
+    splits = [captioned_images, few, captioned_images, few, few]
+    views = [image_views[:, : len(split.labels)] for split in splits]
+    alone = [make().fit(split, own) for make, split, own in zip(kinds, splits, views, strict=True)]
+    together = context.fit_many([make() for make in kinds], splits, views)
+    for one, other, split in zip(alone, together, splits, strict=True):
+        assert torch.allclose(one.classifier_, other.classifier_, atol=1e-5)
+        assert torch.allclose(one.context_, other.context_, atol=1e-5)
+        assert one.history_ == pytest.approx(other.history_, abs=1e-5)
+        assert len(other.history_) == other.steps and other.names_ == split.names
+    both = torch.cat([alone[3].shift_, *map(torch.flatten, alone[3].network_)])
+    assert torch.allclose(
+        both, torch.cat([together[3].shift_, *map(torch.flatten, together[3].network_)]), atol=1e-5
+    )
+
+
+def test_batches_of_methods_are_checked(tiny_encoder, make_encoder, captioned_images, image_views):
+    one, other = CoOp(tiny_encoder, steps=1), CoOp(make_encoder("custom"), steps=1)
+    two, views = [captioned_images] * 2, [image_views] * 2
+    with pytest.raises(ValueError, match="share their encoder"):
+        context.fit_many([one, other], two, views)
+    with pytest.raises(ValueError, match="stands twice"):
+        context.fit_many([one, one], two, views)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        context.fit_many([one], two, views)
+    assert context.fit_many([], []) == []

@@ -104,7 +104,7 @@ def test_methods_stand_in_notebook_04(row):
 
 def test_figures_in_sentences_stand_in_the_notebook_that_the_paragraph_names():
     told = 0
-    for paragraph in results().split("\n\n"):
+    for paragraph in re.split(r"\n\n|\n(?=- )", results()):
         named = re.findall(r"notebook (\d\d)", paragraph)
         if paragraph.startswith("|") or not named:
             continue

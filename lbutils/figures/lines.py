@@ -419,7 +419,7 @@ def protocol_overview(
     names = [MEASURE_TITLES.get(m, m) for m in measures]
     widths = [1.0] * len(measures)
     if curves is not None:
-        names, widths = [*names, "curves: a bias added to OOP names; marks: none"], [*widths, 2.1]
+        names, widths = [*names, "curve: with a bias on OOP names; mark: without"], [*widths, 2.1]
     height = max(3.3, 0.75 + 0.2 * len(methods))
     figure, axes = st.panels(names, 7.2, height, width_ratios=widths)
     for axis in axes:

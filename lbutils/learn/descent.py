@@ -24,15 +24,25 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-class Descends(Protocol):
-    """A fit under way, with the arguments that it gives to `descend`."""
+class Descent(Protocol):
+    """A fit under way: its parameters, its arguments of `descend`, and its losses so far."""
+
+    history: list[float]
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """What moves."""
 
     @property
     def descent(self) -> dict[str, Any]:
-        """Those arguments."""
+        """Arguments of `descend`."""
+
+    @property
+    def size(self) -> int:
+        """Texts of a step."""
 
 
-T = TypeVar("T", bound=Descends)
+T = TypeVar("T", bound=Descent)
 
 
 def schedule(epoch: int, epochs: int, lr: float, warmup_epochs: int = 0) -> float:
@@ -141,18 +151,45 @@ def rounds(n: int, generator: torch.Generator) -> Iterator[int]:
         yield from torch.randperm(n, generator=generator).tolist()
 
 
-def groups(fits: Sequence[T], size: Callable[[T], int], most: int = 512) -> Iterator[list[T]]:
-    """Fits whose ``descent`` is alike, in their order; of `size` `most` in all, or one fit."""
+def descend_together(
+    model: torch.nn.Module,
+    fits: Sequence[T],
+    losses_of: Callable[[list[T]], Iterator[list[Tensor]]],
+    most: int,
+) -> Iterator[list[T]]:
+    """Groups of fits, each group once it has descended on the sum of its losses.
+
+    A fit has a loss, and a state of the optimiser, of its own. Together are those whose ``descent``
+    is alike, in their order, with at most `most` texts a step, or one fit. ``losses_of(group)``
+    gives the losses of each step; `model` is `frozen`.
+    """
+
+    def sums(group: list[T]) -> Iterator[Tensor]:
+        for losses in losses_of(group):
+            for fit, loss in zip(group, losses, strict=True):
+                fit.history.append(float(loss.detach()))
+            yield torch.stack(losses).sum()
+
+    for group in _groups(fits, most):
+        parameters = [part for fit in group for part in fit.parameters]
+        with frozen(model):
+            descend(parameters, sums(group), **group[0].descent)
+        yield group
+
+
+def _groups(fits: Sequence[T], most: int) -> Iterator[list[T]]:
     alike: dict[str, list[T]] = {}
     for fit in fits:
         alike.setdefault(str(fit.descent), []).append(fit)
     for own in alike.values():
         group: list[T] = []
+        texts = 0
         for fit in own:
-            if group and sum(map(size, [*group, fit])) > most:
+            if group and texts + fit.size > most:
                 yield group
-                group = []
+                group, texts = [], 0
             group.append(fit)
+            texts += fit.size
         yield group
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbutils.captions.text import as_names
-from lbutils.learn.descent import descend, frozen, groups
+from lbutils.learn.descent import descend_together
 from lbutils.learn.knowledge import Knowledge, among_images, check_choice
 from lbutils.learn.mixture import joint_iteration
 from lbutils.models.classifier import (
@@ -592,6 +592,16 @@ class _Fit:
     descent: dict[str, Any]  # arguments of `descend`
     history: list[float] = field(default_factory=list)
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The rows of all names."""
+        return [self.names.rows]
+
+    @property
+    def size(self) -> int:
+        """Names that pass through the tower in a step."""
+        return len(self.names.names)
+
 
 def fit_many(
     learners: Sequence[NameLearner],
@@ -627,16 +637,15 @@ def fit_many(
     if len(set(learners)) < len(learners):
         raise ValueError("a learner stands twice, and would keep its last fit: give one each")
     forward = text_forward(encoder) if learners else None
-    given = zip(learners, splits, features or nothing, unlabelled or nothing, strict=True)
+    features = nothing if features is None else features
+    given = zip(learners, splits, features, unlabelled or nothing, strict=True)
     fits = []
     for own in given:  # no comprehension: a warning counts the frames above it
         fits.append(_begun(*own, forward))
-    for group in groups(fits, lambda fit: len(fit.names.names), most):
-        with frozen(group[0].learner.encoder.model):
-            tables = [fit.names for fit in group]
-            descend([table.rows for table in tables], _losses(group), **group[0].descent)
-            with torch.no_grad():
-                classifiers = classifiers_together(tables)
+    model = encoder.model if encoder else torch.nn.Module()
+    for group in descend_together(model, fits, _losses, most):
+        with torch.no_grad():
+            classifiers = classifiers_together([fit.names for fit in group])
         for fit, classifier in zip(group, classifiers, strict=True):
             fit.learner._end(fit, classifier)
     return learners
@@ -691,15 +700,12 @@ def _begun(
     return _Fit(learner, names, known, draws, descent)
 
 
-def _losses(group: Sequence[_Fit]) -> Iterator[Tensor]:
-    """Sum of the losses of a group's fits at each step; each keeps a history of its own."""
+def _losses(group: Sequence[_Fit]) -> Iterator[list[Tensor]]:
+    """Losses of a group's fits at each step."""
     while True:
         draws = [next(fit.draws) for fit in group]
         texts = features_together([fit.names for fit in group], [draw.pairs for draw in draws])
-        losses = [
+        yield [
             fit.learner._loss(draw, own, fit.known)
             for fit, draw, own in zip(group, draws, texts, strict=True)
         ]
-        for fit, loss in zip(group, losses, strict=True):
-            fit.history.append(float(loss.detach()))
-        yield torch.stack(losses).sum()

@@ -157,7 +157,8 @@ class Trials:
     scores : dict
         ``{(method, shots): {domain: {draw: JointScores}}}``, as `lbutils.measure.joint` takes it.
     seconds : DataFrame
-        Columns method, domain, shots, draw and seconds, of the fit and its test logits.
+        Columns method, domain, shots, draw and seconds, of the fit and its test logits; of methods
+        that learn several tasks in one batch an even share of its fit.
     calibrated : dict
         As `scores`, of the methods that were given a bias: the same logits with it, whereas
         `scores` are without.
@@ -284,7 +285,7 @@ def smallest(benchmark: Mapping[str, Any], most: int | None = None) -> dict[str,
 
 
 def _batches(todo: Sequence[Task], workers: int) -> list[list[Task]]:
-    """Tasks in batches, of which every one of several workers gets some; long ones first."""
+    """Tasks in batches of one or more domains, for every worker some; long ones first."""
     most = _MOST if workers == 1 else min(_MOST, max(1, len(todo) // (2 * workers)))
     batches = [list(todo[i : i + most]) for i in range(0, len(todo), most)]
     # They take a time about proportional to their images.
@@ -342,11 +343,10 @@ def _together(
     """Methods fitted to all tasks in one pass; none of those that cannot be, or on failure."""
     # What fails is fitted again task by task, where the error says on which.
     with suppress(ValueError, RuntimeError):
-        first = batch[0].made(factory, encoder, templates, seed)
-        fit_many = _MANY.get(getattr(type(first), "fit", None))
-        if fit_many is None:
-            return []
-        rest = [task.made(factory, encoder, templates, seed) for task in batch[1:]]
-        parts = [task.split for task in batch], [task.features for task in batch]
-        return fit_many([first, *rest], *parts)
+        made = [task.made(factory, encoder, templates, seed) for task in batch]
+        fits = {getattr(type(one), "fit", None) for one in made}
+        fit_many = _MANY.get(fits.pop()) if len(fits) == 1 else None
+        if fit_many is not None:
+            parts = [task.split for task in batch], [task.features for task in batch]
+            return fit_many(made, *parts)
     return []

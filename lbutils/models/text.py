@@ -397,18 +397,24 @@ def _longest(lines: list[list[int]], lengths: Sequence[int]) -> int:
 def _first_fit(
     lengths: Sequence[int], heads: Sequence[int], count: int, room: int
 ) -> list[list[int]]:
-    """Each prompt in the first line of `room` tokens that holds it, those of a head together."""
+    """Each prompt, the longest of a head first, in the first line that has room for it.
+
+    The room is less by the head where that is not in the line yet.
+    """
     lines: list[list[int]] = []
+    held: list[set[int]] = []
     left: list[int] = []
     for i in sorted(range(count), key=lambda i: (heads[i], -lengths[i])):
-        head, cost = heads[i], [lengths[i]] * len(lines)
-        if head >= 0:
-            cost = [lengths[i] + lengths[head] * (head not in line) for line in lines]
-        n = next((n for n, free in enumerate(left) if free >= cost[n]), len(lines))
+        head, own = heads[i], lengths[i]
+        more = own + lengths[head] if head >= 0 else own
+        fits = (n for n, free in enumerate(left) if free >= (own if head in held[n] else more))
+        n = next(fits, len(lines))
         if n == len(lines):
             lines.append([])
+            held.append(set())
             left.append(room)
-        new = [head, i] if head >= 0 and head not in lines[n] else [i]
+        new = [i] if head < 0 or head in held[n] else [head, i]
+        held[n].update(new)
         lines[n] += new
         left[n] -= sum(lengths[unit] for unit in new)
     return lines

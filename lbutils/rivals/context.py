@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbutils.captions.text import as_names
-from lbutils.learn.descent import descend, frozen, groups, rounds
+from lbutils.learn.descent import descend, descend_together, rounds
 from lbutils.models.classifier import (
     FeatureClassifier,
     check_others,
@@ -30,6 +30,7 @@ from lbutils.models.text import Codes, Frame, Sheet, text_forward, token_embeddi
 
 # Pairs of image and name that go through the text tower at once when CoCoOp classifies.
 PAIRS = 2048
+MOST = 512  # texts that pass through it at once while methods are fitted together
 
 
 @dataclass(eq=False, repr=False)
@@ -447,7 +448,7 @@ class _Fit:
         return {key: getattr(self.model, key) for key in ("steps", "lr", "optimizer")}
 
     @property
-    def texts(self) -> int:
+    def size(self) -> int:
         """Texts of a step."""
         own = 1 if self.model.class_specific else len(self.turn.contexts)
         return own * len(self.model.names_)
@@ -476,19 +477,19 @@ def fit_many(
     models = list(models)
     if len({id(model.encoder) for model in models}) > 1:
         raise ValueError("methods of one batch must share their encoder: fit them apart")
-    given = zip(models, splits, features or [None] * len(models), strict=True)
-    fits = [model._begun(split, own) for model, split, own in given]
-    for group in groups(fits, lambda fit: fit.texts):
-        with frozen(group[0].model.encoder.model):
-            parameters = [part for fit in group for part in fit.parameters]
-            descend(parameters, _losses(group), **group[0].descent)
+    if len(set(models)) < len(models):
+        raise ValueError("a method stands twice, and would keep its last fit: give one each")
+    features = [None] * len(models) if features is None else features
+    fits = [model._begun(*own) for model, *own in zip(models, splits, features, strict=True)]
+    model = models[0].encoder.model if models else torch.nn.Module()
+    for group in descend_together(model, fits, _losses, MOST):
         for fit in group:
             fit.model._end(fit)
     return models
 
 
-def _losses(group: Sequence[_Fit]) -> Iterator[Tensor]:
-    """Sum of the losses of a group's fits at each step; each keeps a history of its own."""
+def _losses(group: Sequence[_Fit]) -> Iterator[list[Tensor]]:
+    """Losses of a group's fits at each step."""
     text = group[0].model._prompts.text
     codes, at = [], 0
     for fit in group:
@@ -498,10 +499,7 @@ def _losses(group: Sequence[_Fit]) -> Iterator[Tensor]:
     sheet = text.sheet(codes)
     while True:
         rows = torch.cat([fit.turn.contexts.flatten(0, 1) for fit in group])
-        texts = text(sheet, rows).split([fit.texts for fit in group])
-        losses = [fit.turn.loss_of(own) for fit, own in zip(group, texts, strict=True)]
-        for fit, loss in zip(group, losses, strict=True):
-            fit.history.append(float(loss.detach()))
-        yield torch.stack(losses).sum()
+        texts = text(sheet, rows).split([fit.size for fit in group])
+        yield [fit.turn.loss_of(own) for fit, own in zip(group, texts, strict=True)]
         for fit in group:
             fit.turn = next(fit.turns)

@@ -17,16 +17,17 @@ same at one shot.
 Every method has `LEAST` settings or more, its authors' own first (as far as the code of these
 methods has it), and steps up to several times the defaults. Where a rival's or FSNL's choice lay at
 an end of what was searched, and more lies beyond that end, the search went on there, in steps up to
-2000 (CoCoOp 2560, ProLIP 3000), which take 10 to 60 times the processor time of a fit of `names`.
-That of `names` did not go on: what it may have missed speaks against it. All settings are run on
-the first rotation, the best `FINALISTS` of them on the other two (successive halving, Jamieson and
-Talwalkar 2016). The rule of choice: of the finalists less than `SLACK` points below the highest
-mean score over the rotations, the one of fewest steps; of these the one of the highest score.
+2000 (CoCoOp 2560, ProLIP 3000). That of `names` did not go on: what it may have missed speaks
+against it. All settings are run on the first rotation, the best `FINALISTS` of them on the other
+two (successive halving, Jamieson and Talwalkar 2016); finalists of before a search went on stay
+finalists. The rule of choice: of the finalists less than `SLACK` points below the highest mean
+score over the rotations, the one of fewest steps; of these the one of the highest score.
 
 Writes `selection_fewshot.csv`, row by row, a row a method, setting and encoder, and goes on with a
-table that was begun: after a change of code, delete it first. A method's choice is marked once all
-its rows are there. Run `checksums.py` afterwards. An episode has some 70 drawings for the
-score, so that a few points between two settings are noise.
+table that was begun: delete the rows of what a change of code may have changed. A method's choice
+is marked once all its rows are there. Run `checksums.py` afterwards. An episode has some 70
+drawings for the score, so that a few points between two settings are noise. `seconds`, of fit and
+score, are as the machine had them at the time.
 """
 
 from __future__ import annotations
