@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from conftest import examples
+from ftfy.badness import is_bad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import basic_clean, whitespace_clean
@@ -20,7 +21,7 @@ from lbutils._util import interval_text, suggest
 from lbutils.captions import survey
 from lbutils.captions import text as words
 from lbutils.captions.survey import canonical, screen
-from lbutils.captions.text import all_cleaned, folded_lines, is_unspaced
+from lbutils.captions.text import all_cleaned, cleaned, folded_lines, is_unspaced
 
 # Few words and much punctuation, so that names do meet captions, often side by side.
 WORDS = [
@@ -128,9 +129,15 @@ def test_canonical_is_a_fixed_point_of_folding(text):
     assert canonical(folded) == folded
     assert folded == folded.strip() and "  " not in folded
     assert unicodedata.is_normalized("NFKC", folded)
-    assert canonical(unicodedata.normalize("NFD", text)) == canonical(
-        unicodedata.normalize("NFC", text)
-    )
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    # What looks wrongly decoded is mended, as the tokenizer does, and may do so in one form alone.
+    assert any(map(is_bad, forms)) or canonical(forms[0]) == canonical(forms[1])
+
+
+def test_what_looks_wrongly_decoded_in_one_form_alone_is_mended_there_as_the_tokenizer_does():
+    assert canonical("\u00d9\x80") == "\u0640" and canonical("U\u0300\x80") == "\u00f9"
+    for text in ("\u00d9\x80", "U\u0300\x80"):
+        assert cleaned(text).strip() == basic_clean(text)
 
 
 @given(st.text(st.characters(max_codepoint=127)))
