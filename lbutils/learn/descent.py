@@ -22,6 +22,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, eps=1e-4),  # Tip-Adapter-F's epsilon
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
+MOST = 512  # texts that pass through a text tower at once while learners are fitted together
 
 
 class Descent(Protocol):
@@ -151,17 +152,30 @@ def rounds(n: int, generator: torch.Generator) -> Iterator[int]:
         yield from torch.randperm(n, generator=generator).tolist()
 
 
+def shared_encoder(learners: Sequence[Any]) -> Any:
+    """The encoder of all learners of a batch, None without any.
+
+    Raises ValueError if they have several, or one stands twice.
+    """
+    encoder = learners[0].encoder if learners else None
+    if any(learner.encoder is not encoder for learner in learners):
+        raise ValueError("learners of one batch must share their encoder: fit them apart")
+    if len(set(learners)) < len(learners):
+        raise ValueError("a learner stands twice, and would keep its last fit: give one each")
+    return encoder
+
+
 def descend_together(
-    model: torch.nn.Module,
+    encoder: Any,
     fits: Sequence[T],
     losses_of: Callable[[list[T]], Iterator[list[Tensor]]],
-    most: int,
+    most: int = MOST,
 ) -> Iterator[list[T]]:
     """Groups of fits, each group once it has descended on the sum of its losses.
 
     A fit has a loss, and a state of the optimiser, of its own. Together are those whose ``descent``
     is alike, in their order, with at most `most` texts a step, or one fit. ``losses_of(group)``
-    gives the losses of each step; `model` is `frozen`.
+    gives the losses of each step; the encoder is `frozen`.
     """
 
     def sums(group: list[T]) -> Iterator[Tensor]:
@@ -172,7 +186,7 @@ def descend_together(
 
     for group in _groups(fits, most):
         parameters = [part for fit in group for part in fit.parameters]
-        with frozen(model):
+        with frozen(encoder.model):
             descend(parameters, sums(group), **group[0].descent)
         yield group
 

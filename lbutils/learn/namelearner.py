@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbutils.captions.text import as_names
-from lbutils.learn.descent import descend_together
+from lbutils.learn.descent import MOST, descend_together, shared_encoder
 from lbutils.learn.knowledge import Knowledge, among_images, check_choice
 from lbutils.learn.mixture import joint_iteration
 from lbutils.models.classifier import (
@@ -608,7 +608,7 @@ def fit_many(
     splits: Sequence[Any],
     features: Sequence[Tensor | None] | None = None,
     unlabelled: Sequence[Tensor | None] | None = None,
-    most: int = 512,
+    most: int = MOST,
 ) -> list[NameLearner]:
     """The learners, each fitted to its split as its own `fit` would, in one batch.
 
@@ -631,19 +631,14 @@ def fit_many(
         As `NameLearner.fit` does; where a loss is not finite, it may be any learner's.
     """
     learners, nothing = list(learners), [None] * len(learners)
-    encoder = learners[0].encoder if learners else None
-    if any(learner.encoder is not encoder for learner in learners):
-        raise ValueError("learners of one batch must share their encoder: fit them apart")
-    if len(set(learners)) < len(learners):
-        raise ValueError("a learner stands twice, and would keep its last fit: give one each")
+    encoder = shared_encoder(learners)
     forward = text_forward(encoder) if learners else None
     features = nothing if features is None else features
     given = zip(learners, splits, features, unlabelled or nothing, strict=True)
     fits = []
     for own in given:  # no comprehension: a warning counts the frames above it
         fits.append(_begun(*own, forward))
-    model = encoder.model if encoder else torch.nn.Module()
-    for group in descend_together(model, fits, _losses, most):
+    for group in descend_together(encoder, fits, _losses, most):
         with torch.no_grad():
             classifiers = classifiers_together([fit.names for fit in group])
         for fit, classifier in zip(group, classifiers, strict=True):

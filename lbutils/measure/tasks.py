@@ -343,10 +343,12 @@ def _together(
     """Methods fitted to all tasks in one pass; none of those that cannot be, or on failure."""
     # What fails is fitted again task by task, where the error says on which.
     with suppress(ValueError, RuntimeError):
-        made = [task.made(factory, encoder, templates, seed) for task in batch]
-        fits = {getattr(type(one), "fit", None) for one in made}
-        fit_many = _MANY.get(fits.pop()) if len(fits) == 1 else None
-        if fit_many is not None:
+        first = batch[0].made(factory, encoder, templates, seed)
+        fit = getattr(type(first), "fit", None)
+        if fit not in _MANY:
+            return []
+        made = [first, *(task.made(factory, encoder, templates, seed) for task in batch[1:])]
+        if all(getattr(type(one), "fit", None) is fit for one in made):
             parts = [task.split for task in batch], [task.features for task in batch]
-            return fit_many(made, *parts)
+            return _MANY[fit](made, *parts)
     return []

@@ -352,7 +352,7 @@ class _Unit(NamedTuple):
     codes: Codes
     start: int  # position of the first
     path: Sequence[int]  # cached tokens before it
-    head: int = -1  # the unit that goes before, which must stand in the same line
+    head: int = -2  # the unit that goes before, in the same line; -1 stands for no prompt's
 
 
 def _units(
@@ -432,8 +432,7 @@ def _sight(lines: list[list[int]], owner: Tensor, units: Sequence[_Unit]) -> tup
     # The row for what belongs to no prompt, -1, is the last.
     behind = torch.zeros(len(lines), len(units) + 1, reach, dtype=torch.bool)
     behind[tuple(torch.tensor(places).view(-1, 3).T)] = True
-    # No unit has the number -2, which stands for no head.
-    head = torch.tensor([*(unit.head if unit.head >= 0 else -2 for unit in units), -2])[owner]
+    head = torch.tensor([*(unit.head for unit in units), -2])[owner]
     own = (owner[:, :, None] == owner[:, None, :]) | (head[:, :, None] == owner[:, None, :])
     cached = behind[torch.arange(len(lines))[:, None], owner]
     seen = torch.cat([cached, own.tril()], dim=-1)[:, None]

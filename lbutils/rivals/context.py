@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbutils.captions.text import as_names
-from lbutils.learn.descent import descend, descend_together, rounds
+from lbutils.learn.descent import descend, descend_together, rounds, shared_encoder
 from lbutils.models.classifier import (
     FeatureClassifier,
     check_others,
@@ -30,7 +30,6 @@ from lbutils.models.text import Codes, Frame, Sheet, text_forward, token_embeddi
 
 # Pairs of image and name that go through the text tower at once when CoCoOp classifies.
 PAIRS = 2048
-MOST = 512  # texts that pass through it at once while methods are fitted together
 
 
 @dataclass(eq=False, repr=False)
@@ -475,14 +474,10 @@ def fit_many(
         As `CoOp.fit` does; where a loss is not finite, it may be any method's.
     """
     models = list(models)
-    if len({id(model.encoder) for model in models}) > 1:
-        raise ValueError("methods of one batch must share their encoder: fit them apart")
-    if len(set(models)) < len(models):
-        raise ValueError("a method stands twice, and would keep its last fit: give one each")
+    encoder = shared_encoder(models)
     features = [None] * len(models) if features is None else features
     fits = [model._begun(*own) for model, *own in zip(models, splits, features, strict=True)]
-    model = models[0].encoder.model if models else torch.nn.Module()
-    for group in descend_together(model, fits, _losses, MOST):
+    for group in descend_together(encoder, fits, _losses):
         for fit in group:
             fit.model._end(fit)
     return models

@@ -193,8 +193,7 @@ class Run:
 
         from lbutils import figures
 
-        number = self.notebook.split("_")[0]
-        figures.save(figure, self.place / "figures" / f"{number}_{name}", ["png"])
+        figures.save(figure, self._file("figures", name), ["png"])
         display(figures.preview(figure))
 
     def table(
@@ -208,16 +207,19 @@ class Run:
         """
         from IPython.display import display
 
-        path = self.place / "tables" / f"{self.notebook.split('_')[0]}_{name}.csv"
+        path = self._file("tables", f"{name}.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, table.to_csv(lineterminator="\n"))
-        seen, whole = table.head(rows), table.to_html(na_rep="")
-        seen = seen if columns is None else seen[list(columns)]
+        seen = table.head(rows) if columns is None else table.head(rows)[list(columns)]
         told = seen.to_html(na_rep="") if rows else ""
         if seen.shape != table.shape:
             size = f"{table.shape[0]} rows and {table.shape[1]} columns"
+            whole = table.to_html(na_rep="")
             told += f"<details><summary>{path.name}: {size}</summary>{whole}</details>"
         display({"text/html": told, "text/plain": table.to_string()}, raw=True)
+
+    def _file(self, folder: str, name: str) -> Path:
+        return self.place / folder / f"{self.notebook.split('_')[0]}_{name}"
 
 
 def check(notebook: str, namespace: MutableMapping[str, Any]) -> Run:
