@@ -8,6 +8,8 @@ import sys
 # Before numpy and torch start their threads: small tests are fastest on one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Notebooks that tests start import little, and have no use for what forked kernels share.
+os.environ.setdefault("JUPYTER_DEFAULT_PROVISIONER_NAME", "local-provisioner")
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +21,10 @@ import nbformat
 import numpy as np
 import pytest
 from hypothesis import settings
+from jupyter_client.provisioning import KernelProvisionerFactory
 from nbformat.v4 import new_code_cell, new_notebook
 
-from lbutils.run import profiles
+from lbutils.run import kernels, profiles
 
 # `make test` looks at a few examples, the workflow at all, by --hypothesis-profile all.
 settings.register_profile("all", deadline=None, max_examples=100)
@@ -35,6 +38,17 @@ def examples(number: int) -> int:
     """So many in the profile "all"; in another a share, but not fewer than that profile has."""
     share: int = settings.default.max_examples
     return max(min(number, share), number * share // 100)
+
+
+# Those that nbval checks are forks, as they are where readers run them.
+_FACTORY = KernelProvisionerFactory.instance()
+_FACTORY.default_provisioner_name = kernels.NAME
+
+
+@pytest.fixture(autouse=True)
+def kernels_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that this process starts within a test are no forks."""
+    monkeypatch.setattr(_FACTORY, "default_provisioner_name", "local-provisioner")
 
 
 @pytest.fixture

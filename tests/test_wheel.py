@@ -74,7 +74,8 @@ def visible(root, pattern="*"):
 def test_a_wheel_holds_what_runs_and_nothing_else(wheel):
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    wanted = {f"lbutils/{name}" for name in visible(_util.PACKAGE, "*.py")} | {"lbutils/README.md"}
+    own = visible(_util.PACKAGE, "*.py") | {"README.md", "run/page.html"}
+    wanted = {f"lbutils/{name}" for name in own}
     wanted |= {f"lbutils/_notebooks/{name}" for name in visible(ROOT / "notebooks")}
     data = {name for name in visible(ROOT / "data") if not name.startswith("mini/make/")}
     assert {name for name in names if ".dist-info/" not in name} == wanted | {

@@ -87,6 +87,9 @@ def execute(
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from nbconvert.filters import strip_ansi
 
+    from lbutils.run.kernels import fork_kernels
+
+    fork_kernels()
     executed = executed_copy(out, notebook)
     # In its own folder, or if that is part of the installed package where it can write.
     home = notebook.resolve().parent
@@ -185,7 +188,7 @@ def measured() -> Iterator[dict[str, float]]:
         while not ended.wait(pause):
             found["memory"], pause = max(found["memory"], _held(others)), _LOOK
 
-    before = os.times()
+    before = _spent(others)
     watch = threading.Thread(target=look, daemon=True)
     watch.start()
     try:
@@ -193,9 +196,18 @@ def measured() -> Iterator[dict[str, float]]:
     finally:
         ended.set()
         watch.join()
-        after = os.times()
-        own = (after.children_user, after.children_system)
-        found["cpu"] = sum(own) - before.children_user - before.children_system
+        found["cpu"] = _spent(others) - before
+
+
+def _spent(others: set[psutil.Process]) -> float:
+    """Processor seconds of descendants, without those that `others` use themselves."""
+    times = os.times()
+    total = times.children_user + times.children_system
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended
+            # user, system, and the same of its children that have ended
+            total += sum(process.cpu_times()[2 if process in others else 0 : 4])
+    return total
 
 
 def _held(others: set[psutil.Process]) -> float:
