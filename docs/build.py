@@ -199,8 +199,8 @@ def lay_out(source: Path) -> None:
         pages[name] = relinked((ROOT / path).read_text(encoding="utf-8"), path)
     results = sections(ROOT / "README.md", "What came out")
     pages["results.md"] = relinked(results, "README.md").replace("## What", "# What", 1)
-    use = sections(ROOT / "README.md", "Two commands", "Use")
-    pages["use.md"] = "# Use\n\n" + relinked(use, "README.md")
+    begin = sections(ROOT / "README.md", "Two commands", "Use")
+    pages["begin.md"] = "# Begin\n\n" + relinked(begin, "README.md")
     pages |= {
         "reference.md": reference_page(),
         "teaching.md": teaching_page(),
@@ -214,7 +214,7 @@ def lay_out(source: Path) -> None:
             *(["survey"] if "survey.md" in pages else []),
             "published",
         ],
-        "Do": ["open", "use", "teaching", "sweeps", "reference", "rooms"],
+        "Do": ["begin", "open", "use", "teaching", "sweeps", "reference", "rooms"],
         "Data": ["data", "miniature", "preregistration"],
     }
     left = {Path(name).stem for name in pages} - {page for tree in trees.values() for page in tree}
