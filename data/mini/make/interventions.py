@@ -248,7 +248,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".build/interventions"))
     args = parser.parse_args()
     torch.set_flush_denormal(True)
-    rotations, every, tokenizer = corpora(args.work)
+    key = ["variant", "image_rotation", "text_rotation", "seed"]
+    done = pd.read_csv(RESULTS) if RESULTS.is_file() else pd.DataFrame(columns=key)
+    there = set(done[key].drop_duplicates().itertuples(index=False, name=None))
+    wanted = [cell for cell in cells(args.only) if cell[-1] in args.seeds and cell not in there]
+    if wanted or args.kept:
+        rotations, every, tokenizer = corpora(args.work)
 
     @cache
     def tower(rotation: int) -> Tower:
@@ -264,12 +269,7 @@ def main() -> None:
         P.write(FILTERED, lambda path: pd.concat(tables).to_csv(path, index=False))
         return
 
-    key = ["variant", "image_rotation", "text_rotation", "seed"]
-    done = pd.read_csv(RESULTS) if RESULTS.is_file() else pd.DataFrame(columns=key)
-    wanted = [cell for cell in cells(args.only) if cell[-1] in args.seeds]
     for cell in tqdm(wanted, "cells"):
-        if (done[key] == list(cell)).all(axis=1).any():
-            continue
         variant, i, t, seed = cell
         corpus = rotations[t]
         if variant == "balanced":
