@@ -176,9 +176,9 @@ def measured() -> Iterator[dict[str, float]]:
     """Processor seconds (``cpu``) and the most memory (``memory``, MB) of processes started within.
 
     Filled in at the end. Memory is the sum over all descendants of this process that were not there
-    before. On Linux a page that several processes hold, as those of torch's libraries, counts once
-    for all of them, each process having its part (PSS); on other systems it counts in full for each
-    (RSS).
+    before, and over those that started them. On Linux a page that several processes hold, as those
+    of torch's libraries, counts once for all of them, each process having its part (PSS); on other
+    systems it counts in full for each (RSS).
     """
     found, ended = {"cpu": 0.0, "memory": 0.0}, threading.Event()
     others = set(psutil.Process().children(recursive=True))
@@ -211,8 +211,15 @@ def _spent(others: set[psutil.Process]) -> float:
 
 
 def _held(others: set[psutil.Process]) -> float:
-    total = 0
-    for process in set(psutil.Process().children(recursive=True)) - others:
+    """Megabytes of descendants, of `others` those alone that have new children.
+
+    A fork has most of its memory from, and in common with, the process that it came from.
+    """
+    total, found = 0, psutil.Process().children(recursive=True)
+    sources = {process.ppid() for process in set(found) - others}
+    for process in found:
+        if process in others and process.pid not in sources:
+            continue
         with suppress(psutil.Error):  # it has ended
             whole = process.memory_full_info() if psutil.LINUX else process.memory_info()
             total += getattr(whole, "pss", whole.rss)
