@@ -176,7 +176,13 @@ def test_the_pre_registration_is_filled_in(dealt, swapped):
     assert f"{runs} text towers" in REGISTERED
     for row in experiment.variant_effects(swapped).itertuples():
         assert told(row) in REGISTERED, row
+    registered = " ".join(REGISTERED.split())
+    seeds = [own for _, own in dealt.groupby("seed")]
+    parts = [experiment.effects(own, ["zero_shot_all", "cluster", "learned_4"]) for own in seeds]
+    means = [own.set_index(["measure", "quantity"])["mean"] for own in parts]
+    for pair in zip(*(own.filter(like="effect") for own in means), strict=True):
+        assert "{:.1f} and {:.1f}".format(*pair) in registered, pair
     for effect in experiment.text_effects_by_seed(swapped).to_numpy().T:
-        assert "{:.1f}, {:.1f} and {:.1f}".format(*effect) in " ".join(REGISTERED.split())
+        assert "{:.1f}, {:.1f} and {:.1f}".format(*effect) in registered
     shares = experiment.kept_shares(experiment.results("filtered"))
     assert all(f"{share:.1f} %" in REGISTERED for share in shares)
