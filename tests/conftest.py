@@ -8,8 +8,6 @@ import sys
 # Before numpy and torch start their threads: small tests are fastest on one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-# Notebooks that tests start import little, and have no use for what forked kernels share.
-os.environ.setdefault("JUPYTER_DEFAULT_PROVISIONER_NAME", "local-provisioner")
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,15 +38,17 @@ def examples(number: int) -> int:
     return max(min(number, share), number * share // 100)
 
 
-# Those that nbval checks are forks, as they are where readers run them.
-_FACTORY = KernelProvisionerFactory.instance()
-_FACTORY.default_provisioner_name = kernels.NAME
+# Notebooks that nbval checks have forked kernels, as where readers run them. Those that tests start
+# import little, and have no use for what forks share.
+kernels.fork_kernels()
 
 
 @pytest.fixture(autouse=True)
 def kernels_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that this process starts within a test are no forks."""
-    monkeypatch.setattr(_FACTORY, "default_provisioner_name", "local-provisioner")
+    """Kernels that a test starts, and processes that it starts, are no forks."""
+    factory = KernelProvisionerFactory.instance()
+    monkeypatch.setenv(factory.default_provisioner_name_env, "local-provisioner")
+    monkeypatch.setattr(factory, "default_provisioner_name", "local-provisioner")
 
 
 @pytest.fixture
@@ -72,6 +72,11 @@ class CaptionedImages:
         """Some of the images, as `Split.take` gives them."""
         captions = tuple(self.captions[i] for i in rows)
         return replace(self, labels=self.labels[rows], captions=captions)
+
+    def first(self, classes: int) -> CaptionedImages:
+        """The images of the first classes, over their names alone."""
+        kept = self.take(np.flatnonzero(self.labels < classes))
+        return replace(kept, names=self.names[:classes])
 
 
 @pytest.fixture(scope="session")

@@ -323,12 +323,7 @@ def test_a_diverging_run_says_where_and_why(tiny_encoder, captioned_images, imag
 
 
 def test_one_class_needs_something_to_be_told_from(tiny_encoder, captioned_images, image_views):
-    alone = dataclasses.replace(
-        captioned_images,
-        labels=captioned_images.labels[:3],
-        names=captioned_images.names[:1],
-        captions=captioned_images.captions[:3],
-    )
+    alone = captioned_images.first(1)
     with pytest.raises(ValueError, match="one class alone"):
         NameLearner.fsnl(tiny_encoder).fit(alone, image_views[:, :3])
     learner = NameLearner(tiny_encoder, negatives=["ant"]).fit(alone, image_views[:, :3])

@@ -256,12 +256,7 @@ def test_text_features_are_kept_until_the_encoder_moves(make_encoder, monkeypatc
 
 def test_a_mixed_batch_is_fitted_as_each_method_alone(tiny_encoder, captioned_images, image_views):
     """Contexts of other lengths, one each or one a name; fewer names, whose rows are others."""
-    few = dataclasses.replace(
-        captioned_images,
-        labels=captioned_images.labels[:6],
-        names=captioned_images.names[:2],
-        captions=captioned_images.captions[:6],
-    )
+    few = captioned_images.first(2)
     kinds = [
         lambda: CoOp(tiny_encoder, n_ctx=2, steps=4, lr=0.05),
         lambda: CoOp(tiny_encoder, n_ctx=3, class_specific=True, steps=4, lr=0.05, seed=3),

@@ -108,7 +108,8 @@ class _Source(subprocess.Popen[str]):
 
     def close(self) -> None:
         """End it, and its kernel."""
-        self.stdin.close()
+        with suppress(BrokenPipeError):  # of an order that it did not live to read
+            self.stdin.close()
         self.stdout.close()
         self.wait()
 
